@@ -1,0 +1,53 @@
+"""Every error that autopeft raises on purpose.
+
+Each is also the standard-library error that a caller would expect, takes one message, and survives
+pickling. A message says the rule, the value that broke it, and the way out.
+"""
+
+
+class AutopeftError(Exception):
+    """Base of all errors that autopeft raises on purpose."""
+
+
+class DesignError(AutopeftError, ValueError):
+    """A design that is malformed, or illegal on the model it is meant for."""
+
+
+class SpaceError(AutopeftError, ValueError):
+    """A search space that cannot be read, or is illegal on the model it is meant for."""
+
+
+class StudyError(AutopeftError, ValueError):
+    """A study description with an unknown key or an illegal value."""
+
+
+class StudyMismatchError(AutopeftError, ValueError):
+    """A study folder that belongs to another model, data set, space or objective."""
+
+
+class StudyLockedError(AutopeftError, RuntimeError):
+    """A study folder that another running search holds."""
+
+
+class BudgetError(AutopeftError, ValueError):
+    """A budget that cannot be read, or that no design of the space meets."""
+
+
+class DataError(AutopeftError, ValueError):
+    """Data that cannot be read, or that the task cannot use."""
+
+
+class ModelError(AutopeftError, ValueError):
+    """A model that cannot be loaded, or whose structure autopeft does not understand."""
+
+
+class ArtifactError(AutopeftError, ValueError):
+    """An exported adapter folder that is incomplete, damaged or made for another base model."""
+
+
+class ResultError(AutopeftError, LookupError):
+    """A question that a study cannot answer, such as the best design of an empty front."""
+
+
+class MissingDependencyError(AutopeftError, ImportError):
+    """An optional package that the requested feature needs and that is not installed."""

@@ -1,0 +1,163 @@
+"""A block is one technique with its settings: the unit that designs are sums of.
+
+A technique is one file: a `Block` subclass with its fields, and the code that attaches it. Files in
+`autopeft/models/blocks/` are found by themselves; a package outside autopeft names its module in the
+entry-point group `autopeft.blocks`. This module knows no technique by name.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from autopeft.errors import DesignError
+from autopeft.spec.messages import explain, nearest
+from autopeft.spec.model import ROLES, ModelSummary
+
+ENTRY_POINT_GROUP = "autopeft.blocks"
+
+Quantization = Literal["none", "int8", "nf4", "fp4"]
+"""Storage of the base model's linear maps; embeddings, norms and new modules stay as they are."""
+
+
+def _indices(value: Any) -> Any:
+    if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        return tuple(sorted(set(value)))
+    return value
+
+
+def _roles(value: Any) -> Any:
+    if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        unknown = [role for role in value if role not in ROLES]
+        if unknown:
+            raise ValueError(f"role must be one of {', '.join(ROLES)}, but got {unknown[0]!r}{nearest(str(unknown[0]), ROLES)}")
+        return tuple(role for role in ROLES if role in set(value))
+    return value
+
+
+_as_list = PlainSerializer(lambda value: value if value == "all" else list(value))
+Layers = Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_indices), _as_list]
+"""`"all"`, or layer indices counted from the input, from 0."""
+Roles = Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_roles), _as_list]
+"""`"all"`, or role names; see `autopeft.spec.model.ROLES`."""
+
+
+class Block(BaseModel):
+    """Settings of one technique in a design; frozen, validated when built.
+
+    Class attributes:
+        kind: Name in files and on the command line.
+        size_field: The field that says how large the block is; 0 in a search space leaves it out.
+        space_fields: Names that a search space may give besides the fields themselves.
+        default_learning_rate: Used where a space gives none.
+        slow_start: Whether the technique improves late, so that early stopping keeps it a quota.
+        mergeable: Whether the trained block can be folded into the base weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    kind: ClassVar[str]
+    size_field: ClassVar[str]
+    space_fields: ClassVar[frozenset[str]] = frozenset()
+    default_learning_rate: ClassVar[float] = 1e-3
+    slow_start: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
+
+    layers: Layers = "all"
+
+    def check(self, model: ModelSummary, quantization: Quantization) -> None:
+        """Raise `DesignError` where the block is illegal on this model; subclasses add rules."""
+        if self.layers != "all":
+            for layer in self.layers:
+                if not 0 <= layer < model.n_layers:
+                    raise DesignError(
+                        f"0 <= layer < n_layers must hold, but got layer={layer}, n_layers={model.n_layers}; "
+                        f"change {self.kind}.layers"
+                    )
+
+    def resolve(self, model: ModelSummary) -> "Block":
+        """Return the canonical form on this model: every layer named is written as `"all"`."""
+        return self._collapse("layers", range(model.n_layers))
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return whether a design of blocks of this kind alone is one that stock PEFT can load."""
+        return False
+
+    def layer_indices(self, model: ModelSummary) -> tuple[int, ...]:
+        """Return the layers that the block is in, as indices."""
+        return tuple(range(model.n_layers)) if self.layers == "all" else self.layers
+
+    def describe(self) -> str:
+        """Say in words what the block is, without its layers."""
+        return f"{self.kind} {self.size_field}={getattr(self, self.size_field)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `{kind: settings}`, JSON-ready."""
+        return {self.kind: self.model_dump(mode="json")}
+
+    def _collapse(self, field: str, everything: Iterable[Any]) -> "Block":
+        value = getattr(self, field)
+        if value != "all" and set(value) >= set(everything):
+            return self.model_copy(update={field: "all"})
+        return self
+
+    def sort_key(self) -> tuple[str, str]:
+        """Return what designs order their blocks by."""
+        return self.kind, json.dumps(self.to_dict(), sort_keys=True)
+
+
+_REGISTRY: dict[str, type[Block]] = {}
+
+
+def register(block: type[Block]) -> type[Block]:
+    """Make a technique known under its `kind`; a class decorator.
+
+    Raises:
+        DesignError: Another class has taken that kind.
+    """
+    known = _REGISTRY.setdefault(block.kind, block)
+    if (known.__module__, known.__qualname__) != (block.__module__, block.__qualname__):
+        raise DesignError(f"block kind must be unique, but {block.kind!r} is both {known!r} and {block!r}")
+    return block
+
+
+@cache
+def _discover() -> None:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
+
+
+def block_kinds() -> tuple[str, ...]:
+    """Return the kinds of all known techniques, sorted."""
+    _discover()
+    return tuple(sorted(_REGISTRY))
+
+
+def block_class(kind: str) -> type[Block]:
+    """Return the technique registered under `kind`.
+
+    Raises:
+        DesignError: No technique has that kind.
+    """
+    _discover()
+    if kind not in _REGISTRY:
+        raise DesignError(
+            f"block must be one of {', '.join(block_kinds())}, but got {kind!r}{nearest(kind, _REGISTRY)}"
+        )
+    return _REGISTRY[kind]
+
+
+def make_block(kind: str, settings: Mapping[str, Any]) -> Block:
+    """Build a block from its JSON form.
+
+    Raises:
+        DesignError: The kind is unknown, or a setting is unknown or illegal.
+    """
+    cls = block_class(kind)
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        raise DesignError(explain(error, prefix=kind, known=[*cls.model_fields, *cls.space_fields])) from None

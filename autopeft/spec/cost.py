@@ -1,0 +1,159 @@
+"""What a design costs (known before training), what it cost (measured), and the limits on it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autopeft.errors import BudgetError
+from autopeft.spec.design import Serving
+from autopeft.spec.messages import nearest
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.objective import COSTS
+from autopeft.spec.units import format_bytes, format_count, parse_bytes, parse_count, parse_share
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The shapes that a full training and its evaluations will make, known once the data is tokenized.
+
+    Attributes:
+        max_tokens: Length of the longest input after truncation and padding, in either split.
+        n_steps: Optimizer steps of a full training.
+        n_examples: Examples seen by a full training: epochs x training split.
+        n_train_tokens: Tokens of a full training, padding included.
+    """
+
+    batch_size: int
+    evaluation_batch_size: int
+    max_tokens: int
+    n_steps: int
+    n_examples: int
+    n_train_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Cost of a design, known before training.
+
+    Attributes:
+        trainable_params: Every parameter that trains, new modules included; exact.
+        head_params: The part of `trainable_params` in new modules (head, pooler).
+        adapter_bytes: Size of the exported adapter's tensors, new modules included.
+        base_bytes: Storage of the frozen base at the design's quantization.
+        peak_memory: Highest sum of live storage bytes over a training step and an evaluation step at
+            the study's batch size and longest batch.
+        train_flops: Floating-point operations of the full training.
+        inference_flops: Floating-point operations of the forward pass for one example of the longest length.
+        version: Which estimator said so.
+    """
+
+    trainable_params: int
+    head_params: int
+    adapter_bytes: int
+    base_bytes: int
+    peak_memory: int
+    train_flops: int
+    inference_flops: int
+    serving: Serving
+    version: str
+
+    def cost(self, name: str) -> int:
+        """Return the cost objective called `name`."""
+        return int(getattr(self, name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the estimate as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Cost of a trial as it ran, summed over its segments.
+
+    Attributes:
+        peak_memory: Highest sum of live tensor bytes seen in a training step, or None where no step was measured.
+        train_seconds: Time in training steps.
+        evaluation_seconds: Time in evaluations.
+        n_steps: Optimizer steps.
+        n_tokens: Tokens trained on, padding included.
+    """
+
+    peak_memory: int | None = None
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    n_steps: int = 0
+    n_tokens: int = 0
+
+    def __add__(self, other: "Measured") -> "Measured":
+        """Sum the times and counts, and keep the higher peak."""
+        peaks = [peak for peak in (self.peak_memory, other.peak_memory) if peak is not None]
+        return Measured(
+            peak_memory=max(peaks, default=None),
+            train_seconds=self.train_seconds + other.train_seconds,
+            evaluation_seconds=self.evaluation_seconds + other.evaluation_seconds,
+            n_steps=self.n_steps + other.n_steps,
+            n_tokens=self.n_tokens + other.n_tokens,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurement as JSON-ready values."""
+        return asdict(self)
+
+
+def format_cost(name: str, value: float) -> str:
+    """Write a cost for people, in its unit."""
+    return format_bytes(value) if name in ("peak_memory", "adapter_bytes") else format_count(value)
+
+
+def _limit(name: str, value: str | float) -> int | float:
+    """Return bytes or a count as int, a share of the base model as float."""
+    try:
+        share = parse_share(value)
+        if share is not None:
+            if name != "trainable_params":
+                raise ValueError("must be an amount: only trainable_params can be a percentage, of the base model")
+            if not 0 < share:
+                raise ValueError("must be above 0%")
+            return share
+        amount = parse_bytes(value) if name in ("peak_memory", "adapter_bytes") else parse_count(value)
+    except (ValueError, TypeError) as error:
+        raise BudgetError(f"budget.{name} {error}, but got {value!r}") from None
+    if amount <= 0:
+        raise BudgetError(f"budget.{name} > 0 must hold, but got {value!r}")
+    return amount
+
+
+@dataclass(frozen=True, init=False)
+class Budget:
+    """Limits on a design's estimate.
+
+    Args:
+        limits: By cost objective: a number, or a text such as `"8GiB"`, `"1.5M"`, or, for
+            `trainable_params`, `"2%"` of the unquantized base model.
+
+    Raises:
+        BudgetError: A name or a value is not understood.
+    """
+
+    limits: Mapping[str, str | float]
+
+    def __init__(self, limits: Mapping[str, str | float] | None = None, **named: str | float) -> None:
+        """Take the limits as a mapping, as keywords, or both."""
+        merged = {**(limits or {}), **named}
+        for name, value in merged.items():
+            if name not in COSTS:
+                raise BudgetError(f"budget.{name} is not a known key{nearest(name, COSTS)}; known keys: {', '.join(COSTS)}")
+            _limit(name, value)
+        object.__setattr__(self, "limits", merged)
+
+    def resolve(self, model: ModelSummary) -> dict[str, int]:
+        """Return the limits as amounts on this model: bytes, or counts."""
+        resolved = {}
+        for name, value in self.limits.items():
+            limit = _limit(name, value)
+            resolved[name] = int(limit * model.n_parameters) if isinstance(limit, float) else limit
+        return resolved
+
+
+def excess(limits: Mapping[str, int], estimate: Estimate) -> dict[str, float]:
+    """Return by how much an estimate exceeds each limit, relative to it; feasible iff every value is <= 0."""
+    return {name: estimate.cost(name) / limit - 1.0 for name, limit in limits.items()}

@@ -1,0 +1,122 @@
+"""A design: what is attached to the base model, and how the base is stored."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from autopeft.errors import DesignError
+from autopeft.spec.block import Block, Quantization, make_block
+from autopeft.spec.messages import nearest
+from autopeft.spec.model import ModelSummary
+
+Serving = Literal["merge", "peft", "autopeft"]
+"""How a trained design is served: merged into the base at no cost, by stock PEFT, or by autopeft alone."""
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A tuple of blocks and the quantization of the base; no blocks means the head alone.
+
+    Equal designs are one design: `blocks` is kept sorted, and `resolve` writes a design in the one
+    form that it has on a given model.
+    """
+
+    blocks: tuple[Block, ...] = ()
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        """Validate the quantization and put the blocks in canonical order."""
+        if self.quantization not in QUANTIZATIONS:
+            raise DesignError(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, but got {self.quantization!r}"
+                f"{nearest(str(self.quantization), QUANTIZATIONS)}"
+            )
+        object.__setattr__(self, "blocks", tuple(sorted(self.blocks, key=Block.sort_key)))
+
+    @property
+    def key(self) -> str:
+        """Return a short stable identifier: equal designs have equal keys."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the block kinds in use, sorted, each once."""
+        return tuple(sorted({block.kind for block in self.blocks}))
+
+    def check(self, model: ModelSummary) -> None:
+        """Raise `DesignError` where the design is illegal on this model."""
+        for block in self.blocks:
+            block.check(model, self.quantization)
+
+    def resolve(self, model: ModelSummary) -> "Design":
+        """Return the canonical form on this model: empty blocks dropped, full choices written `all`.
+
+        Blocks that differ only in their layers become one.
+        """
+        merged: dict[Block, set[int]] = {}
+        for block in self.blocks:
+            merged.setdefault(block.model_copy(update={"layers": ()}), set()).update(block.layer_indices(model))
+        blocks = tuple(
+            block.model_copy(update={"layers": tuple(sorted(layers))}).resolve(model)
+            for block, layers in merged.items()
+            if layers
+        )
+        return Design(blocks=blocks, quantization=self.quantization)
+
+    def serving(self, model: ModelSummary) -> Serving:
+        """Return how the trained design is served; see `Serving`."""
+        if self.quantization == "none" and all(block.mergeable for block in self.blocks):
+            return "merge"
+        if len(self.kinds) <= 1 and all(block.exports_to_peft(model) for block in self.blocks):
+            return "peft"
+        return "autopeft"
+
+    def describe(self) -> str:
+        """Say in words what the design is."""
+        base = [] if self.quantization == "none" else [f"{self.quantization} base"]
+        parts = [
+            block.describe() + ("" if block.layers == "all" else f" in layers {_ranges(block.layers)}")
+            for block in self.blocks
+        ]
+        return " + ".join(parts or ["head only"]) + "".join(f", {part}" for part in base)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that study files, Optuna, exports and the command line share."""
+        return {"quantization": self.quantization, "blocks": [block.to_dict() for block in self.blocks]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Design":
+        """Build a design from its JSON form.
+
+        Raises:
+            DesignError: A key, a block or a setting is unknown or illegal.
+        """
+        if not isinstance(values, Mapping):
+            raise DesignError(f"a design must be an object with quantization and blocks, but got {values!r}")
+        for name in values:
+            if name not in ("quantization", "blocks"):
+                raise DesignError(f"{name} is not a known key{nearest(str(name), ['quantization', 'blocks'])}; known keys: quantization, blocks")
+        blocks = values.get("blocks", [])
+        if not isinstance(blocks, list | tuple) or not all(isinstance(b, Mapping) and len(b) == 1 for b in blocks):
+            raise DesignError(f'blocks must be a list of objects with one kind each, such as {{"lora": {{"rank": 8}}}}, but got {blocks!r}')
+        made = []
+        for block in blocks:
+            ((kind, settings),) = block.items()
+            if not isinstance(settings, Mapping):
+                raise DesignError(f"the settings of {kind} must be an object, but got {settings!r}")
+            made.append(make_block(str(kind), settings))
+        return cls(blocks=tuple(made), quantization=values.get("quantization", "none"))
+
+
+def _ranges(indices: tuple[int, ...]) -> str:
+    """Write sorted indices compactly: (0, 1, 2, 5) becomes 0-2, 5."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,31 @@
+"""How errors say what was wrong: the key, the value, and the nearest name that would have been right."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the known name most like `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = ()) -> str:
+    """Turn pydantic's first complaint into one sentence: the key, the rule and the value.
+
+    Args:
+        error: What pydantic raised.
+        prefix: Path of the validated value inside its file, put before each key.
+        known: Keys that would have been accepted, for the hint on an unknown one.
+    """
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+    if first["type"] == "extra_forbidden":
+        known = list(known)
+        return f"{place} is not a known key{nearest(str(first['loc'][-1]), known)}; known keys: {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"{place} is required"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{place}: {message}, but got {first['input']!r}"

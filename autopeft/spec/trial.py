@@ -1,0 +1,135 @@
+"""What travels between the driver and a worker, and what the study knows of a trial."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from autopeft.spec.cost import Estimate, Measured
+from autopeft.spec.design import Design
+
+
+class Outcome(StrEnum):
+    """How a trial ended; the same words in the study, the leaderboard and the report."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERRUPTED = "interrupted"
+    RUNNING = "running"
+
+
+class SegmentStatus(StrEnum):
+    """How a segment ended.
+
+    `DONE` reached its end; `INTERRUPTED` met its deadline or a request to stop, and left a checkpoint.
+    """
+
+    DONE = "done"
+    INTERRUPTED = "interrupted"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The unit of work: one trial from example `start` to example `stop` of its full training.
+
+    Attributes:
+        trial: Number of the trial in the study.
+        learning_rates: By block kind, and for `head`.
+        seed: Of the trial: new modules, blocks, batch order and dropout are functions of it.
+        start: Examples already trained on; 0 without a checkpoint.
+        stop: Train until at least this many examples, at the end of a batch.
+        checkpoint: Bytes of the safetensors file that the previous segment returned.
+        deadline_seconds: Return within about this many seconds, whatever is done by then.
+        full: Examples of a full training; the schedule is a function of examples / full.
+        stage: `train` ends with an evaluation on the validation split. `test` trains nothing and
+            evaluates the adapter in `checkpoint` on the test split.
+    """
+
+    trial: int
+    design: Design
+    learning_rates: Mapping[str, float]
+    seed: int
+    start: int = 0
+    stop: int = 0
+    full: int = 0
+    checkpoint: bytes | None = None
+    deadline_seconds: float | None = None
+    stage: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentResult:
+    """What a worker returns; a failure is data, never an exception.
+
+    Attributes:
+        examples: Examples trained on since the start of the trial.
+        scores: Quality metrics on the evaluated split, empty where none was made.
+        standard_errors: Of each score, over the examples of the split.
+        checkpoint: Bytes of a safetensors file to continue from; adapter, optimizer and counters.
+        artifact: Files of the exportable adapter folder, by name; only of a trial that trained in full.
+        predictions: Predicted class or value of each example of the evaluated split, in its order.
+        losses: Mean training loss of each step of the segment.
+        error: What went wrong, with its traceback, where something did.
+    """
+
+    trial: int
+    status: SegmentStatus
+    examples: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
+    checkpoint: bytes | None = None
+    artifact: Mapping[str, bytes] = field(default_factory=dict)
+    predictions: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungScore:
+    """Scores of a trial after `examples` of its training."""
+
+    rung: int
+    examples: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What the study knows of one trial.
+
+    Attributes:
+        number: In the study, from 0, without gaps.
+        excess: By how much the estimate exceeds each limit, relative to it.
+        examples: Examples trained on.
+        continues: Number of the trial whose checkpoint this one went on from.
+        reason: Why it ended as it did, in a sentence, where that is not plain.
+        yardstick: Whether it is the default design that the front is measured against.
+    """
+
+    number: int
+    design: Design
+    learning_rates: Mapping[str, float]
+    seed: int
+    outcome: Outcome
+    estimate: Estimate
+    excess: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    rungs: tuple[RungScore, ...] = ()
+    measured: Measured = field(default_factory=Measured)
+    examples: int = 0
+    continues: int | None = None
+    reason: str = ""
+    yardstick: bool = False
+
+    def value(self, name: str) -> float:
+        """Return the score or the predicted cost called `name`, NaN where there is none."""
+        if name in self.scores:
+            return self.scores[name]
+        return float(getattr(self.estimate, name, float("nan")))

@@ -1,0 +1,81 @@
+"""Sizes, counts, shares and durations as people write them."""
+
+import re
+
+_BYTES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
+
+
+def _parse(text: str | float, units: dict[str, int], example: str) -> float:
+    if isinstance(text, bool):
+        raise ValueError(f"must be a number or a text such as {example!r}")
+    if isinstance(text, int | float):
+        return float(text)
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"must be a number or a text such as {example!r}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def parse_bytes(text: str | float) -> int:
+    """Read bytes: `8GiB`, `500 MB`, or a plain number. Raises ValueError."""
+    return round(_parse(text, _BYTES, "8GiB"))
+
+
+def parse_count(text: str | float) -> int:
+    """Read a count: `1.5M`, `200k`, or a plain number. Raises ValueError."""
+    return round(_parse(text, _COUNTS, "1.5M"))
+
+
+def parse_seconds(text: str | float) -> float:
+    """Read a duration: `2h`, `30m`, `90s`, `1h30m`, or plain seconds. Raises ValueError."""
+    if isinstance(text, str) and re.fullmatch(r"(?:\s*[0-9.]+\s*(?:d|h|min|m|s)\s*){2,}", text, re.IGNORECASE):
+        return sum(_parse(part, _SECONDS, "2h") for part in re.findall(r"[0-9.]+\s*[a-z]+", text, re.IGNORECASE))
+    return _parse(text, _SECONDS, "2h")
+
+
+def parse_share(text: str | float) -> float | None:
+    """Read a percentage as a share of one: `2%` is 0.02; anything else is None."""
+    if isinstance(text, str) and text.strip().endswith("%"):
+        return _parse(text.strip()[:-1], {"": 1}, "2%") / 100
+    return None
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write bytes for people, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def format_count(count: float) -> str:
+    """Write a count for people: 147,456 becomes 147k."""
+    for factor, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people: 3,725 becomes 1h02m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
