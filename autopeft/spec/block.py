@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from autopeft.errors import DesignError
-from autopeft.spec.messages import explain, nearest
+from autopeft.spec.messages import explain, one_of
 from autopeft.spec.model import ROLES, ModelSummary
 
 ENTRY_POINT_GROUP = "autopeft.blocks"
@@ -33,7 +33,7 @@ def _roles(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
         unknown = [role for role in value if role not in ROLES]
         if unknown:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}, but got {unknown[0]!r}{nearest(str(unknown[0]), ROLES)}")
+            raise ValueError(f"role {one_of(ROLES, unknown[0])}")
         return tuple(role for role in ROLES if role in set(value))
     return value
 
@@ -144,9 +144,7 @@ def block_class(kind: str) -> type[Block]:
     """
     _discover()
     if kind not in _REGISTRY:
-        raise DesignError(
-            f"block must be one of {', '.join(block_kinds())}, but got {kind!r}{nearest(kind, _REGISTRY)}"
-        )
+        raise DesignError(f"block {one_of(block_kinds(), kind)}")
     return _REGISTRY[kind]
 
 

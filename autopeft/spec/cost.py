@@ -6,10 +6,11 @@ from typing import Any
 
 from autopeft.errors import BudgetError
 from autopeft.spec.design import Serving
-from autopeft.spec.messages import nearest
+from autopeft.spec.messages import unknown_key
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS
 from autopeft.spec.units import format_bytes, format_count, parse_bytes, parse_count, parse_share
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -111,7 +112,7 @@ def _limit(name: str, value: str | float) -> int | float:
         if share is not None:
             if name != "trainable_params":
                 raise ValueError("must be an amount: only trainable_params can be a percentage, of the base model")
-            if not 0 < share:
+            if not share > 0:
                 raise ValueError("must be above 0%")
             return share
         amount = parse_bytes(value) if name in ("peak_memory", "adapter_bytes") else parse_count(value)
@@ -141,7 +142,7 @@ class Budget:
         merged = {**(limits or {}), **named}
         for name, value in merged.items():
             if name not in COSTS:
-                raise BudgetError(f"budget.{name} is not a known key{nearest(name, COSTS)}; known keys: {', '.join(COSTS)}")
+                raise BudgetError(unknown_key(f"budget.{name}", COSTS))
             _limit(name, value)
         object.__setattr__(self, "limits", merged)
 

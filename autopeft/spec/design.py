@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from autopeft.errors import DesignError
 from autopeft.spec.block import Block, Quantization, make_block
-from autopeft.spec.messages import nearest
+from autopeft.spec.messages import one_of, unknown_key
 from autopeft.spec.model import ModelSummary
 
 Serving = Literal["merge", "peft", "autopeft"]
@@ -30,10 +30,7 @@ class Design:
     def __post_init__(self) -> None:
         """Validate the quantization and put the blocks in canonical order."""
         if self.quantization not in QUANTIZATIONS:
-            raise DesignError(
-                f"quantization must be one of {', '.join(QUANTIZATIONS)}, but got {self.quantization!r}"
-                f"{nearest(str(self.quantization), QUANTIZATIONS)}"
-            )
+            raise DesignError(f"quantization {one_of(QUANTIZATIONS, self.quantization)}")
         object.__setattr__(self, "blocks", tuple(sorted(self.blocks, key=Block.sort_key)))
 
     @property
@@ -98,10 +95,13 @@ class Design:
             raise DesignError(f"a design must be an object with quantization and blocks, but got {values!r}")
         for name in values:
             if name not in ("quantization", "blocks"):
-                raise DesignError(f"{name} is not a known key{nearest(str(name), ['quantization', 'blocks'])}; known keys: quantization, blocks")
+                raise DesignError(unknown_key(str(name), ("quantization", "blocks")))
         blocks = values.get("blocks", [])
         if not isinstance(blocks, list | tuple) or not all(isinstance(b, Mapping) and len(b) == 1 for b in blocks):
-            raise DesignError(f'blocks must be a list of objects with one kind each, such as {{"lora": {{"rank": 8}}}}, but got {blocks!r}')
+            raise DesignError(
+                'blocks must be a list of objects with one kind each, such as {"lora": {"rank": 8}}, '
+                f"but got {blocks!r}"
+            )
         made = []
         for block in blocks:
             ((kind, settings),) = block.items()

@@ -12,6 +12,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def one_of(known: Iterable[object], got: object) -> str:
+    """Return `must be one of a, b, c, but got 'x'`, with the nearest of them."""
+    names = [str(name) for name in known]
+    return f"must be one of {', '.join(names)}, but got {got!r}{nearest(str(got), names)}"
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """Return `x is not a known key; did you mean 'y'?; known keys: y, z`, for a dotted name."""
+    names = list(known)
+    return f"{name} is not a known key{nearest(name.rpartition('.')[2], names)}; known keys: {', '.join(names)}"
+
+
 def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = ()) -> str:
     """Turn pydantic's first complaint into one sentence: the key, the rule and the value.
 
@@ -23,8 +35,7 @@ def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = 
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
     if first["type"] == "extra_forbidden":
-        known = list(known)
-        return f"{place} is not a known key{nearest(str(first['loc'][-1]), known)}; known keys: {', '.join(known)}"
+        return unknown_key(place, known)
     if first["type"] == "missing":
         return f"{place} is required"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopeft.errors import StudyError
-from autopeft.spec.messages import nearest
+from autopeft.spec.messages import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ _ALL = (
     Objective(name="trainable_params", direction="minimize", kind="cost", label="trainable parameters"),
     Objective(name="peak_memory", direction="minimize", kind="cost", unit="B", label="peak memory"),
     Objective(name="train_flops", direction="minimize", kind="cost", unit="FLOP", label="training compute"),
-    Objective(name="inference_flops", direction="minimize", kind="cost", unit="FLOP", label="inference compute per example"),
+    Objective(
+        name="inference_flops", direction="minimize", kind="cost", unit="FLOP", label="inference compute per example"
+    ),
     Objective(name="adapter_bytes", direction="minimize", kind="cost", unit="B", label="adapter size on disk"),
 )
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
@@ -57,7 +59,5 @@ def find_objective(name: str) -> Objective:
         StudyError: There is none.
     """
     if name not in OBJECTIVES:
-        raise StudyError(
-            f"an objective must be one of {', '.join(OBJECTIVES)}, but got {name!r}{nearest(name, OBJECTIVES)}"
-        )
+        raise StudyError(f"an objective {one_of(OBJECTIVES, name)}")
     return OBJECTIVES[name]

@@ -1,0 +1,1 @@
+"""Automated search for parameter-efficient fine-tuning configurations."""

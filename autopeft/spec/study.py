@@ -1,0 +1,223 @@
+"""A study: everything that `autopeft.search` is asked, validated, as one value."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autopeft.errors import AutopeftError, StudyError
+from autopeft.spec.cost import Budget
+from autopeft.spec.design import Design
+from autopeft.spec.messages import explain
+from autopeft.spec.objective import find_objective
+from autopeft.spec.training import Splits, Training
+from autopeft.spec.units import parse_seconds
+from autopeft.spec.yaml_file import YamlFile, read_yaml
+
+DEFAULT_YARDSTICK: dict[str, Any] = {
+    "quantization": "none",
+    "blocks": [{"lora": {"rank": 8, "alpha": 16, "roles": ["query", "value"], "layers": "all"}}],
+}
+"""The design that most people would try first; the front is measured against it."""
+
+
+def _seconds(value: Any) -> Any:
+    return value if value is None else parse_seconds(value)
+
+
+class EarlyStopping(BaseModel):
+    """Successive halving: where trials are compared, and how many go on.
+
+    Attributes:
+        rungs: Fractions of the full training at which trials are compared, rising, below 1.
+        eta: One in `eta` of the trials of a cost stratum goes on from each rung.
+        strata: Number of cost strata: trials compete with trials of about the same cost.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5)
+    eta: Annotated[float, Field(gt=1)] = 2.0
+    strata: Annotated[int, Field(ge=1)] = 3
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if list(rungs) != sorted(set(rungs)):
+            raise ValueError("rungs must rise")
+        return rungs
+
+
+class StudySpec(BaseModel):
+    """What a search is asked; the same keys in Python, in a study file and after `--set`.
+
+    Attributes:
+        model: Hub id or local folder.
+        data: Path to csv, json, jsonl, parquet or a saved data set; hub id.
+        columns: Roles of columns (text, text_pair, label, group), where they cannot be guessed.
+        metric: The quality metric that fronts and rungs use; the task's default where none is given.
+        space: A name in search_spaces/, a path, or the values of a space.
+        objectives: At least one quality metric and one cost.
+        budget: Limits by cost objective, such as `{"trainable_params": "2%", "peak_memory": "8GiB"}`.
+        n_trials: Designs that start training; refused designs and the yardstick do not count.
+        timeout: Seconds, or a text such as `2h`; None for no limit.
+        sampler: `auto` is Optuna's multi-objective TPE.
+        yardstick: A design trained besides; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    data: str
+    columns: dict[str, str] = Field(default_factory=dict)
+    splits: Splits = Splits()
+    task: str = "text-classification"
+    metric: str | None = None
+    space: str | dict[str, Any] = "hybrid"
+    objectives: tuple[str, ...] = ("accuracy", "trainable_params")
+    budget: dict[str, str | int | float] = Field(default_factory=dict)
+    training: Training = Training()
+    n_trials: Annotated[int, Field(gt=0)] = 64
+    timeout: Annotated[float | None, BeforeValidator(_seconds), Field(gt=0)] = None
+    study_name: str = "study"
+    output_dir: str = "runs"
+    sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"
+    early_stopping: Literal["auto", "off"] | EarlyStopping = "auto"
+    executor: Literal["local"] = "local"
+    n_workers: Annotated[int, Field(gt=0)] = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    yardstick: dict[str, Any] | None = DEFAULT_YARDSTICK
+
+    @field_validator("study_name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
+            raise ValueError("a study name is made of letters, digits, '-', '_' and '.'")
+        return name
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _known_objectives(cls, names: Any) -> Any:
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ValueError("objectives is a list of names")
+        kinds = [find_objective(str(name)).kind for name in names]
+        if len(set(names)) != len(names):
+            raise ValueError("each objective is named once")
+        if "quality" not in kinds or "cost" not in kinds:
+            raise ValueError("a search needs at least one quality metric and one cost")
+        return tuple(names)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _known_limits(cls, limits: Any) -> Any:
+        if isinstance(limits, Budget):
+            return dict(limits.limits)
+        if not isinstance(limits, Mapping):
+            raise ValueError('budget is limits by name, such as {"trainable_params": "2%"}')
+        Budget(limits)
+        return dict(limits)
+
+    @field_validator("yardstick")
+    @classmethod
+    def _yardstick_is_a_design(cls, design: dict[str, Any] | None) -> dict[str, Any] | None:
+        if design is not None:
+            Design.from_dict(design)
+        return design
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> "StudySpec":
+        if self.executor == "local" and self.n_workers != 1:
+            raise ValueError("executor local runs in this process, with n_workers=1")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that the study writes: `output_dir/study_name`."""
+        return Path(self.output_dir) / self.study_name
+
+    @property
+    def halving(self) -> EarlyStopping | None:
+        """Return how trials are stopped early, or None."""
+        if self.early_stopping == "off":
+            return None
+        return EarlyStopping() if self.early_stopping == "auto" else self.early_stopping
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+
+def make_study(values: Mapping[str, Any], *, file: YamlFile | None = None) -> StudySpec:
+    """Validate a study.
+
+    Args:
+        values: The keys of `StudySpec`.
+        file: Where the values came from, so that errors name the line.
+
+    Raises:
+        StudyError: A key is unknown, missing or has an illegal value.
+        BudgetError, DesignError: The same for the budget and for the yardstick.
+    """
+    try:
+        return StudySpec(**values)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        known = list(_known_keys(first["loc"]))
+        place = f"{file.place('.'.join(map(str, first['loc'])))}: " if file is not None else ""
+        raise StudyError(place + explain(error, known=known)) from None
+    except AutopeftError as error:
+        raise type(error)(f"{file.name}: {error}" if file is not None else str(error)) from None
+
+
+def _known_keys(location: tuple[int | str, ...]) -> Sequence[str]:
+    nested: dict[str, type[BaseModel]] = {"training": Training, "splits": Splits, "early_stopping": EarlyStopping}
+    model = nested.get(str(location[0]), StudySpec) if len(location) > 1 else StudySpec
+    return list(model.model_fields)
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """Read a study file, put overrides over it, and validate the result.
+
+    Relative paths of the model, the data and the space are relative to the file; `output_dir` is
+    relative to the working folder.
+
+    Args:
+        path: A YAML file.
+        overrides: Texts `key=value`; a dot reaches into a key, the value is YAML.
+
+    Raises:
+        StudyError: The file is missing or no YAML, or a key or value is not understood.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"a study must be a YAML file that exists, but got {str(path)!r}")
+    file = read_yaml(path.read_text(encoding="utf-8"), name=str(path), error=StudyError)
+    values = file.plain()
+    for override in overrides:
+        _override(values, override)
+    for key in ("model", "data", "space"):
+        value = values.get(key)
+        if isinstance(value, str) and (path.parent / value).exists():
+            values[key] = str(path.parent / value)
+    return make_study(values, file=file)
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise StudyError(f"--set takes key=value, but got {text!r}")
+    *parents, last = name.split(".")
+    if (parents and parents[0] not in StudySpec.model_fields) or (not parents and last not in StudySpec.model_fields):
+        close = get_close_matches((parents or [last])[0], StudySpec.model_fields, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise StudyError(f"--set {name} is not a known key{hint}; known keys: {', '.join(StudySpec.model_fields)}")
+    node = values
+    for parent in parents:
+        child = node.get(parent)
+        node[parent] = child = dict(child) if isinstance(child, Mapping) else {}
+        node = child
+    node[last] = read_yaml(f"value: {value}", name=f"--set {name}", error=StudyError).plain()["value"]
