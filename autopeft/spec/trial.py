@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
@@ -109,7 +110,8 @@ class TrialRecord:
         examples: Examples trained on.
         continues: Number of the trial whose checkpoint this one went on from.
         reason: Why it ended as it did, in a sentence, where that is not plain.
-        yardstick: Whether it is the default design that the front is measured against.
+        baseline: `yardstick` for the default design that the front is measured against, `head` for the
+            new modules alone, empty for a design that the search proposed.
     """
 
     number: int
@@ -126,7 +128,7 @@ class TrialRecord:
     examples: int = 0
     continues: int | None = None
     reason: str = ""
-    yardstick: bool = False
+    baseline: Literal["", "yardstick", "head"] = ""
 
     def value(self, name: str) -> float:
         """Return the score or the predicted cost called `name`, NaN where there is none."""

@@ -1,0 +1,50 @@
+"""Dominance: which points nothing else beats in every objective."""
+
+from collections.abc import Sequence
+
+from autopeft.spec.objective import Objective
+from autopeft.spec.trial import Outcome, TrialRecord
+
+
+def non_dominated(losses: Sequence[Sequence[float]]) -> list[bool]:
+    """Return, for each point, whether no other point is at least as good everywhere and better somewhere.
+
+    Args:
+        losses: Points of equal length; smaller is better in every coordinate.
+
+    Points that are equal do not dominate each other. Takes O(n log n + n f) time for a front of f points.
+    """
+    order = sorted(range(len(losses)), key=lambda i: tuple(losses[i]))
+    front: list[Sequence[float]] = []
+    keep = [False] * len(losses)
+    for i in order:
+        # Sorted order means that only an earlier point, already kept, can dominate this one.
+        if not any(_dominates(other, losses[i]) for other in front):
+            front.append(losses[i])
+            keep[i] = True
+    return keep
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def losses(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Return a trial's objective values with the signs that make smaller better."""
+    return tuple(objective.loss(record.value(objective.name)) for objective in objectives)
+
+
+def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
+    """Return the non-dominated feasible trials that trained in full, cheapest first.
+
+    Of trials with equal values in every objective the earliest stands for all.
+    """
+    complete = [r for r in records if r.outcome is Outcome.COMPLETE and all(v <= 0 for v in r.excess.values())]
+    points = [losses(record, objectives) for record in complete]
+    front: dict[tuple[float, ...], TrialRecord] = {}
+    for record, point, kept in zip(complete, points, non_dominated(points), strict=True):
+        if kept:
+            front.setdefault(point, record)
+    costs = [i for i, objective in enumerate(objectives) if objective.kind == "cost"]
+    ordered = sorted(front.items(), key=lambda item: (*(item[0][i] for i in costs), item[0]))
+    return tuple(record for _, record in ordered)
