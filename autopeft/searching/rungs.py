@@ -48,7 +48,7 @@ def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[
     """Return the trials that may go on from a rung: the best one in `eta` of each stratum.
 
     Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum. Ties go to
-    the earlier trial. More entries never make fewer promotable.
+    the earlier trial.
     """
     slow = [entry for entry in entries if entry.slow_start]
     chosen: set[int] = set()

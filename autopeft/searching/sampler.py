@@ -65,6 +65,7 @@ class Sampler:
     ) -> None:
         self._space = space
         self._model = model
+        self._open: dict[int, optuna.Trial] = {}
         self._study = optuna.create_study(
             directions=[objective.direction for objective in objectives], sampler=_make_sampler(name, seed)
         )
@@ -72,6 +73,7 @@ class Sampler:
     def propose(self) -> Proposal:
         """Draw one design; it counts as running until it is told."""
         trial = self._study.ask()
+        self._open[trial.number] = trial
         draw = self._space.draw(_TrialChooser(trial), self._model)
         return Proposal(
             ticket=trial.number, draw=draw, params=dict(trial.params), distributions=dict(trial.distributions)
@@ -79,14 +81,13 @@ class Sampler:
 
     def tell(self, ticket: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         """Say how a proposal ended: COMPLETE with values, PRUNED to be learned from as bad, FAIL to be ignored."""
-        self._study.tell(ticket, state=state, values=values)
+        self._study.tell(self._open.pop(ticket), state=state, values=values)
 
     def refuse(self, proposal: Proposal, excess: Mapping[str, float], *, learn: bool) -> None:
         """Say that a proposal breaks a limit; only where `learn` is set does the sampler see it."""
         if learn:
-            trial = next(t for t in self._study.get_trials(deepcopy=False) if t.number == proposal.ticket)
             for name, value in excess.items():
-                self._study._storage.set_trial_system_attr(trial._trial_id, f"constraints:{name}", value)
+                self._open[proposal.ticket].set_constraint(name, value)
         self.tell(proposal.ticket, TrialState.PRUNED if learn else TrialState.FAIL)
 
     def remember(

@@ -1,0 +1,64 @@
+"""All that is known of a study at one moment, as a plain value: what results, plots and reports are made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.objective import Objective, find_objective
+from autopeft.spec.study import StudySpec
+from autopeft.spec.training import Training
+from autopeft.spec.trial import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScore:
+    """Scores of a finished design on the test split, which the search never sees."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    scores: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyState:
+    """A study as it stands.
+
+    Attributes:
+        folder: Where the study writes.
+        training: With everything that `auto` left open resolved.
+        metric: Name of the quality metric that designs are compared by.
+        limits: The budget as amounts.
+        n_full_examples: Examples of a full training.
+        trials: Every trial in the record, by number; of a chain of continued trials, all links.
+        n_refused: Proposals that were never trained, by the limit they broke or `requirement`.
+        tests: The final check, by trial number.
+        notes: What preparation had to say: how splits were made, how much was truncated.
+        facts: Versions, hashes, and whatever else was chosen or measured once.
+    """
+
+    folder: Path
+    spec: StudySpec
+    model: ModelSummary
+    training: Training
+    metric: str
+    limits: Mapping[str, int]
+    n_full_examples: int
+    trials: tuple[TrialRecord, ...]
+    n_refused: Mapping[str, int] = field(default_factory=dict)
+    tests: Mapping[int, TestScore] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Return what the study optimises, in the order asked for."""
+        return tuple(find_objective(name) for name in self.spec.objectives)
+
+    @property
+    def chains(self) -> tuple[TrialRecord, ...]:
+        """Return the trials with each chain of continued trials as its last link."""
+        continued = {trial.continues for trial in self.trials if trial.continues is not None}
+        return tuple(trial for trial in self.trials if trial.number not in continued)
