@@ -6,7 +6,7 @@ entry-point group `autopeft.blocks`. This module knows no technique by name.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal
@@ -77,6 +77,10 @@ class Block(BaseModel):
                         f"0 <= layer < n_layers must hold, but got layer={layer}, n_layers={model.n_layers}; "
                         f"change {self.kind}.layers"
                     )
+
+    @classmethod
+    def check_together(cls, blocks: Sequence["Block"], model: ModelSummary) -> None:
+        """Raise `DesignError` where blocks of this kind exclude each other; subclasses override."""
 
     def resolve(self, model: ModelSummary) -> "Block":
         """Return the canonical form on this model: every layer named is written as `"all"`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from autopeft.errors import DesignError
-from autopeft.spec.block import Block, Quantization, make_block
+from autopeft.spec.block import Block, Quantization, block_class, make_block
 from autopeft.spec.messages import one_of, unknown_key
 from autopeft.spec.model import ModelSummary
 
@@ -47,6 +47,8 @@ class Design:
         """Raise `DesignError` where the design is illegal on this model."""
         for block in self.blocks:
             block.check(model, self.quantization)
+        for kind in self.kinds:
+            block_class(kind).check_together([block for block in self.blocks if block.kind == kind], model)
 
     def resolve(self, model: ModelSummary) -> "Design":
         """Return the canonical form on this model: empty blocks dropped, full choices written `all`.

@@ -1,0 +1,1 @@
+"""All that touches a transformer: loading, roles, techniques, attaching, quantization, artifacts."""

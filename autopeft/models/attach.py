@@ -1,0 +1,182 @@
+"""Attaching a design to a base model as one transaction, with an exact undo."""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import nn
+
+from autopeft.errors import ArtifactError, DesignError, ModelError
+from autopeft.models.base import Base
+from autopeft.models.technique import Site, Technique
+from autopeft.spec.block import block_class
+from autopeft.spec.design import Design
+
+HEAD = "head"
+"""Group of the new modules, beside the block kinds."""
+
+
+class Attached:
+    """A design on a base model; also a context manager that detaches.
+
+    Attributes:
+        model: The base's model, changed in place.
+        design: What is attached.
+        base: What it is attached to.
+        groups: Trainable parameters by `head` and block kind; disjoint, and together all that train.
+        n_trainable: How many numbers train.
+    """
+
+    def __init__(self, base: Base, design: Design, sites: Mapping[str, Site], undo: ExitStack) -> None:
+        self.base = base
+        self.model = base.model
+        self.design = design
+        self.groups: dict[str, list[nn.Parameter]] = {kind: site.trainable for kind, site in sites.items()}
+        self.n_trainable = sum(p.numel() for group in self.groups.values() for p in group)
+        self._undo = undo
+        owned = {id(tensor) for site in sites.values() for tensor in (*site.trainable, *site.frozen)}
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        self._tensors = {name: tensor for name, tensor in named if id(tensor) in owned}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy, on the CPU, of every tensor that the design brought, by its path in the model."""
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._tensors.items()}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Write the tensors of `state` back.
+
+        Raises:
+            ArtifactError: The names or shapes are not those of this design; nothing is written then.
+        """
+        differing = sorted(self._tensors.keys() ^ state.keys())
+        if differing:
+            where = "lacks" if differing[0] in self._tensors else "has no place for"
+            raise ArtifactError(f"a state must hold exactly the design's tensors, but it {where} {differing[0]}")
+        for name, tensor in self._tensors.items():
+            if tensor.shape != state[name].shape:
+                raise ArtifactError(
+                    f"a state must fit the design, but {name} has shape {tuple(state[name].shape)} instead of "
+                    f"{tuple(tensor.shape)}"
+                )
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(state[name])
+
+    def detach(self) -> None:
+        """Bring the base model back, bit for bit; doing it again does nothing."""
+        self._undo.close()
+        self._tensors = {}
+
+    def __enter__(self) -> Self:
+        """Return the handle itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Detach."""
+        self.detach()
+
+
+def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
+    """Attach a design and start its new modules from a seed.
+
+    Values depend on the seed and on what is attached alone: torch's generators are left as they
+    were, and the head starts the same under every design.
+
+    Args:
+        base: A base with the design's quantization, or on the meta device.
+        design: What to attach.
+        seed: Of every tensor that the design brings.
+
+    Raises:
+        DesignError: The design is illegal on this model.
+        ModelError: The base has something attached already, or is stored in another quantization.
+    """
+    design.check(base.summary)
+    if design.quantization != base.quantization and base.device.type != "meta":
+        raise ModelError(
+            f"the base must be stored as the design says, but it is {base.quantization!r} and the design wants "
+            f"{design.quantization!r}; load it with that quantization"
+        )
+    if getattr(base.model, "_autopeft_attached", False):
+        raise ModelError("one design can be attached at a time, but the base has one; detach it first")
+    with ExitStack() as transaction:
+        base.model._autopeft_attached = True
+        transaction.callback(delattr, base.model, "_autopeft_attached")
+        sites = {HEAD: _attach_head(base, transaction, seed)}
+        for technique in _in_order(design):
+            site = Site(base.model, base.summary, base.device, transaction)
+            with _seeded(seed, technique.kind):
+                technique.attach_all([block for block in design.blocks if block.kind == technique.kind], site)
+            sites[technique.kind] = site
+        _set_requires_grad(base, sites)
+        attached = Attached(base, design, sites, transaction.pop_all())
+    return attached
+
+
+def _in_order(design: Design) -> list[type[Technique]]:
+    """Return the techniques of a design in the order in which they attach."""
+    techniques = []
+    for kind in design.kinds:
+        technique = block_class(kind)
+        if not issubclass(technique, Technique):
+            raise DesignError(f"a block must subclass autopeft.models.technique.Technique, but {kind!r} does not")
+        techniques.append(technique)
+    return sorted(techniques, key=lambda technique: (technique.stage, technique.kind))
+
+
+def _attach_head(base: Base, transaction: ExitStack, seed: int) -> Site:
+    """Put freshly initialised copies in the place of the modules that the checkpoint did not have."""
+    site = Site(base.model, base.summary, base.device, transaction)
+    for path in base.summary.new_modules:
+        fresh = copy.deepcopy(site.module(path))
+        if base.device.type != "meta":
+            fresh.cpu()  # every device starts from the values of the CPU's generator
+        with _seeded(seed, path):
+            for module in fresh.modules():
+                base.model._init_weights(module)
+        fresh.to(base.device).requires_grad_(True)
+        site.replace(path, fresh)
+        for parameter in fresh.parameters():
+            site.own(parameter)
+        site.frozen.extend(fresh.buffers())
+    return site
+
+
+def _set_requires_grad(base: Base, sites: Mapping[str, Site]) -> None:
+    """Make exactly the expected parameters train.
+
+    Raises:
+        ModelError: A technique names a parameter that is not in the model, or that another one trains.
+    """
+    expected: dict[int, str] = {}
+    for kind, site in sites.items():
+        for parameter in site.trainable:
+            if id(parameter) in expected:
+                raise ModelError(
+                    f"a parameter must have one owner, but {expected[id(parameter)]} and {kind} train the same"
+                )
+            expected[id(parameter)] = kind
+    for parameter in base.model.parameters():
+        parameter.requires_grad_(id(parameter) in expected)
+    present = {id(parameter) for parameter in base.model.parameters() if parameter.requires_grad}
+    for name, kind in expected.items():
+        if name not in present:
+            raise ModelError(f"every trainable parameter must be part of the model, but one of {kind} is not")
+
+
+@contextmanager
+def _seeded(seed: int, name: str) -> Iterator[None]:
+    """Seed torch's CPU generator by (seed, name) inside, and give it back its state afterwards."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8]) >> 1)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

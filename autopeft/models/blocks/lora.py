@@ -1,0 +1,149 @@
+"""LoRA: a low-rank update beside chosen linear maps, y = W x + s B A x.
+
+Shapes: A [rank, in_features], B [out_features, rank]; s = alpha / rank, or alpha / sqrt(rank) for
+rsLoRA. B starts at zero, so that the step-0 model is the base model.
+
+Source: Hu et al. 2021 (arXiv:2106.09685), eq. 3; rsLoRA: Kalajdzievski 2023 (arXiv:2312.03732);
+DoRA: Liu et al. 2024 (arXiv:2402.09353), eq. 5. The layers are peft's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from autopeft.errors import DesignError
+from autopeft.models import peft_gate
+from autopeft.models.technique import Site, Technique
+from autopeft.spec.block import Block, Quantization, Roles, register
+from autopeft.spec.messages import nearest
+from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
+
+PEFT_TYPE = "LORA"
+
+
+@register
+class Lora(Technique):
+    """Settings of a LoRA block.
+
+    Attributes:
+        alpha: Numerator of the scaling; twice the rank where it is not given.
+        dropout: On the input of A, in training.
+        roles: The linear maps that get an update in each layer.
+        rslora: Scale by alpha / sqrt(rank).
+        dora: Learn the norm of each column of W + s B A as well.
+    """
+
+    kind: ClassVar[str] = "lora"
+    size_field: ClassVar[str] = "rank"
+    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
+    # A prior, not a measurement: ten times a usual rate of full fine-tuning, as Hu et al. (table D.9 and
+    # D.11: 2e-4 to 5e-4 for models of 125 M and more), and higher since small models want higher rates.
+    default_learning_rate: ClassVar[float] = 1e-3
+    mergeable: ClassVar[bool] = True
+    stage: ClassVar[int] = 0
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    roles: Roles = "all"
+    rslora: bool = False
+    dora: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_alpha(cls, values: Any) -> Any:
+        """Fill in alpha: from `alpha_ratio` where a space gives that, twice the rank otherwise."""
+        if not isinstance(values, Mapping) or "rank" not in values:
+            return values
+        values = dict(values)
+        ratio = values.pop("alpha_ratio", None)
+        if ratio is not None and "alpha" in values:
+            raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
+        if "alpha" not in values and isinstance(values["rank"], int):
+            values["alpha"] = (2 if ratio is None else ratio) * values["rank"]
+        return values
+
+    def check(self, model: ModelSummary, quantization: Quantization) -> None:
+        """Refuse a role that the model lacks, and a rank above what a map can have."""
+        super().check(model, quantization)
+        if self.roles != "all":
+            for role in self.roles:
+                if role not in model.roles:
+                    raise DesignError(
+                        f"lora.roles must be roles of the model ({', '.join(model.roles)}), but got {role!r}"
+                        f"{nearest(role, model.roles)}"
+                    )
+        if self.rank > model.hidden_size:
+            raise DesignError(
+                f"rank <= hidden_size must hold, but got rank={self.rank}, hidden_size={model.hidden_size}; lower lora.rank"
+            )
+        for linear in self._targets(model):
+            if self.rank > min(linear.in_features, linear.out_features):
+                raise DesignError(
+                    f"rank <= min(in_features, out_features) must hold, but got rank={self.rank} for {linear.path} of "
+                    f"{linear.in_features} x {linear.out_features}; lower lora.rank"
+                )
+
+    @classmethod
+    def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
+        """Refuse blocks that share a linear map, or that peft cannot keep in one configuration."""
+        taken: set[str] = set()
+        for block in blocks:
+            assert isinstance(block, Lora)
+            for linear in block._targets(model):
+                if linear.path in taken:
+                    raise DesignError(
+                        f"a linear map can have one lora, but two blocks want {linear.path}; make them disjoint"
+                    )
+                taken.add(linear.path)
+        for field in ("dropout", "rslora", "dora"):
+            values = sorted({getattr(block, field) for block in blocks})
+            if len(values) > 1:
+                raise DesignError(
+                    f"lora blocks of one design must have the same {field}, because peft keeps one {field} for all of "
+                    f"an adapter's layers, but got {' and '.join(map(str, values))}"
+                )
+
+    def resolve(self, model: ModelSummary) -> Block:
+        """Write every layer and every role of the model as `all`."""
+        resolved = super().resolve(model)
+        assert isinstance(resolved, Lora)
+        return resolved._collapse("roles", model.roles)
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return True: peft has rank, alpha and targets for each map."""
+        return True
+
+    def describe(self) -> str:
+        """Say the variant, the rank and the roles."""
+        name = ("rs" if self.rslora else "") + ("DoRA" if self.dora else "LoRA")
+        return f"{name} r={self.rank} on {'all roles' if self.roles == 'all' else ', '.join(self.roles)}"
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence["Lora"], site: Site) -> None:
+        """Inject all blocks as one peft adapter."""
+        targets = {linear.path: block for block in blocks for linear in block._targets(site.summary)}
+        conv1d = any(type(site.module(path)).__name__ == "Conv1D" for path in targets)
+        peft_gate.inject(site, PEFT_TYPE, list(targets), {**_settings(targets), "fan_in_fan_out": conv1d})
+
+    def _targets(self, model: ModelSummary) -> Iterator[LinearSummary]:
+        """Yield the linear maps that the block updates."""
+        wanted = ROLES if self.roles == "all" else self.roles
+        for index in self.layer_indices(model):
+            roles = model.layers[index].roles
+            yield from (roles[role] for role in wanted if role in roles)
+
+
+def _settings(targets: Mapping[str, Lora]) -> dict[str, Any]:
+    """Return peft's settings: the first block's, with patterns for the maps that differ."""
+    first = next(iter(targets.values()))
+    return {
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": first.dropout,
+        "use_rslora": first.rslora,
+        "use_dora": first.dora,
+        "rank_pattern": {path: block.rank for path, block in targets.items() if block.rank != first.rank},
+        "alpha_pattern": {path: block.alpha for path, block in targets.items() if block.alpha != first.alpha},
+    }

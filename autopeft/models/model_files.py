@@ -1,0 +1,108 @@
+"""Where the files of a base model are: a local folder or a hub snapshot, checked before anything is loaded."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import ModelError
+
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files of a hub repository that are fetched: configuration, tokenizer, weights; never a pickle."""
+
+
+def locate(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """Return the folder that holds a model's configuration and weights.
+
+    Args:
+        name: Local folder, or hub id.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether a model that brings its own code is accepted.
+
+    Raises:
+        ModelError: There is no such model, or it is incomplete, or it wants to run its own code.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(name, revision, trust_remote_code)
+    _check(name, folder, trust_remote_code)
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that the weights are in, in order."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 over configuration and weights, the same wherever the folder is.
+
+    Files are read once per process, and again where their size or time changed.
+    """
+    total = hashlib.sha256()
+    for path in [folder / "config.json", *weight_files(folder)]:
+        status = path.stat()
+        total.update(f"{path.name}:{_file_hash(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return total.hexdigest()
+
+
+@cache
+def _file_hash(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # the key of the cache
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+    """Return the local snapshot of a hub repository, downloading what is not there yet."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelError(
+            f"model must be a folder or a hub id, but {name!r} is a path where no folder is; check the path"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model must be a folder or a hub id that can be reached, but {name!r} is no folder here and the hub "
+            f"says: {reason}; check the name, the network, HF_HUB_OFFLINE and your token, or give a local folder"
+        ) from error
+
+
+def _check(name: str, folder: Path, trust_remote_code: bool) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        hint = "; it holds an adapter: give its base model" if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"a model folder must have a config.json, but {name!r} has none{hint}")
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"config.json must be JSON, but that of {name!r} is not: {error}") from None
+    if not trust_remote_code and "auto_map" in config and not _is_native(config):
+        raise ModelError(
+            f"{name!r} wants to run its own Python code, which autopeft does not do unasked; read that code, and if "
+            "you trust it set trust_remote_code=True"
+        )
+    if not weight_files(folder):
+        other = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5"))
+        found = f"; it has {', '.join(other)}: convert that with save_pretrained" if other else ""
+        raise ModelError(f"a model folder must have weights in model.safetensors, but {name!r} has none{found}")
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise ModelError(f"every weight file must be there, but {name!r} lacks {path.name}; fetch the model again")
+
+
+def _is_native(config: dict[str, Any]) -> bool:
+    """Return whether transformers has code of its own for this model type."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING

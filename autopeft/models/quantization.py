@@ -1,0 +1,79 @@
+"""Quantized storage of the base model: the only module that uses bitsandbytes."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopeft.errors import MissingDependencyError, ModelError
+from autopeft.spec.block import Quantization
+
+
+class _KernelNotice(logging.Filter):
+    """Drop one notice that bitsandbytes logs on import: a download that it can do without."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_KernelNotice())
+
+
+def quantization_config(quantization: Quantization, *, skip: Iterable[str], compute_dtype: torch.dtype) -> Any:
+    """Return the configuration that `from_pretrained` takes, or None for an unquantized base.
+
+    Args:
+        quantization: Storage of the linear maps of the layers.
+        skip: Paths of modules to leave as they are; a quantized head fails.
+        compute_dtype: Dtype that 4-bit weights are multiplied in.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"quantization={quantization!r} needs bitsandbytes, which cannot be imported ({error}); "
+            "pip install bitsandbytes, or take quantization none out of the space"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    skipped = sorted(skip)
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dtype) -> None:
+    """Make quantized layers keep their weights as they are, in training and evaluation alike.
+
+    On CPUs with AVX512-BF16 a 4-bit layer repacks its weight at the first evaluation, and then passes
+    no gradient on. 4-bit layers also cast their bias to the dtype they compute in at the first
+    forward; doing it here keeps the base equal before and after a trial.
+
+    Raises:
+        ModelError: Nothing was quantized.
+    """
+    if quantization == "none":
+        return
+    import bitsandbytes
+
+    n_quantized = 0
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(compute_dtype)
+        n_quantized += isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
+    if n_quantized == 0:
+        raise ModelError(f"quantization={quantization!r} must change linear maps, but {type(model).__name__} kept all")

@@ -1,0 +1,145 @@
+"""What a technique is to the code that attaches it: a block that can change a model and say how."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from autopeft.errors import ModelError
+from autopeft.spec.block import Block
+from autopeft.spec.model import ModelSummary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MISSING = object()
+
+
+class Site:
+    """A model that a technique is being attached to, which remembers how to undo every change.
+
+    A technique changes the model through these methods only; then detaching is exact, and the
+    parameters that train are known by name.
+
+    Attributes:
+        model: The model, as the techniques attached before have left it.
+        summary: Its layers and roles; paths stay valid whatever is attached.
+        device: Where new tensors belong; the meta device in a dry run.
+        trainable: Parameters that the technique trains.
+        frozen: Tensors that the technique owns and does not train; saved with it.
+    """
+
+    def __init__(self, model: "PreTrainedModel", summary: ModelSummary, device: torch.device, undo: ExitStack) -> None:
+        self.model = model
+        self.summary = summary
+        self.device = device
+        self.trainable: list[nn.Parameter] = []
+        self.frozen: list[torch.Tensor] = []
+        self._undo = undo
+
+    def module(self, path: str) -> nn.Module:
+        """Return the module at a path; where a peft layer wraps a linear map, the wrapper."""
+        return self.model.get_submodule(path)
+
+    def linear(self, layer: int, role: str) -> nn.Module:
+        """Return the linear map, or its wrapper, that has a role in a layer."""
+        return self.module(self.summary.layers[layer].roles[role].path)
+
+    def add(self, parent: str, name: str, module: nn.Module) -> None:
+        """Put a module of the technique's own under a module of the model, in fp32, to be trained.
+
+        Parameters whose `requires_grad` is False stay frozen, and are saved like buffers.
+
+        Raises:
+            ModelError: The name is taken.
+        """
+        place = self.module(parent)
+        if hasattr(place, name):
+            raise ModelError(f"an own module needs a free name, but {parent}.{name} exists")
+        place.add_module(name, module.to(device=self.device, dtype=torch.float32))
+        self._undo.callback(delattr, place, name)
+        for parameter in module.parameters():
+            self.own(parameter)
+        self.frozen.extend(buffer for buffer in module.buffers() if buffer is not None)
+
+    def own(self, parameter: nn.Parameter) -> None:
+        """Take a parameter that the technique brought: train it in fp32, or keep it frozen and save it."""
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            self.trainable.append(parameter)
+        else:
+            self.frozen.append(parameter)
+
+    def train(self, path: str) -> nn.Parameter:
+        """Train a parameter of the base: a copy takes its place, and the original comes back untouched."""
+        parent, _, name = path.rpartition(".")
+        place = self.module(parent)
+        original = getattr(place, name)
+        copy = nn.Parameter(original.detach().clone().float())
+        self._undo.callback(setattr, place, name, original)
+        setattr(place, name, copy)
+        self.trainable.append(copy)
+        return copy
+
+    def replace(self, path: str, module: nn.Module) -> None:
+        """Put another module in the place of one of the model's."""
+        self.restore_module(path)
+        parent, _, name = path.rpartition(".")
+        setattr(self.module(parent), name, module)
+
+    def hook(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Run `function(module, args, output)` after a module's forward; what it returns is the output."""
+        self._undo.callback(module.register_forward_hook(function).remove)
+
+    def pre_hook(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Run `function(module, args)` before a module's forward; what it returns are the arguments."""
+        self._undo.callback(module.register_forward_pre_hook(function).remove)
+
+    def restore_module(self, path: str) -> None:
+        """Put the module that is at a path now back there on detaching."""
+        parent, _, name = path.rpartition(".")
+        place = self.module(parent)
+        self._undo.callback(setattr, place, name, getattr(place, name))
+
+    def restore_attribute(self, owner: Any, name: str) -> None:
+        """Give an attribute its present value again on detaching, or delete it where there is none now."""
+        value = vars(owner).get(name, _MISSING)
+
+        def restore() -> None:
+            if value is not _MISSING:
+                setattr(owner, name, value)
+            elif name in vars(owner):
+                delattr(owner, name)
+
+        self._undo.callback(restore)
+
+    def on_detach(self, action: Callable[[], object]) -> None:
+        """Run an action on detaching; the last one that was added runs first."""
+        self._undo.callback(action)
+
+
+class Technique(Block):
+    """A block with the code that attaches it; subclass it, decorate with `register`, and that is all.
+
+    Class attributes:
+        stage: Techniques attach in ascending stage: 0 wraps linear maps, 1 hooks into what is then there.
+    """
+
+    stage: ClassVar[int] = 1
+
+    def attach(self, site: Site) -> None:
+        """Change the model; called inside a transaction, with torch's generator seeded."""
+        raise NotImplementedError
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence[Any], site: Site) -> None:
+        """Attach every block of this kind in a design; override where they must be attached as one."""
+        for block in blocks:
+            block.attach(site)
+
+    @classmethod
+    def to_peft(cls, blocks: Sequence[Any], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return a stock adapter's configuration and tensors; only asked where `exports_to_peft` holds."""
+        raise NotImplementedError
