@@ -49,5 +49,9 @@ class ResultError(AutopeftError, LookupError):
     """A question that a study cannot answer, such as the best design of an empty front."""
 
 
+class SearchError(AutopeftError, RuntimeError):
+    """A search that cannot go on, such as one whose trials all fail."""
+
+
 class MissingDependencyError(AutopeftError, ImportError):
     """An optional package that the requested feature needs and that is not installed."""

@@ -1,0 +1,439 @@
+"""The search loop: keeps the workers busy, judges what comes back, and writes everything down.
+
+The loop is handed its cost model and its executor; it knows neither models nor training. It does not know
+which process it trains in, nor how long a segment takes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal, Protocol
+
+from optuna.trial import TrialState
+
+from autopeft.errors import SearchError
+from autopeft.executors.base import Executor
+from autopeft.searching.folder import StudyFolder
+from autopeft.searching.pareto import pareto_front
+from autopeft.searching.proposals import Proposals
+from autopeft.searching.rungs import RungEntry, promotable
+from autopeft.searching.sampler import Proposal, Sampler
+from autopeft.searching.storage import STATES, StudyStore
+from autopeft.spec.cost import Estimate, Measured, excess
+from autopeft.spec.design import Design
+from autopeft.spec.event import Callback, Event, EventKind, Progress
+from autopeft.spec.objective import Objective
+from autopeft.spec.study import EarlyStopping
+from autopeft.spec.trial import Outcome, RungScore, Segment, SegmentResult, SegmentStatus, TrialRecord
+
+MAX_FAILURES_IN_A_ROW = 5
+"""Failed trials, with none that succeeded between them, after which the fault is not the designs'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A design that is trained in full besides the proposed ones, to compare them with."""
+
+    name: Literal["yardstick", "head"]
+    design: Design
+    learning_rates: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a search does, fixed before it starts.
+
+    Attributes:
+        objectives: In the order of the study's values.
+        metric: The quality that rungs compare.
+        limits: The budget as amounts.
+        n_full_examples: Examples of a full training.
+        n_trials: Designs that may start training, those of earlier runs included.
+        timeout_seconds: For this call, or None.
+        test: Whether there is a test split for the final check.
+    """
+
+    objectives: tuple[Objective, ...]
+    metric: Objective
+    limits: Mapping[str, int]
+    n_full_examples: int
+    n_trials: int
+    timeout_seconds: float | None = None
+    halving: EarlyStopping | None = None
+    baselines: tuple[Baseline, ...] = ()
+    seed: int = 0
+    test: bool = True
+
+    def stops(self, record: TrialRecord) -> tuple[int, ...]:
+        """Return the examples after which a trial is scored: its rungs, then the full length."""
+        rungs = self.halving.rungs if self.halving is not None and not record.baseline else ()
+        return (*(round(fraction * self.n_full_examples) for fraction in rungs), self.n_full_examples)
+
+    @property
+    def cost(self) -> Objective:
+        """Return the objective that cost strata are made of: the first cost."""
+        return next(objective for objective in self.objectives if objective.kind == "cost")
+
+
+class CostModel(Protocol):
+    """Answers what a design costs before it is trained."""
+
+    def __call__(self, design: Design) -> Estimate:
+        """Return the full estimate."""
+
+    def trainable_params(self, design: Design) -> int:
+        """Return the number of trainable parameters alone, which is cheap."""
+
+
+class SearchLoop:
+    """One run of a search over a record that may hold earlier ones.
+
+    Args:
+        sampler: Proposes designs; it has been taught what the record holds.
+        should_stop: True once the search should end early; asked between results.
+        on_event: Called after each change has been written.
+    """
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        *,
+        store: StudyStore,
+        folder: StudyFolder,
+        sampler: Sampler,
+        cost_model: CostModel,
+        executor: Executor,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_event: Callback = lambda event: None,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._folder = folder
+        self._sampler = sampler
+        self._cost_model = cost_model
+        self._executor = executor
+        self._should_stop = should_stop
+        self._on_event = on_event
+        self._records: dict[int, TrialRecord] = {record.number: record for record in store.records()}
+        self._tickets: dict[int, int] = {}
+        self._interrupted: list[TrialRecord] = []
+        self._n_failures = 0
+        self._n_ended = 0
+        self._start = executor.now()
+        self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, self._records)
+
+    def run(self) -> None:
+        """Search until every design has been tried, the time is up, or a stop is asked for.
+
+        Raises:
+            SearchError: Several trials in a row failed; their errors are in the logs.
+            BudgetError: The sampler's proposals are refused without end.
+        """
+        self._adopt()
+        while True:
+            while self._executor.free() > 0 and not self._ending() and (record := self._next()) is not None:
+                self._submit(record)
+            if not self._running():
+                return
+            for result in self._executor.wait():
+                self._handle(result)
+
+    def check_front(self) -> None:
+        """Score the front on the test split: each design once, never again, and never to choose by.
+
+        Designs scored by an earlier run keep their scores; what the time does not allow waits for the next call.
+        """
+        tests: dict[str, dict[str, dict[str, float]]] = self._store.fact("tests") or {}
+        waiting = [r for r in self._compared() if str(r.number) not in tests] if self._plan.test else []
+        running = 0
+        while waiting or running:
+            while waiting and self._executor.free() > 0 and not self._should_stop() and not self._late():
+                record = waiting.pop(0)
+                self._executor.submit(replace(self._segment(record), stage="test"))
+                running += 1
+            if not running:
+                return
+            for result in self._executor.wait():
+                running -= 1
+                if result.status is SegmentStatus.DONE:
+                    self._write_predictions("test", result)
+                    tests[str(result.trial)] = {
+                        "scores": dict(result.scores),
+                        "standard_errors": dict(result.standard_errors),
+                    }
+                    self._store.set_fact("tests", tests)
+                elif result.error:
+                    self._folder.write(self._folder.log(result.trial), result.error.encode())
+
+    def _compared(self) -> list[TrialRecord]:
+        """Return what the final check scores: the front, and the complete baselines that it is compared with."""
+        records = list(self._records.values())
+        front = pareto_front(records, self._plan.objectives)
+        baselines = [r for r in records if r.baseline and r.outcome is Outcome.COMPLETE and r not in front]
+        return [*front, *baselines]
+
+    # What is next ---------------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take over what an earlier run left: end its running trials, and queue what can go on."""
+        for record in self._store.recover():
+            self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search was killed"), quiet=True)
+        self._records.update({record.number: record for record in self._store.records()})
+        continued = {record.continues for record in self._records.values()}
+        self._interrupted = [
+            record
+            for record in self._records.values()
+            if record.outcome is Outcome.INTERRUPTED and record.number not in continued
+        ]
+
+    def _next(self) -> TrialRecord | None:
+        """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
+        if self._interrupted:
+            return self._continue(self._interrupted.pop(0))
+        for baseline in self._plan.baselines:
+            if not any(record.baseline == baseline.name for record in self._records.values()):
+                return self._start_baseline(baseline)
+        if (stopped := self._promotable()) is not None:
+            return self._continue(stopped)
+        if self._n_started() < self._plan.n_trials:
+            accepted = self._proposals.next(self._on_refused)
+            if accepted is not None:
+                return self._start_trial(*accepted)
+        return None
+
+    def _start_trial(self, proposal: Proposal, estimate: Estimate) -> TrialRecord:
+        record = self._store.add(
+            self._new_record(proposal.draw.design, proposal.draw.learning_rates, estimate),
+            proposal.params,
+            proposal.distributions,
+        )
+        self._tickets[record.number] = proposal.ticket
+        return record
+
+    def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
+        estimate = self._cost_model(baseline.design)
+        record = replace(
+            self._new_record(baseline.design, baseline.learning_rates, estimate),
+            baseline=baseline.name,
+            excess=excess(self._plan.limits, estimate),
+        )
+        if all(value <= 0 for value in record.excess.values()):
+            return self._store.add(record)
+        over = max(record.excess, key=lambda name: record.excess[name])
+        refused = self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=f"exceeds the budget of {over}"))
+        self._records[refused.number] = refused
+        return self._next()
+
+    def _new_record(self, design: Design, rates: Mapping[str, float], estimate: Estimate) -> TrialRecord:
+        return TrialRecord(
+            number=-1,
+            design=design,
+            learning_rates=rates,
+            seed=self._plan.seed * 100_003 + len(self._records),
+            outcome=Outcome.RUNNING,
+            estimate=estimate,
+            excess=excess(self._plan.limits, estimate),
+        )
+
+    def _continue(self, record: TrialRecord) -> TrialRecord:
+        """Add a trial that goes on from another's checkpoint; without a checkpoint it starts afresh."""
+        successor = replace(record, outcome=Outcome.RUNNING, continues=record.number, reason="")
+        checkpoint = self._folder.checkpoint(record.number)
+        if checkpoint.is_file():
+            added = self._store.add(successor, *self._store.parameters(record.number))
+            self._folder.write(self._folder.checkpoint(added.number), checkpoint.read_bytes())
+            return added
+        fresh = replace(successor, examples=0, rungs=(), scores={}, standard_errors={}, measured=Measured())
+        return self._store.add(fresh, *self._store.parameters(record.number))
+
+    def _promotable(self) -> TrialRecord | None:
+        """Return a trial that was stopped, and that later results have made one of the best at its rung."""
+        if self._plan.halving is None:
+            return None
+        continued = {record.continues for record in self._records.values()}
+        for rung in reversed(range(len(self._plan.halving.rungs))):
+            chosen = promotable(self._entries(rung), self._plan.halving)
+            for record in self._records.values():
+                stopped_here = record.outcome is Outcome.STOPPED and len(record.rungs) == rung + 1
+                if stopped_here and record.number not in continued and self._root(record) in chosen:
+                    return record
+        return None
+
+    # What comes back ------------------------------------------------------------------------------------------
+
+    def _submit(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._executor.submit(self._segment(record))
+        self._emit(EventKind.STARTED, record)
+
+    def _segment(self, record: TrialRecord) -> Segment:
+        checkpoint = self._folder.checkpoint(record.number)
+        return Segment(
+            trial=record.number,
+            design=record.design,
+            learning_rates=record.learning_rates,
+            seed=record.seed,
+            start=record.examples,
+            stop=self._plan.stops(record)[min(len(record.rungs), len(self._plan.stops(record)) - 1)],
+            full=self._plan.n_full_examples,
+            checkpoint=checkpoint.read_bytes() if checkpoint.is_file() else None,
+            deadline_seconds=self._seconds_left(),
+        )
+
+    def _handle(self, result: SegmentResult) -> None:
+        if result.checkpoint is not None:
+            self._folder.write(self._folder.checkpoint(result.trial), result.checkpoint)
+        record = self._records[result.trial]
+        record = replace(record, examples=result.examples, measured=record.measured + result.measured)
+        if result.error:
+            self._folder.write(self._folder.log(record.number), result.error.encode())
+        status = result.status
+        if status is SegmentStatus.DONE and not all(isfinite(score) for score in result.scores.values()):
+            status = SegmentStatus.DIVERGED
+        match status:
+            case SegmentStatus.DONE:
+                self._n_failures = 0
+                scores = {"scores": dict(result.scores), "standard_errors": dict(result.standard_errors)}
+                self._score(replace(record, **scores), result)
+            case SegmentStatus.INTERRUPTED:
+                why = "stopped on request" if self._should_stop() else "the time limit was reached"
+                self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason=why))
+            case SegmentStatus.DIVERGED:
+                why = result.error.strip().splitlines()[-1] if result.error else "a score was not finite"
+                self._finish(replace(record, outcome=Outcome.FAILED, reason=why), learn=True)
+            case SegmentStatus.OUT_OF_MEMORY:
+                self._finish(replace(record, outcome=Outcome.OUT_OF_MEMORY, reason=self._failure(result)))
+            case SegmentStatus.FAILED:
+                self._finish(replace(record, outcome=Outcome.FAILED, reason=self._failure(result)))
+                self._n_failures += 1
+                if self._n_failures >= MAX_FAILURES_IN_A_ROW:
+                    raise SearchError(
+                        f"{self._n_failures} trials in a row failed, the last one with: {self._failure(result)}"
+                    )
+
+    def _score(self, record: TrialRecord, result: SegmentResult) -> None:
+        """Record the scores of a segment that reached its end, and decide whether the trial goes on."""
+        if record.examples >= self._plan.n_full_examples:
+            self._folder.write_adapter(record.number, result.artifact)
+            self._write_predictions("validation", result)
+            self._finish(replace(record, outcome=Outcome.COMPLETE))
+            return
+        rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores)
+        record = replace(record, rungs=(*record.rungs, rung))
+        self._records[record.number] = record
+        self._store.update(record)
+        halving = self._plan.halving
+        if halving is None or self._root(record) in promotable(self._entries(rung.rung), halving):
+            self._emit(EventKind.RUNG, record)
+            if self._ending():
+                self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search ended"))
+            else:
+                self._executor.submit(self._segment(record))
+        else:
+            reason = f"not among the best of its cost at {record.examples / self._plan.n_full_examples:.0%}"
+            self._finish(replace(record, outcome=Outcome.STOPPED, reason=reason))
+
+    def _finish(self, record: TrialRecord, *, learn: bool = False, quiet: bool = False) -> None:
+        """Write a trial's end to the record, then tell the sampler."""
+        self._records[record.number] = record
+        self._store.update(record)
+        self._n_ended += not quiet
+        state = TrialState.PRUNED if learn else STATES[record.outcome]
+        values = [record.value(objective.name) for objective in self._plan.objectives]
+        complete = values if state is TrialState.COMPLETE else None
+        if record.number in self._tickets:
+            self._sampler.tell(self._tickets.pop(record.number), state, complete)
+        elif not record.baseline and not quiet and state is not TrialState.FAIL:
+            self._sampler.remember(*self._store.parameters(record.number), state, values=complete)
+        if not quiet:
+            self._emit(EventKind.FINISHED, record)
+
+    def _failure(self, result: SegmentResult) -> str:
+        last_line = (result.error.strip().splitlines() or ["no error was given"])[-1]
+        return f"{last_line} (see {self._folder.log(result.trial)})"
+
+    def _write_predictions(self, split: str, result: SegmentResult) -> None:
+        self._folder.write_json(self._folder.predictions(split, result.trial), list(result.predictions))
+
+    # What is known --------------------------------------------------------------------------------------------
+
+    def _entries(self, rung: int) -> list[RungEntry]:
+        """Return the score of every trial that has reached a rung; of a chain, once."""
+        entries: dict[int, RungEntry] = {}
+        for record in self._records.values():
+            if len(record.rungs) > rung and not record.baseline:
+                blocks = record.design.blocks
+                root = self._root(record)
+                entries[root] = RungEntry(
+                    trial=root,
+                    cost=record.value(self._plan.cost.name),
+                    loss=self._plan.metric.loss(record.rungs[rung].scores[self._plan.metric.name]),
+                    slow_start=bool(blocks) and all(block.slow_start for block in blocks),
+                )
+        return list(entries.values())
+
+    def _root(self, record: TrialRecord) -> int:
+        """Return the number of the trial that a chain of continued trials began with."""
+        while record.continues is not None:
+            record = self._records[record.continues]
+        return record.number
+
+    def _running(self) -> list[TrialRecord]:
+        return [record for record in self._records.values() if record.outcome is Outcome.RUNNING]
+
+    def _n_started(self) -> int:
+        return sum(
+            not record.baseline and record.continues is None and record.outcome is not Outcome.INFEASIBLE
+            for record in self._records.values()
+        )
+
+    def _seconds_left(self) -> float | None:
+        """Return the time until training must end, with time kept back for the final check."""
+        if self._plan.timeout_seconds is None:
+            return None
+        return max(0.0, self._start + self._plan.timeout_seconds - self._executor.now() - self._check_seconds())
+
+    def _check_seconds(self) -> float:
+        """Return about how long the final check will take: an evaluation for each design that it scores."""
+        if not self._plan.test:
+            return 0.0
+        complete = [r for r in self._records.values() if r.outcome is Outcome.COMPLETE]
+        evaluations = [r.measured.evaluation_seconds / (len(r.rungs) + 1) for r in complete]
+        return len(self._compared()) * max(evaluations, default=0.0)
+
+    def _late(self) -> bool:
+        timeout = self._plan.timeout_seconds
+        return timeout is not None and self._executor.now() - self._start >= timeout
+
+    def _ending(self) -> bool:
+        left = self._seconds_left()
+        return self._should_stop() or (left is not None and left <= 0)
+
+    def _on_refused(self, record: TrialRecord) -> None:
+        self._emit(EventKind.REFUSED, record)
+
+    def _emit(self, kind: EventKind, record: TrialRecord) -> None:
+        self._on_event(Event(kind=kind, trial=record, progress=self._progress()))
+
+    def _progress(self) -> Progress:
+        counts = Counter(record.outcome for record in self._records.values())
+        metric = self._plan.metric
+        scores = [r.scores[metric.name] for r in self._records.values() if r.outcome is Outcome.COMPLETE]
+        elapsed = self._executor.now() - self._start
+        n_left = self._plan.n_trials - self._n_started() + counts[Outcome.RUNNING]
+        remaining = elapsed / self._n_ended * n_left if self._n_ended else None
+        if remaining is not None and self._plan.timeout_seconds is not None:
+            remaining = min(remaining, max(0.0, self._plan.timeout_seconds - elapsed))
+        return Progress(
+            n_started=self._n_started(),
+            n_trials=self._plan.n_trials,
+            n_running=counts[Outcome.RUNNING],
+            n_complete=counts[Outcome.COMPLETE],
+            n_stopped=counts[Outcome.STOPPED],
+            n_infeasible=sum(self._proposals.n_refused.values()),
+            n_failed=counts[Outcome.FAILED] + counts[Outcome.OUT_OF_MEMORY],
+            best=min(scores, key=metric.loss, default=None),
+            elapsed_seconds=elapsed,
+            remaining_seconds=remaining,
+        )

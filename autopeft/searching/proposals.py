@@ -1,0 +1,115 @@
+"""From proposals to designs that may be trained: what the budget refuses is counted and proposed again."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from autopeft.errors import BudgetError
+from autopeft.searching.sampler import Proposal, Sampler
+from autopeft.searching.storage import StudyStore
+from autopeft.spec.cost import Estimate, excess, format_cost
+from autopeft.spec.trial import Outcome, TrialRecord
+
+if TYPE_CHECKING:
+    from autopeft.searching.loop import CostModel
+
+MAX_REFUSALS_IN_A_ROW = 500
+"""Refused proposals, with none accepted between them, after which the budget leaves too little of the space."""
+MAX_DUPLICATES_IN_A_ROW = 100
+"""Repeated proposals in a row after which the space is taken to be used up."""
+RECORDED_SHARE = 0.1
+"""Refused proposals that are recorded and learned from, as a share of the trials: more would make the sampler
+take the border of the budget for the best place."""
+
+
+class Proposals:
+    """Accepts or refuses what the sampler proposes.
+
+    Attributes:
+        n_refused: Refused proposals by the limit that they broke most, or `requirement`, or `duplicate`.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        n_trials: int,
+        cost_model: "CostModel",
+        sampler: Sampler,
+        store: StudyStore,
+        records: dict[int, TrialRecord],
+    ) -> None:
+        self._limits = limits
+        self._n_recorded_at_most = max(3, round(RECORDED_SHARE * n_trials))
+        self._cost_model = cost_model
+        self._sampler = sampler
+        self._store = store
+        self._records = records
+        self.n_refused: Counter[str] = Counter(store.fact("n_refused") or {})
+
+    def next(self, on_refused: Callable[[TrialRecord], None]) -> tuple[Proposal, Estimate] | None:
+        """Return the next proposal within the budget, with its estimate; None once the space is used up.
+
+        Raises:
+            BudgetError: Too many proposals in a row were over the budget.
+        """
+        in_a_row: Counter[str] = Counter()
+        while in_a_row["duplicate"] < MAX_DUPLICATES_IN_A_ROW:
+            proposal = self._sampler.propose()
+            reason = self._cheap_refusal(proposal)
+            estimate = None if reason else self._cost_model(proposal.draw.design)
+            over = {} if estimate is None else excess(self._limits, estimate)
+            if estimate is not None and all(value <= 0 for value in over.values()):
+                return proposal, estimate
+            reason = reason or max(over, key=lambda name: over[name])
+            in_a_row[reason] += 1
+            self._refuse(proposal, reason, on_refused)
+            if sum(in_a_row.values()) >= MAX_REFUSALS_IN_A_ROW:
+                tightest, count = in_a_row.most_common(1)[0]
+                limit = format_cost(tightest, self._limits[tightest]) if tightest in self._limits else ""
+                raise BudgetError(
+                    f"{sum(in_a_row.values())} proposals in a row were refused, {count} of them by {tightest} {limit}; "
+                    "raise that limit, or choose a space with smaller designs"
+                )
+        return None
+
+    def _cheap_refusal(self, proposal: Proposal) -> str:
+        """Return why a proposal is refused without a full estimate, or an empty string."""
+        if proposal.draw.violation:
+            return "requirement"
+        key, rates = proposal.draw.design.key, dict(proposal.draw.learning_rates)
+        if any(r.design.key == key and dict(r.learning_rates) == rates for r in self._records.values()):
+            return "duplicate"
+        limit = self._limits.get("trainable_params")
+        if limit is not None and self._cost_model.trainable_params(proposal.draw.design) > limit:
+            return "trainable_params"
+        return ""
+
+    def _refuse(self, proposal: Proposal, reason: str, on_refused: Callable[[TrialRecord], None]) -> None:
+        self.n_refused[reason] += 1
+        self._store.set_fact("n_refused", dict(self.n_refused))
+        n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._records.values())
+        if reason not in self._limits or n_recorded >= self._n_recorded_at_most:
+            self._sampler.tell(proposal.ticket, TrialState.FAIL)
+            return
+        estimate = self._cost_model(proposal.draw.design)
+        over = excess(self._limits, estimate)
+        limit = format_cost(reason, self._limits[reason])
+        record = self._store.add(
+            TrialRecord(
+                number=-1,
+                design=proposal.draw.design,
+                learning_rates=proposal.draw.learning_rates,
+                seed=0,
+                outcome=Outcome.INFEASIBLE,
+                estimate=estimate,
+                excess=over,
+                reason=f"{reason} {format_cost(reason, estimate.cost(reason))} is over the limit of {limit}",
+            ),
+            proposal.params,
+            proposal.distributions,
+        )
+        self._records[record.number] = record
+        self._sampler.refuse(proposal, over, learn=True)
+        on_refused(record)
