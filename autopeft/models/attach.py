@@ -115,8 +115,7 @@ def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
                 technique.attach_all([block for block in design.blocks if block.kind == technique.kind], site)
             sites[technique.kind] = site
         _set_requires_grad(base, sites)
-        attached = Attached(base, design, sites, transaction.pop_all())
-    return attached
+        return Attached(base, design, sites, transaction.pop_all())
 
 
 def _in_order(design: Design) -> list[type[Technique]]:

@@ -10,15 +10,25 @@ from torch import nn
 from autopeft.errors import MissingDependencyError, ModelError
 from autopeft.spec.block import Quantization
 
+_NOTICES = {
+    # On import: a download that it can do without.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # On every int8 matrix product: what int8 storage means.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
+"""Starts of messages that are no news, by the logger that they come from."""
 
-class _KernelNotice(logging.Filter):
-    """Drop one notice that bitsandbytes logs on import: a download that it can do without."""
+
+class _NoticeFilter(logging.Filter):
+    """Drop the notices of one logger, and nothing else."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+        """Return whether the record is news."""
+        return not record.getMessage().startswith(_NOTICES[record.name])
 
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_KernelNotice())
+for _logger in _NOTICES:
+    logging.getLogger(_logger).addFilter(_NoticeFilter())
 
 
 def quantization_config(quantization: Quantization, *, skip: Iterable[str], compute_dtype: torch.dtype) -> Any:
@@ -58,8 +68,8 @@ def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dt
     """Make quantized layers keep their weights as they are, in training and evaluation alike.
 
     On CPUs with AVX512-BF16 a 4-bit layer repacks its weight at the first evaluation, and then passes
-    no gradient on. 4-bit layers also cast their bias to the dtype they compute in at the first
-    forward; doing it here keeps the base equal before and after a trial.
+    no gradient on. Quantized layers also cast their bias to the dtype of what they multiply; doing
+    that once here, or giving int8 layers their input in the bias's dtype, keeps the base unchanged.
 
     Raises:
         ModelError: Nothing was quantized.
@@ -74,6 +84,14 @@ def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dt
             module.support_avx512bf16_for_cpu = False
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(compute_dtype)
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.bias is not None:
+            module.register_forward_pre_hook(_cast_to_bias)
         n_quantized += isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
     if n_quantized == 0:
         raise ModelError(f"quantization={quantization!r} must change linear maps, but {type(model).__name__} kept all")
+
+
+def _cast_to_bias(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Give a module its input in the dtype of its bias; int8 products cast it to fp16 in either case."""
+    assert isinstance(module.bias, torch.Tensor)
+    return (args[0].to(module.bias.dtype), *args[1:])

@@ -72,8 +72,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nx"):
-        return int(module.nx), int(module.nf)
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, nn.Parameter):
+        n_in, n_out = module.weight.shape
+        return n_in, n_out
     return None
 
 

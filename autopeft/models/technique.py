@@ -41,7 +41,8 @@ class Site:
 
     def module(self, path: str) -> nn.Module:
         """Return the module at a path; where a peft layer wraps a linear map, the wrapper."""
-        return self.model.get_submodule(path)
+        module: nn.Module = self.model.get_submodule(path)
+        return module
 
     def linear(self, layer: int, role: str) -> nn.Module:
         """Return the linear map, or its wrapper, that has a role in a layer."""

@@ -136,5 +136,5 @@ class Bottleneck(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return what the adapter adds, in the dtype of its input."""
-        added = self.up(self.activation(self.down(hidden.to(self.down.weight.dtype))))
-        return (self.scaling * added).to(hidden.dtype)
+        added: torch.Tensor = self.up(self.activation(self.down(hidden.to(self.down.weight.dtype))))
+        return self.scaling * added.to(hidden.dtype)

@@ -76,7 +76,8 @@ class Lora(Technique):
                     )
         if self.rank > model.hidden_size:
             raise DesignError(
-                f"rank <= hidden_size must hold, but got rank={self.rank}, hidden_size={model.hidden_size}; lower lora.rank"
+                f"rank <= hidden_size must hold, but got rank={self.rank}, hidden_size={model.hidden_size}; "
+                "lower lora.rank"
             )
         for linear in self._targets(model):
             if self.rank > min(linear.in_features, linear.out_features):
