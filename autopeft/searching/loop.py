@@ -4,86 +4,27 @@ The loop is handed its cost model and its executor; it knows neither models nor 
 which process it trains in, nor how long a segment takes.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
-from typing import Literal, Protocol
 
 from optuna.trial import TrialState
 
 from autopeft.errors import SearchError
 from autopeft.executors.base import Executor
 from autopeft.searching.folder import StudyFolder
-from autopeft.searching.pareto import pareto_front
+from autopeft.searching.ledger import Ledger
+from autopeft.searching.plan import Baseline, CostModel, SearchPlan
 from autopeft.searching.proposals import Proposals
-from autopeft.searching.rungs import RungEntry, promotable
 from autopeft.searching.sampler import Proposal, Sampler
 from autopeft.searching.storage import STATES, StudyStore
 from autopeft.spec.cost import Estimate, Measured, excess
 from autopeft.spec.design import Design
-from autopeft.spec.event import Callback, Event, EventKind, Progress
-from autopeft.spec.objective import Objective
-from autopeft.spec.study import EarlyStopping
+from autopeft.spec.event import Callback, Event, EventKind
 from autopeft.spec.trial import Outcome, RungScore, Segment, SegmentResult, SegmentStatus, TrialRecord
 
 MAX_FAILURES_IN_A_ROW = 5
 """Failed trials, with none that succeeded between them, after which the fault is not the designs'."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A design that is trained in full besides the proposed ones, to compare them with."""
-
-    name: Literal["yardstick", "head"]
-    design: Design
-    learning_rates: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchPlan:
-    """What a search does, fixed before it starts.
-
-    Attributes:
-        objectives: In the order of the study's values.
-        metric: The quality that rungs compare.
-        limits: The budget as amounts.
-        n_full_examples: Examples of a full training.
-        n_trials: Designs that may start training, those of earlier runs included.
-        timeout_seconds: For this call, or None.
-        test: Whether there is a test split for the final check.
-    """
-
-    objectives: tuple[Objective, ...]
-    metric: Objective
-    limits: Mapping[str, int]
-    n_full_examples: int
-    n_trials: int
-    timeout_seconds: float | None = None
-    halving: EarlyStopping | None = None
-    baselines: tuple[Baseline, ...] = ()
-    seed: int = 0
-    test: bool = True
-
-    def stops(self, record: TrialRecord) -> tuple[int, ...]:
-        """Return the examples after which a trial is scored: its rungs, then the full length."""
-        rungs = self.halving.rungs if self.halving is not None and not record.baseline else ()
-        return (*(round(fraction * self.n_full_examples) for fraction in rungs), self.n_full_examples)
-
-    @property
-    def cost(self) -> Objective:
-        """Return the objective that cost strata are made of: the first cost."""
-        return next(objective for objective in self.objectives if objective.kind == "cost")
-
-
-class CostModel(Protocol):
-    """Answers what a design costs before it is trained."""
-
-    def __call__(self, design: Design) -> Estimate:
-        """Return the full estimate."""
-
-    def trainable_params(self, design: Design) -> int:
-        """Return the number of trainable parameters alone, which is cheap."""
 
 
 class SearchLoop:
@@ -105,7 +46,7 @@ class SearchLoop:
         cost_model: CostModel,
         executor: Executor,
         should_stop: Callable[[], bool] = lambda: False,
-        on_event: Callback = lambda event: None,
+        on_event: Callback = lambda _: None,
     ) -> None:
         self._plan = plan
         self._store = store
@@ -115,13 +56,13 @@ class SearchLoop:
         self._executor = executor
         self._should_stop = should_stop
         self._on_event = on_event
-        self._records: dict[int, TrialRecord] = {record.number: record for record in store.records()}
+        self._ledger = Ledger(plan, store.records())
         self._tickets: dict[int, int] = {}
         self._interrupted: list[TrialRecord] = []
         self._n_failures = 0
         self._n_ended = 0
         self._start = executor.now()
-        self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, self._records)
+        self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, self._ledger)
 
     def run(self) -> None:
         """Search until every design has been tried, the time is up, or a stop is asked for.
@@ -134,7 +75,7 @@ class SearchLoop:
         while True:
             while self._executor.free() > 0 and not self._ending() and (record := self._next()) is not None:
                 self._submit(record)
-            if not self._running():
+            if not self._ledger.running():
                 return
             for result in self._executor.wait():
                 self._handle(result)
@@ -145,7 +86,7 @@ class SearchLoop:
         Designs scored by an earlier run keep their scores; what the time does not allow waits for the next call.
         """
         tests: dict[str, dict[str, dict[str, float]]] = self._store.fact("tests") or {}
-        waiting = [r for r in self._compared() if str(r.number) not in tests] if self._plan.test else []
+        waiting = [r for r in self._ledger.compared() if str(r.number) not in tests] if self._plan.test else []
         running = 0
         while waiting or running:
             while waiting and self._executor.free() > 0 and not self._should_stop() and not self._late():
@@ -166,37 +107,26 @@ class SearchLoop:
                 elif result.error:
                     self._folder.write(self._folder.log(result.trial), result.error.encode())
 
-    def _compared(self) -> list[TrialRecord]:
-        """Return what the final check scores: the front, and the complete baselines that it is compared with."""
-        records = list(self._records.values())
-        front = pareto_front(records, self._plan.objectives)
-        baselines = [r for r in records if r.baseline and r.outcome is Outcome.COMPLETE and r not in front]
-        return [*front, *baselines]
-
     # What is next ---------------------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
         """Take over what an earlier run left: end its running trials, and queue what can go on."""
         for record in self._store.recover():
             self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search was killed"), quiet=True)
-        self._records.update({record.number: record for record in self._store.records()})
-        continued = {record.continues for record in self._records.values()}
-        self._interrupted = [
-            record
-            for record in self._records.values()
-            if record.outcome is Outcome.INTERRUPTED and record.number not in continued
-        ]
+        for record in self._store.records():
+            self._ledger.put(record)
+        self._interrupted = self._ledger.interrupted()
 
     def _next(self) -> TrialRecord | None:
         """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
         if self._interrupted:
             return self._continue(self._interrupted.pop(0))
         for baseline in self._plan.baselines:
-            if not any(record.baseline == baseline.name for record in self._records.values()):
+            if not self._ledger.has_baseline(baseline.name):
                 return self._start_baseline(baseline)
-        if (stopped := self._promotable()) is not None:
+        if (stopped := self._ledger.promotable()) is not None:
             return self._continue(stopped)
-        if self._n_started() < self._plan.n_trials:
+        if self._ledger.n_started() < self._plan.n_trials:
             accepted = self._proposals.next(self._on_refused)
             if accepted is not None:
                 return self._start_trial(*accepted)
@@ -221,8 +151,8 @@ class SearchLoop:
         if all(value <= 0 for value in record.excess.values()):
             return self._store.add(record)
         over = max(record.excess, key=lambda name: record.excess[name])
-        refused = self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=f"exceeds the budget of {over}"))
-        self._records[refused.number] = refused
+        reason = f"exceeds the budget of {over}"
+        self._ledger.put(self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=reason)))
         return self._next()
 
     def _new_record(self, design: Design, rates: Mapping[str, float], estimate: Estimate) -> TrialRecord:
@@ -230,7 +160,7 @@ class SearchLoop:
             number=-1,
             design=design,
             learning_rates=rates,
-            seed=self._plan.seed * 100_003 + len(self._records),
+            seed=self._plan.seed * 100_003 + len(self._ledger.records),
             outcome=Outcome.RUNNING,
             estimate=estimate,
             excess=excess(self._plan.limits, estimate),
@@ -247,23 +177,10 @@ class SearchLoop:
         fresh = replace(successor, examples=0, rungs=(), scores={}, standard_errors={}, measured=Measured())
         return self._store.add(fresh, *self._store.parameters(record.number))
 
-    def _promotable(self) -> TrialRecord | None:
-        """Return a trial that was stopped, and that later results have made one of the best at its rung."""
-        if self._plan.halving is None:
-            return None
-        continued = {record.continues for record in self._records.values()}
-        for rung in reversed(range(len(self._plan.halving.rungs))):
-            chosen = promotable(self._entries(rung), self._plan.halving)
-            for record in self._records.values():
-                stopped_here = record.outcome is Outcome.STOPPED and len(record.rungs) == rung + 1
-                if stopped_here and record.number not in continued and self._root(record) in chosen:
-                    return record
-        return None
-
     # What comes back ------------------------------------------------------------------------------------------
 
     def _submit(self, record: TrialRecord) -> None:
-        self._records[record.number] = record
+        self._ledger.put(record)
         self._executor.submit(self._segment(record))
         self._emit(EventKind.STARTED, record)
 
@@ -284,7 +201,7 @@ class SearchLoop:
     def _handle(self, result: SegmentResult) -> None:
         if result.checkpoint is not None:
             self._folder.write(self._folder.checkpoint(result.trial), result.checkpoint)
-        record = self._records[result.trial]
+        record = self._ledger.records[result.trial]
         record = replace(record, examples=result.examples, measured=record.measured + result.measured)
         if result.error:
             self._folder.write(self._folder.log(record.number), result.error.encode())
@@ -294,8 +211,8 @@ class SearchLoop:
         match status:
             case SegmentStatus.DONE:
                 self._n_failures = 0
-                scores = {"scores": dict(result.scores), "standard_errors": dict(result.standard_errors)}
-                self._score(replace(record, **scores), result)
+                record = replace(record, scores=dict(result.scores), standard_errors=dict(result.standard_errors))
+                self._score(record, result)
             case SegmentStatus.INTERRUPTED:
                 why = "stopped on request" if self._should_stop() else "the time limit was reached"
                 self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason=why))
@@ -321,10 +238,9 @@ class SearchLoop:
             return
         rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores)
         record = replace(record, rungs=(*record.rungs, rung))
-        self._records[record.number] = record
+        self._ledger.put(record)
         self._store.update(record)
-        halving = self._plan.halving
-        if halving is None or self._root(record) in promotable(self._entries(rung.rung), halving):
+        if self._ledger.goes_on(record):
             self._emit(EventKind.RUNG, record)
             if self._ending():
                 self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search ended"))
@@ -336,7 +252,7 @@ class SearchLoop:
 
     def _finish(self, record: TrialRecord, *, learn: bool = False, quiet: bool = False) -> None:
         """Write a trial's end to the record, then tell the sampler."""
-        self._records[record.number] = record
+        self._ledger.put(record)
         self._store.update(record)
         self._n_ended += not quiet
         state = TrialState.PRUNED if learn else STATES[record.outcome]
@@ -356,84 +272,29 @@ class SearchLoop:
     def _write_predictions(self, split: str, result: SegmentResult) -> None:
         self._folder.write_json(self._folder.predictions(split, result.trial), list(result.predictions))
 
-    # What is known --------------------------------------------------------------------------------------------
-
-    def _entries(self, rung: int) -> list[RungEntry]:
-        """Return the score of every trial that has reached a rung; of a chain, once."""
-        entries: dict[int, RungEntry] = {}
-        for record in self._records.values():
-            if len(record.rungs) > rung and not record.baseline:
-                blocks = record.design.blocks
-                root = self._root(record)
-                entries[root] = RungEntry(
-                    trial=root,
-                    cost=record.value(self._plan.cost.name),
-                    loss=self._plan.metric.loss(record.rungs[rung].scores[self._plan.metric.name]),
-                    slow_start=bool(blocks) and all(block.slow_start for block in blocks),
-                )
-        return list(entries.values())
-
-    def _root(self, record: TrialRecord) -> int:
-        """Return the number of the trial that a chain of continued trials began with."""
-        while record.continues is not None:
-            record = self._records[record.continues]
-        return record.number
-
-    def _running(self) -> list[TrialRecord]:
-        return [record for record in self._records.values() if record.outcome is Outcome.RUNNING]
-
-    def _n_started(self) -> int:
-        return sum(
-            not record.baseline and record.continues is None and record.outcome is not Outcome.INFEASIBLE
-            for record in self._records.values()
-        )
+    # What is left ---------------------------------------------------------------------------------------------
 
     def _seconds_left(self) -> float | None:
         """Return the time until training must end, with time kept back for the final check."""
         if self._plan.timeout_seconds is None:
             return None
-        return max(0.0, self._start + self._plan.timeout_seconds - self._executor.now() - self._check_seconds())
-
-    def _check_seconds(self) -> float:
-        """Return about how long the final check will take: an evaluation for each design that it scores."""
-        if not self._plan.test:
-            return 0.0
-        complete = [r for r in self._records.values() if r.outcome is Outcome.COMPLETE]
-        evaluations = [r.measured.evaluation_seconds / (len(r.rungs) + 1) for r in complete]
-        return len(self._compared()) * max(evaluations, default=0.0)
+        reserve = len(self._ledger.compared()) * self._ledger.evaluation_seconds() if self._plan.test else 0.0
+        return max(0.0, self._start + self._plan.timeout_seconds - self._executor.now() - reserve)
 
     def _late(self) -> bool:
         timeout = self._plan.timeout_seconds
         return timeout is not None and self._executor.now() - self._start >= timeout
 
     def _ending(self) -> bool:
-        left = self._seconds_left()
-        return self._should_stop() or (left is not None and left <= 0)
+        return self._should_stop() or self._seconds_left() == 0
 
     def _on_refused(self, record: TrialRecord) -> None:
         self._emit(EventKind.REFUSED, record)
 
     def _emit(self, kind: EventKind, record: TrialRecord) -> None:
-        self._on_event(Event(kind=kind, trial=record, progress=self._progress()))
-
-    def _progress(self) -> Progress:
-        counts = Counter(record.outcome for record in self._records.values())
-        metric = self._plan.metric
-        scores = [r.scores[metric.name] for r in self._records.values() if r.outcome is Outcome.COMPLETE]
-        elapsed = self._executor.now() - self._start
-        n_left = self._plan.n_trials - self._n_started() + counts[Outcome.RUNNING]
-        remaining = elapsed / self._n_ended * n_left if self._n_ended else None
-        if remaining is not None and self._plan.timeout_seconds is not None:
-            remaining = min(remaining, max(0.0, self._plan.timeout_seconds - elapsed))
-        return Progress(
-            n_started=self._n_started(),
-            n_trials=self._plan.n_trials,
-            n_running=counts[Outcome.RUNNING],
-            n_complete=counts[Outcome.COMPLETE],
-            n_stopped=counts[Outcome.STOPPED],
-            n_infeasible=sum(self._proposals.n_refused.values()),
-            n_failed=counts[Outcome.FAILED] + counts[Outcome.OUT_OF_MEMORY],
-            best=min(scores, key=metric.loss, default=None),
-            elapsed_seconds=elapsed,
-            remaining_seconds=remaining,
+        progress = self._ledger.progress(
+            elapsed_seconds=self._executor.now() - self._start,
+            n_ended=self._n_ended,
+            n_refused=sum(self._proposals.n_refused.values()),
         )
+        self._on_event(Event(kind=kind, trial=record, progress=progress))

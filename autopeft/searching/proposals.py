@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
 from autopeft.errors import BudgetError
+from autopeft.searching.ledger import Ledger
+from autopeft.searching.plan import CostModel
 from autopeft.searching.sampler import Proposal, Sampler
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, excess, format_cost
 from autopeft.spec.trial import Outcome, TrialRecord
-
-if TYPE_CHECKING:
-    from autopeft.searching.loop import CostModel
 
 MAX_REFUSALS_IN_A_ROW = 500
 """Refused proposals, with none accepted between them, after which the budget leaves too little of the space."""
@@ -35,17 +33,17 @@ class Proposals:
         self,
         limits: Mapping[str, int],
         n_trials: int,
-        cost_model: "CostModel",
+        cost_model: CostModel,
         sampler: Sampler,
         store: StudyStore,
-        records: dict[int, TrialRecord],
+        ledger: Ledger,
     ) -> None:
         self._limits = limits
         self._n_recorded_at_most = max(3, round(RECORDED_SHARE * n_trials))
         self._cost_model = cost_model
         self._sampler = sampler
         self._store = store
-        self._records = records
+        self._ledger = ledger
         self.n_refused: Counter[str] = Counter(store.fact("n_refused") or {})
 
     def next(self, on_refused: Callable[[TrialRecord], None]) -> tuple[Proposal, Estimate] | None:
@@ -79,7 +77,7 @@ class Proposals:
         if proposal.draw.violation:
             return "requirement"
         key, rates = proposal.draw.design.key, dict(proposal.draw.learning_rates)
-        if any(r.design.key == key and dict(r.learning_rates) == rates for r in self._records.values()):
+        if any(r.design.key == key and dict(r.learning_rates) == rates for r in self._ledger.records.values()):
             return "duplicate"
         limit = self._limits.get("trainable_params")
         if limit is not None and self._cost_model.trainable_params(proposal.draw.design) > limit:
@@ -89,7 +87,7 @@ class Proposals:
     def _refuse(self, proposal: Proposal, reason: str, on_refused: Callable[[TrialRecord], None]) -> None:
         self.n_refused[reason] += 1
         self._store.set_fact("n_refused", dict(self.n_refused))
-        n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._records.values())
+        n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._ledger.records.values())
         if reason not in self._limits or n_recorded >= self._n_recorded_at_most:
             self._sampler.tell(proposal.ticket, TrialState.FAIL)
             return
@@ -110,6 +108,6 @@ class Proposals:
             proposal.params,
             proposal.distributions,
         )
-        self._records[record.number] = record
+        self._ledger.put(record)
         self._sampler.refuse(proposal, over, learn=True)
         on_refused(record)
