@@ -9,7 +9,7 @@ from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import Objective, find_objective
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
-from autopeft.spec.trial import TrialRecord
+from autopeft.spec.trial import Outcome, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,22 @@ class StudyState:
     def objectives(self) -> tuple[Objective, ...]:
         """Return what the study optimises, in the order asked for."""
         return tuple(find_objective(name) for name in self.spec.objectives)
+
+    @property
+    def quality(self) -> Objective:
+        """Return the metric that designs are compared by."""
+        return find_objective(self.metric)
+
+    @property
+    def cost(self) -> Objective:
+        """Return the cost that fronts are drawn over: the first cost objective."""
+        return next(objective for objective in self.objectives if objective.kind == "cost")
+
+    @property
+    def yardstick(self) -> TrialRecord | None:
+        """Return the default design that the front is measured against, where it trained in full."""
+        complete = (t for t in self.trials if t.baseline == "yardstick" and t.outcome is Outcome.COMPLETE)
+        return next(complete, None)
 
     @property
     def chains(self) -> tuple[TrialRecord, ...]:
