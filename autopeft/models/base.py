@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from autopeft.errors import ModelError
 from autopeft.models import quantization as quantized
 from autopeft.models.model_files import fingerprint, locate
-from autopeft.models.roles import find_layers, linear_shape
+from autopeft.models.roles import find_layers, linear_shape, position_table
 from autopeft.spec.block import Quantization
 from autopeft.spec.model import LayerSummary, ModelSummary
 from autopeft.spec.training import Kernel, Precision
@@ -258,6 +259,7 @@ def _summarize(
         vocabulary_size=int(getattr(config, "vocab_size", 0)),
         n_positions=_n_positions(model),
         has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
+        takes_cache="past_key_values" in signature(model.base_model.forward).parameters,
         layers=layers,
     )
 
@@ -278,10 +280,9 @@ def _n_positions(model: "PreTrainedModel") -> int | None:
     declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if declared is None:
         return None
-    for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(declared) - int(module.padding_idx) - 1
-    return int(declared)
+    table = position_table(model)
+    padding = None if table is None else table.padding_idx
+    return int(declared) if padding is None else int(declared) - padding - 1
 
 
 def _set_pad_token(model: "PreTrainedModel", folder: Path, trust: bool) -> None:

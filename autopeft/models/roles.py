@@ -61,6 +61,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """Ends of module paths inside a layer, by role; the longest end that fits decides."""
 
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 _CROSS_ATTENTION = ("crossattention", "encoder_attn", "EncDecAttention", "cross_attn")
 
 
@@ -103,6 +104,14 @@ def attention_path(layer: LayerSummary) -> str:
     """Return the path of the self-attention module: the parent of the query map."""
     linear = layer.roles.get("query") or layer.roles["qkv"]
     return linear.path.rpartition(".")[0]
+
+
+def position_table(model: nn.Module) -> nn.Embedding | None:
+    """Return the table of learned absolute positions, or None where positions are computed."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
+            return module
+    return None
 
 
 def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:

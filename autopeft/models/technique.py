@@ -95,8 +95,8 @@ class Site:
         self._undo.callback(module.register_forward_hook(function).remove)
 
     def pre_hook(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        """Run `function(module, args)` before a module's forward; what it returns are the arguments."""
-        self._undo.callback(module.register_forward_pre_hook(function).remove)
+        """Run `function(module, args, kwargs)` before a module's forward; it may return both anew."""
+        self._undo.callback(module.register_forward_pre_hook(function, with_kwargs=True).remove)
 
     def restore_module(self, path: str) -> None:
         """Put the module that is at a path now back there on detaching."""

@@ -46,6 +46,7 @@ class ModelSummary:
         new_modules: Paths of the modules that the checkpoint did not have (head, pooler).
         n_positions: Longest sequence in tokens, or None where positions are not limited.
         has_attention_interface: Whether the attention can be given prefixes in chosen layers.
+        takes_cache: Whether it takes keys and values of earlier tokens, as stock prefix tuning needs.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelSummary:
     n_positions: int | None
     has_attention_interface: bool
     layers: tuple[LayerSummary, ...]
+    takes_cache: bool = True
 
     @property
     def n_layers(self) -> int:

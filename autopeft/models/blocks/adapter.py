@@ -115,7 +115,7 @@ class Adapter(Technique):
             return
         # One slot and not a list: a forward that stops half-way (checkpointing) must not leave its input behind.
         slot: dict[str, torch.Tensor] = {}
-        site.pre_hook(site.linear(layer, read), lambda _module, args: slot.update(x=args[0]))
+        site.pre_hook(site.linear(layer, read), lambda _module, args, _kwargs: slot.update(x=args[0]))
         site.hook(site.module(output.path), lambda _module, _args, hidden: hidden + bottleneck(slot.pop("x")))
 
 
