@@ -1,0 +1,1 @@
+"""Cost before training: a dry run of the real adapted model on tensors without data."""
