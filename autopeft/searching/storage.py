@@ -4,8 +4,7 @@
 and everything else in user attributes as JSON.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.sampler import Sampler, quiet_optuna
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.objective import Objective
@@ -32,17 +31,6 @@ STATES = {
     Outcome.RUNNING: TrialState.RUNNING,
 }
 """What Optuna is told for each outcome; the outcome itself is the user attribute `outcome`."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's log lines about studies and trials out of ours."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def repair_journal(path: Path) -> int:
@@ -68,7 +56,7 @@ class StudyStore:
         repair_journal(journal)
         self._objectives = tuple(objectives)
         backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
-        with _quiet():
+        with quiet_optuna():
             self._study = optuna.create_study(
                 storage=JournalStorage(backend),
                 study_name=name,

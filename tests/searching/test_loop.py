@@ -1,0 +1,209 @@
+"""The search loop over known costs and qualities, under a virtual clock."""
+
+from collections import Counter
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autopeft.errors import BudgetError, SearchError
+from autopeft.searching.pareto import pareto_front
+from autopeft.searching.plan import Baseline
+from autopeft.spec.design import Design
+from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from tests.searching.conftest import FULL, Bench, KnownWorker
+
+
+def outcomes(records: tuple[TrialRecord, ...]) -> Counter[Outcome]:
+    return Counter(record.outcome for record in records)
+
+
+def n_designs(records: tuple[TrialRecord, ...]) -> int:
+    return sum(r.continues is None and r.outcome is not Outcome.INFEASIBLE and not r.baseline for r in records)
+
+
+@pytest.mark.parametrize("n_workers", [1, 4])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_every_design_ends_and_only_full_ones_count(bench: Bench, n_workers: int, sampler: str) -> None:
+    worker = KnownWorker(bench.model)
+    records = bench.run(worker, n_trials=24, n_workers=n_workers, sampler=sampler).records()
+    assert n_designs(records) == 24
+    assert [r.number for r in records] == list(range(len(records)))
+    assert not outcomes(records)[Outcome.RUNNING]
+    assert 24 / 4 <= outcomes(records)[Outcome.COMPLETE] < 24
+    assert all(r.examples == FULL for r in records if r.outcome is Outcome.COMPLETE)
+    assert all(r.examples < FULL for r in records if r.outcome is Outcome.STOPPED)
+    trained = sum(s.stop - s.start for s in worker.segments if s.stage == "train")
+    assert trained < 24 * FULL * 0.8, "early stopping must save training"
+
+
+def test_without_early_stopping_every_design_trains_in_full(bench: Bench) -> None:
+    records = bench.run(KnownWorker(bench.model), n_trials=8, halving=None).records()
+    assert outcomes(records) == {Outcome.COMPLETE: 8}
+
+
+def test_segments_of_a_trial_join_without_gap_or_overlap(bench: Bench) -> None:
+    worker = KnownWorker(bench.model)
+    records = bench.run(worker, n_trials=20).records()
+    by_number = {r.number: r for r in records}
+    ends: dict[int, int] = {}
+    for segment in (s for s in worker.segments if s.stage == "train"):
+        previous = by_number[segment.trial].continues
+        expected = ends.get(segment.trial, ends.get(previous, 0) if previous is not None else 0)
+        assert segment.start == expected
+        ends[segment.trial] = segment.stop
+
+
+def test_a_stopped_trial_is_promoted_later_by_a_trial_that_names_it(bench: Bench) -> None:
+    records = bench.run(KnownWorker(bench.model), n_trials=24, seed=3).records()
+    by_number = {r.number: r for r in records}
+    continuing = [r for r in records if r.continues is not None]
+    assert continuing, "with 24 trials some stopped one becomes one of the best of its stratum"
+    for record in continuing:
+        assert record.continues is not None
+        origin = by_number[record.continues]
+        assert origin.outcome is Outcome.STOPPED
+        assert origin.design == record.design
+        assert origin.seed == record.seed
+        assert record.examples > origin.examples
+
+
+def test_over_budget_designs_are_never_trained_and_are_counted(bench: Bench) -> None:
+    worker = KnownWorker(bench.model)
+    store = bench.run(worker, n_trials=30, limits={"trainable_params": 20_000})
+    records = store.records()
+    refused = store.fact("n_refused")
+    assert refused["trainable_params"] > 0
+    infeasible = [r for r in records if r.outcome is Outcome.INFEASIBLE]
+    assert 0 < len(infeasible) <= 3, "a capped sample is recorded"
+    assert all(r.excess["trainable_params"] > 0 for r in infeasible)
+    assert all("20k" in r.reason for r in infeasible)
+    assert all(CountedParams.of(bench, s.design) <= 20_000 for s in worker.segments)
+    assert n_designs(records) == 30
+
+
+class CountedParams:
+    @staticmethod
+    def of(bench: Bench, design: Design) -> int:
+        from tests.searching.conftest import cost
+
+        return cost(design, bench.model).trainable_params
+
+
+def test_a_budget_that_nothing_meets_ends_with_the_limit(bench: Bench) -> None:
+    with pytest.raises(BudgetError, match="trainable_params 800"):
+        bench.run(KnownWorker(bench.model), limits={"trainable_params": 800})
+
+
+def test_baselines_train_in_full_first_and_do_not_count(bench: Bench) -> None:
+    yardstick = Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": ["query", "value"]}}]})
+    baselines = (
+        Baseline(name="yardstick", design=yardstick, learning_rates={"head": 1e-3, "lora": 1e-3}),
+        Baseline(name="head", design=Design(), learning_rates={"head": 1e-3}),
+    )
+    records = bench.run(KnownWorker(bench.model), n_trials=6, baselines=baselines).records()
+    assert [r.baseline for r in records[:3]] == ["yardstick", "head", ""]
+    assert records[0].outcome is records[1].outcome is Outcome.COMPLETE
+    assert records[0].rungs == ()
+    assert n_designs(records) == 6
+
+
+def test_failures_are_told_apart_and_the_study_goes_on(bench: Bench) -> None:
+    kinds = [SegmentStatus.FAILED, SegmentStatus.DONE, SegmentStatus.OUT_OF_MEMORY, SegmentStatus.DIVERGED]
+    by_trial: dict[int, SegmentStatus] = {}
+
+    def status(segment: Segment) -> SegmentStatus:
+        return by_trial.setdefault(segment.trial, kinds[len(by_trial) % 4])
+
+    records = bench.run(KnownWorker(bench.model, status), n_trials=12).records()
+    counts = outcomes(records)
+    assert counts[Outcome.FAILED] >= 4
+    assert counts[Outcome.OUT_OF_MEMORY] >= 2
+    assert counts[Outcome.COMPLETE] >= 1
+    failed = next(r for r in records if r.outcome is Outcome.OUT_OF_MEMORY)
+    assert "it broke" in failed.reason
+    assert "Traceback" in bench.folder.log(failed.number).read_text()
+
+
+def test_a_fault_that_is_not_the_designs_ends_the_search(bench: Bench) -> None:
+    with pytest.raises(SearchError, match="5 trials in a row failed.*it broke"):
+        bench.run(KnownWorker(bench.model, lambda _: SegmentStatus.FAILED))
+
+
+def test_stop_on_request_then_resume_loses_nothing_and_repeats_nothing(bench: Bench) -> None:
+    whole = Bench(bench.folder.path.parent / "whole", bench.model)
+    whole_records = whole.run(KnownWorker(bench.model), n_trials=16).records()
+    worker = KnownWorker(bench.model)
+    records = bench.run(worker, n_trials=16, should_stop=lambda: len(worker.segments) > 9).records()
+    assert outcomes(records)[Outcome.INTERRUPTED] == 1
+    assert not outcomes(records)[Outcome.RUNNING]
+    before = {r.number: r for r in records if r.outcome is Outcome.COMPLETE}
+    again = KnownWorker(bench.model)
+    resumed = bench.run(again, n_trials=16).records()
+    assert n_designs(resumed) == 16
+    assert {n: r for n, r in enumerate(resumed) if n in before} == before
+    assert not {s.trial for s in again.segments if s.stage == "train"} & set(before)
+    assert not outcomes(resumed)[Outcome.RUNNING]
+    assert any(r.continues is not None and r.outcome is not Outcome.INTERRUPTED for r in resumed)
+    front = pareto_front(resumed, bench.objectives)
+    assert len(front) >= len(pareto_front(whole_records, bench.objectives)) / 2
+
+
+def test_a_killed_search_leaves_no_running_trial_behind(bench: Bench) -> None:
+    class Killed(BaseException):
+        pass
+
+    worker = KnownWorker(bench.model)
+
+    def status(segment: Segment) -> SegmentStatus:
+        if len(worker.segments) == 8:
+            raise Killed
+        return SegmentStatus.DONE
+
+    worker.status = status
+    with pytest.raises(Killed):
+        bench.run(worker, n_trials=12)
+    assert outcomes(bench.store().records())[Outcome.RUNNING] == 1
+    resumed = bench.run(KnownWorker(bench.model), n_trials=12).records()
+    assert not outcomes(resumed)[Outcome.RUNNING]
+    assert n_designs(resumed) == 12
+    killed = next(r for r in resumed if r.reason == "the search was killed")
+    assert any(r.continues == killed.number for r in resumed)
+
+
+def test_the_time_limit_ends_training_with_checkpoints(bench: Bench) -> None:
+    worker = KnownWorker(bench.model)
+    bench.run(worker, n_trials=1000, timeout=200)
+    assert 150 <= bench.clock <= 200 + 45
+
+
+def test_equal_seeds_give_equal_studies(bench: Bench) -> None:
+    other = Bench(bench.folder.path.parent / "other", bench.model)
+    records = [b.run(KnownWorker(bench.model), n_trials=14, seed=5).records() for b in (bench, other)]
+    assert records[0] == records[1]
+    third = Bench(bench.folder.path.parent / "third", bench.model)
+    assert third.run(KnownWorker(bench.model), n_trials=14, seed=6).records() != records[0]
+
+
+def test_the_front_is_scored_once_on_the_test_split(bench: Bench) -> None:
+    worker = KnownWorker(bench.model)
+    store = bench.run(worker, n_trials=10)
+    front = {r.number for r in pareto_front(store.records(), bench.objectives)}
+    assert {int(n) for n in store.fact("tests")} == front
+    again = KnownWorker(bench.model)
+    bench.run(again, n_trials=10)
+    assert not again.segments
+
+
+def test_optuna_reads_the_record_without_us(bench: Bench) -> None:
+    bench.run(KnownWorker(bench.model), n_trials=10, limits={"trainable_params": 60_000})
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(bench.folder.journal)))
+    study = optuna.load_study(study_name="test", storage=storage)
+    assert study.metric_names == ["accuracy", "trainable_params"]
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert complete
+    for trial in complete:
+        assert trial.values[1] == trial.user_attrs["estimate"]["trainable_params"]
+        assert Design.from_dict(trial.user_attrs["design"]).describe() == trial.user_attrs["summary"]
+        assert trial.constraints == {"0": trial.user_attrs["excess"]["trainable_params"]}
+    assert any(name.startswith("lora.") for trial in complete for name in trial.params)
