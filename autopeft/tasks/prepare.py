@@ -1,0 +1,157 @@
+"""From a data set as users have it to tokenized splits, with every mistake found before a model is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from transformers import AutoConfig, AutoTokenizer
+
+from autopeft.errors import DataError, StudyError
+from autopeft.spec.messages import one_of
+from autopeft.spec.training import Splits, Training
+from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
+from autopeft.tasks.data import by_role, find_columns, read
+from autopeft.tasks.splits import NAMES, find_sources, make_splits
+
+DEFAULT_MAX_LENGTH = 512
+"""Tokens; used where the study gives none and the model allows as many."""
+
+
+def prepare(
+    data: Any,
+    *,
+    model: str,
+    task: str = "text-classification",
+    metric: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    splits: Splits | None = None,
+    training: Training | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreparedData:
+    """Read, check, split and tokenize a data set for a model.
+
+    Args:
+        data: See `autopeft.tasks.data.read`.
+        model: Hub id or folder whose tokenizer is used.
+        task: See `autopeft.tasks.base.find_task`.
+        metric: What designs are compared on; None takes the task's default.
+        columns: Column by role (`text`, `text_pair`, `label`, `group`), where it cannot be guessed.
+        splits: Where the splits come from; None takes what the data has and makes the rest.
+        training: Gives `max_length`.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether to run Python code that the model brings.
+
+    Raises:
+        DataError: The data cannot be read or used as asked; the message names the key, the value and the way out.
+        StudyError: There is no such task or metric.
+    """
+    found = find_task(task)
+    metric = _metric(found, metric)
+    tables, names, notes = _split(data, found, columns, splits or Splits())
+    tokenizer = _load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    limit = _position_limit(model, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+    max_length = _max_length((training or Training()).max_length, limit)
+    labels = found.labels(tables, names)
+    encoded = {
+        role: found.encode(table, tokenizer, max_length=max_length, labels=labels) for role, table in tables.items()
+    }
+    tokenized = {role: part.split for role, part in encoded.items()}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise DataError(f"the tokenizer of {model!r} must have a padding or end token, but has neither; add one to it")
+    return PreparedData(
+        task=found.name,
+        metric=metric,
+        labels=labels,
+        train=tokenized["train"],
+        validation=tokenized["validation"],
+        test=tokenized["test"],
+        pad_token_id=int(pad),
+        padding_side=tokenizer.padding_side,
+        fingerprint=fingerprint([tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=int(pad)),
+        notes=(*notes, *_overlap(tables), _truncation(encoded, max_length)),
+        max_length=max_length,
+    )
+
+
+def _metric(task: Task, metric: str | None) -> str:
+    if metric is None:
+        return task.default_metric
+    if metric not in task.metrics:
+        raise StudyError(f"metric of {task.name} {one_of(task.metrics, metric)}")
+    return metric
+
+
+def _split(
+    data: Any, task: Task, columns: Mapping[str, str] | None, splits: Splits
+) -> tuple[dict[str, pd.DataFrame], tuple[str, ...] | None, list[str]]:
+    """Return checked tables by role, the classes that the data declares, and how the splits were made."""
+    parts = read(data)
+    sources = find_sources(list(parts), splits)
+    header = [str(column) for column in parts[sources.pool].rows.columns]
+    chosen = find_columns(header, columns, required=task.required, optional=task.optional)
+    pool = by_role(parts[sources.pool], chosen, split=sources.pool)
+    rows = make_splits(pool, sources.made, seed=splits.seed)
+    tables = {role: pool.iloc[indices].reset_index(drop=True) for role, indices in rows.items()}
+    needed = {role: column for role, column in chosen.items() if role != "group"}
+    for role, name in sources.given.items():
+        tables[role] = by_role(parts[name], needed, split=name)
+    how = f"by {chosen['group']}" if "group" in chosen else "stratified by label"
+    notes = [
+        f"{role}: {len(tables[role])} rows, "
+        + (f"split {sources.given[role]!r} of the data" if role in sources.given else f"from {sources.pool!r}")
+        for role in NAMES
+    ]
+    notes.append(f"columns: {', '.join(f'{role} = {column}' for role, column in chosen.items())}")
+    if len(rows) > 1:
+        notes.append(f"{' and '.join(role for role in NAMES if role in rows)} were made {how}, seed {splits.seed}")
+    return {role: tables[role] for role in NAMES}, parts[sources.pool].names.get(chosen.get("label", "")), notes
+
+
+def _overlap(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say how many held-out texts the training split has too: their scores flatter the design."""
+    texts = {
+        role: table[[c for c in table if str(c).startswith("text")]].apply(tuple, axis=1)
+        for role, table in tables.items()
+    }
+    seen = set(texts["train"])
+    notes = []
+    for role in ("validation", "test"):
+        shared = sum(text in seen for text in texts[role])
+        if shared:
+            notes.append(f"{shared} of {len(texts[role])} {role} texts occur in training too")
+    return notes
+
+
+def _truncation(encoded: Mapping[str, Encoded], max_length: int) -> str:
+    n_truncated = sum(part.n_truncated for part in encoded.values())
+    share = n_truncated / sum(len(part.split) for part in encoded.values())
+    longest = max(part.longest for part in encoded.values())
+    return f"{n_truncated} inputs ({share:.1%}) were truncated to {max_length} tokens; the longest has {longest}"
+
+
+def _load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # anything from a missing file to a missing optional package
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"model must have a tokenizer, but none could be loaded from {model!r} ({reason}); save one beside the "
+            f"weights, or check the name"
+        ) from None
+
+
+def _position_limit(model: str, tokenizer: Any, *, revision: str | None, trust_remote_code: bool) -> int:
+    """Return the longest input that tokenizer and model take; tokenizers without a limit say about 1e30."""
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(int(tokenizer.model_max_length), positions if positions and positions > 0 else 2**31)
+
+
+def _max_length(wanted: int | None, limit: int) -> int:
+    if wanted is None:
+        return min(limit, DEFAULT_MAX_LENGTH)
+    if wanted > limit:
+        raise DataError(f"training.max_length <= {limit} must hold for this model, but got {wanted}; lower it")
+    return wanted

@@ -1,0 +1,58 @@
+"""From flat token arrays to the padded tensors of one forward pass."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autopeft.tasks.base import PreparedData, TokenizedSplit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """Tensors of one batch.
+
+    Attributes:
+        forward: Keyword arguments of the model; each [batch, token].
+        labels: What the task's loss compares with; [batch].
+    """
+
+    forward: dict[str, torch.Tensor]
+    labels: torch.Tensor
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor of the batch."""
+        return [*self.forward.values(), self.labels]
+
+
+def collate(
+    split: TokenizedSplit, indices: NDArray[np.int64], n_tokens: int, data: PreparedData, device: torch.device
+) -> Inputs:
+    """Pad examples of a split to `n_tokens` and put them on the device."""
+    lengths = split.lengths[indices]
+    columns = np.arange(n_tokens)
+    if data.padding_side == "left":
+        columns = columns - (n_tokens - lengths)[:, None]
+        mask = columns >= 0
+    else:
+        mask = columns < lengths[:, None]
+    # Flat position of every kept token, row by row: the arrays are filled without a Python loop.
+    tokens = np.repeat(split.offsets[indices] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    forward = {
+        "input_ids": _fill(split.input_ids[tokens], mask, data.pad_token_id),
+        "attention_mask": mask.astype(np.int64),
+    }
+    if split.token_type_ids is not None:
+        forward["token_type_ids"] = _fill(split.token_type_ids[tokens], mask, 0)
+    return Inputs(
+        forward={name: torch.from_numpy(array).to(device) for name, array in forward.items()},
+        labels=torch.from_numpy(split.labels[indices]).to(device),
+    )
+
+
+def _fill(values: NDArray[np.int32], mask: NDArray[np.bool_], padding: int) -> NDArray[np.int64]:
+    filled = np.full(mask.shape, padding, dtype=np.int64)
+    filled[mask] = values
+    return filled

@@ -1,0 +1,172 @@
+"""Device, precision and attention kernel: chosen once for a study, by a short measurement on the device itself."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import get_args
+
+import torch
+
+from autopeft.errors import StudyError
+from autopeft.models.attach import Attached, attach
+from autopeft.models.base import Base, load_base
+from autopeft.spec.block import block_kinds
+from autopeft.spec.design import Design
+from autopeft.spec.training import Kernel, Precision, Training
+from autopeft.tasks.base import PreparedData, find_task
+from autopeft.training.batches import collate
+from autopeft.training.evaluate import autocast
+from autopeft.training.optimizer import make_optimizer
+from autopeft.training.plan import Batch, Plan
+
+N_BATCHES = 3
+"""Batches timed in each round: of short, median and long inputs."""
+MAX_ROUNDS = 5
+BUDGET_SECONDS = 6.0
+"""No further round starts once this much time was spent measuring, after two."""
+HOPELESS = 1.3
+"""A candidate whose first round took this many times the best one's is not timed again."""
+PLAIN_MARGIN = 0.95
+"""Another choice than fp32 with SDPA must take less than this share of its time: a tie goes to the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A resolved training and what was measured for it.
+
+    Attributes:
+        step_seconds: Median time of a round of training steps by `precision/kernel`; empty where nothing was open.
+    """
+
+    training: Training
+    step_seconds: dict[str, float]
+
+
+def choose_training(
+    model: str,
+    training: Training,
+    data: PreparedData,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Choice:
+    """Resolve every `auto` in a training; the caller stores the answer for the whole study.
+
+    Each open combination trains a small LoRA on a few batches of the plan, in turns, so that drift of
+    the machine meets all of them alike; medians decide.
+
+    Raises:
+        StudyError: The device is not there.
+        ModelError: The model cannot be loaded.
+    """
+    device = _device(training.device)
+    resolved = training.model_copy(update={"device": device})
+    precisions = _open(training.precision, get_args(Precision))
+    if device.startswith("cuda") and training.precision == "auto" and not torch.cuda.is_bf16_supported():
+        precisions = ("fp32",)
+    kernels = _open(training.kernel, get_args(Kernel))
+    if len(precisions) * len(kernels) == 1:
+        return Choice(
+            training=resolved.model_copy(update={"precision": precisions[0], "kernel": kernels[0]}), step_seconds={}
+        )
+    base = load_base(
+        model,
+        find_task(data.task).head(data.labels),
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if base.kernel != "sdpa" and training.kernel == "auto":
+        kernels = ("eager",)  # the architecture has no other
+    candidates = [
+        resolved.model_copy(update={"precision": precision, "kernel": kernel})
+        for precision, kernel in product(precisions, kernels)
+    ]
+    seconds = _measure(base, data, candidates) if len(candidates) > 1 else [0.0]
+    plain, best = seconds[0], min(seconds)
+    chosen = candidates[0] if best > PLAIN_MARGIN * plain else candidates[seconds.index(best)]
+    named = {f"{c.precision}/{c.kernel}": round(s, 4) for c, s in zip(candidates, seconds, strict=True)}
+    return Choice(training=chosen, step_seconds=named)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise StudyError(
+            f"training.device must be there, but torch sees no CUDA device for {wanted!r}; set it to auto or cpu"
+        )
+    try:
+        torch.device(wanted)
+    except RuntimeError:
+        raise StudyError(f"training.device must be auto, cpu or cuda, but got {wanted!r}") from None
+    return wanted
+
+
+def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    # The plain choice (fp32, sdpa) comes first in each.
+    return choices if value == "auto" else (value,)
+
+
+def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list[float]:
+    """Return the median seconds of a round for each candidate, after a warm-up on one batch."""
+    kinds = block_kinds()
+    blocks = [{"lora": {"rank": 8, "roles": "all"}}] if "lora" in kinds else []
+    batches = _representative(Plan.of(data, candidates[0], seed=0))
+    times: list[list[float]] = [[] for _ in candidates]
+    with torch.random.fork_rng(), attach(base, Design.from_dict({"blocks": blocks})) as attached:
+        started = time.perf_counter()
+        for candidate in candidates:
+            _round(attached, data, candidate, batches[:1])
+        for n_rounds in range(MAX_ROUNDS):
+            best = min((taken[0] for taken in times if taken), default=0.0)
+            for candidate, taken in zip(candidates, times, strict=True):
+                if n_rounds == 0 or taken[0] <= HOPELESS * best:
+                    taken.append(_round(attached, data, candidate, batches))
+            if n_rounds > 0 and time.perf_counter() - started > BUDGET_SECONDS:
+                break
+    return [statistics.median(taken) for taken in times]
+
+
+def _representative(plan: Plan) -> list[Batch]:
+    """Return batches at the middle of equal parts of the first epoch, ordered by size: together they cost like it."""
+    first_epoch = sorted(plan.batches(0, min(plan.full, len(plan.lengths))), key=lambda b: len(b.indices) * b.n_tokens)
+    n = min(N_BATCHES, len(first_epoch))
+    return [first_epoch[(2 * part + 1) * len(first_epoch) // (2 * n)] for part in range(n)]
+
+
+def _round(attached: Attached, data: PreparedData, training: Training, batches: list[Batch]) -> float:
+    """Return the seconds that one training step on each batch takes."""
+    device, task = attached.base.device, find_task(data.task)
+    optimizer = make_optimizer(attached, {}, training)
+    with _kernel(attached, training):
+        attached.model.train()
+        _synchronize(device)
+        started = time.perf_counter()
+        for batch in batches:
+            inputs = collate(data.train, batch.indices, batch.n_tokens, data, device)
+            with autocast(training, device):
+                loss = task.loss(attached.model(**inputs.forward), inputs.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        _synchronize(device)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _kernel(attached: Attached, training: Training) -> Iterator[None]:
+    before = attached.model.config._attn_implementation
+    attached.model.set_attn_implementation(training.kernel)
+    try:
+        yield
+    finally:
+        attached.model.set_attn_implementation(before)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

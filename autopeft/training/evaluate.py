@@ -1,0 +1,78 @@
+"""Predictions and scores of a split."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autopeft.spec.training import Training
+from autopeft.tasks.base import PreparedData, Task, TokenizedSplit
+from autopeft.training.batches import collate
+from autopeft.training.plan import padded_length
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a model does on a split.
+
+    Attributes:
+        predictions: One for each example, in the order of the split.
+    """
+
+    scores: dict[str, float]
+    standard_errors: dict[str, float]
+    predictions: NDArray[np.float64]
+
+
+def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context that a forward pass runs in."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if training.precision == "bf16" else nullcontext()
+
+
+def batches_by_length(
+    split: TokenizedSplit, batch_size: int, max_length: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Yield indices and padded length of each batch, the longest first: little padding, and memory peaks at once."""
+    order = np.argsort(-split.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        yield indices, padded_length(int(split.lengths[indices].max()), max_length)
+
+
+def n_padded_tokens(split: TokenizedSplit, batch_size: int, max_length: int) -> int:
+    """Return the tokens that an evaluation runs through the model, padding included."""
+    return sum(len(indices) * length for indices, length in batches_by_length(split, batch_size, max_length))
+
+
+def evaluate(
+    model: torch.nn.Module,
+    split: TokenizedSplit,
+    data: PreparedData,
+    task: Task,
+    training: Training,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Return predictions and scores, or None where `should_stop` said so.
+
+    Raises:
+        FloatingPointError: An output is not finite.
+    """
+    predictions = np.empty(len(split), dtype=np.float64)
+    model.eval()
+    with torch.inference_mode(), autocast(training, device):
+        for indices, n_tokens in batches_by_length(split, training.evaluation_batch_size, data.max_length):
+            if should_stop():
+                return None
+            inputs = collate(split, indices, n_tokens, data, device)
+            predictions[indices] = task.predictions(model(**inputs.forward)).cpu().numpy()
+    if not np.isfinite(predictions).all():
+        raise FloatingPointError(
+            f"{np.count_nonzero(~np.isfinite(predictions))} of {len(split)} outputs are not finite"
+        )
+    scores, standard_errors = task.score(predictions, split.labels)
+    return Evaluation(scores=scores, standard_errors=standard_errors, predictions=predictions)

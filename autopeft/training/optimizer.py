@@ -1,0 +1,78 @@
+"""AdamW over the parameters of a design: a learning rate for each block kind, and a state that travels by name."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from autopeft.errors import ArtifactError
+from autopeft.models.attach import HEAD, Attached
+from autopeft.spec.block import block_class
+from autopeft.spec.training import Training
+
+DEFAULT_HEAD_LEARNING_RATE = 1e-3
+_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def make_optimizer(attached: Attached, learning_rates: Mapping[str, float], training: Training) -> torch.optim.AdamW:
+    """Return AdamW with one learning rate for each group of the design.
+
+    Weight decay acts on matrices alone: biases, norms and scales (fewer than two dimensions) are left out.
+    Each parameter group keeps its peak rate as `peak_lr`.
+
+    Args:
+        attached: The design on its base.
+        learning_rates: Peak rate by block kind, and for `head`; a kind that is not named takes its default.
+        training: Gives the weight decay.
+    """
+    groups = []
+    for name, parameters in attached.groups.items():
+        rate = learning_rates.get(name, DEFAULT_HEAD_LEARNING_RATE if name == HEAD else None)
+        rate = block_class(name).default_learning_rate if rate is None else rate
+        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+        for chosen, decay in ((matrices, training.weight_decay), (vectors, 0.0)):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, factor: float) -> None:
+    """Set every group to its peak rate times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def _named(attached: Attached) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name, parameters in attached.groups.items():
+        yield from ((f"{name}/{index}", parameter) for index, parameter in enumerate(parameters))
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, attached: Attached) -> dict[str, torch.Tensor]:
+    """Return a copy of the moments and step counts, on the CPU, by group, index and field."""
+    return {
+        f"{name}/{field}": value.detach().to("cpu", copy=True)
+        for name, parameter in _named(attached)
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.AdamW, attached: Attached, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a state of `optimizer_state` back.
+
+    Raises:
+        ArtifactError: The state is of other parameters.
+    """
+    remaining = dict(state)
+    for name, parameter in _named(attached):
+        fields = {key: remaining.pop(f"{name}/{key}") for key in _FIELDS if f"{name}/{key}" in remaining}
+        if not fields:
+            continue  # it never had a gradient
+        if len(fields) < len(_FIELDS) or fields["exp_avg"].shape != parameter.shape:
+            raise ArtifactError(
+                f"a checkpoint must hold the optimizer's state, but that of {name} is incomplete or misshapen"
+            )
+        optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in fields.items()}
+    if remaining:
+        raise ArtifactError(
+            f"a checkpoint must hold the design's optimizer state alone, but has {next(iter(remaining))} too"
+        )
