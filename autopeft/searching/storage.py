@@ -48,24 +48,38 @@ def repair_journal(path: Path) -> int:
     return len(content) - whole
 
 
+def _storage(journal: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+
+
 class StudyStore:
     """Trials of one study in Optuna's storage."""
 
-    def __init__(self, journal: Path, *, name: str, objectives: Sequence[Objective]) -> None:
+    def __init__(self, study: optuna.Study, objectives: Sequence[Objective]) -> None:
+        self._study = study
+        self._objectives = tuple(objectives)
+        self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+
+    @classmethod
+    def create(cls, journal: Path, *, name: str, objectives: Sequence[Objective]) -> "StudyStore":
+        """Open a study for writing; make it where there is none, and repair its journal where that is torn."""
         journal.parent.mkdir(parents=True, exist_ok=True)
         repair_journal(journal)
-        self._objectives = tuple(objectives)
-        backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
         with quiet_optuna():
-            self._study = optuna.create_study(
-                storage=JournalStorage(backend),
+            study = optuna.create_study(
+                storage=_storage(journal),
                 study_name=name,
                 directions=[objective.direction for objective in objectives],
                 load_if_exists=True,
             )
-            if self._study.metric_names is None:
-                self._study.set_metric_names([objective.name for objective in objectives])
-        self._ids = {trial.number: trial._trial_id for trial in self._study.get_trials(deepcopy=False)}
+            if study.metric_names is None:
+                study.set_metric_names([objective.name for objective in objectives])
+        return cls(study, objectives)
+
+    @classmethod
+    def read(cls, journal: Path, *, name: str, objectives: Sequence[Objective]) -> "StudyStore":
+        """Open a study without changing it, also while a search writes it."""
+        return cls(optuna.load_study(storage=_storage(journal), study_name=name), objectives)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """Return every trial, by number."""

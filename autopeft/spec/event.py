@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from autopeft.spec.trial import TrialRecord
+from autopeft.spec.units import format_count, format_seconds
 
 
 class EventKind(StrEnum):
@@ -23,6 +24,7 @@ class Progress:
     Attributes:
         n_started: Designs that started training, baselines left out.
         n_trials: Designs that may start.
+        n_infeasible: Proposals that were refused.
         best: The best quality of a fully trained feasible design, or None.
         elapsed_seconds: Since this call started.
         remaining_seconds: Until the end at the present pace, or None before any trial has ended.
@@ -39,6 +41,21 @@ class Progress:
     elapsed_seconds: float
     remaining_seconds: float | None
 
+    def describe(self) -> str:
+        """Say it in one line."""
+        parts = [
+            f"{self.n_started}/{self.n_trials} designs",
+            f"{self.n_complete} done",
+            f"{self.n_running} running",
+            f"{self.n_stopped} stopped",
+            f"{self.n_infeasible} infeasible",
+            *([f"{self.n_failed} failed"] if self.n_failed else []),
+            *([f"best {self.best:.3f}"] if self.best is not None else []),
+            format_seconds(self.elapsed_seconds),
+            *([f"ETA {format_seconds(self.remaining_seconds)}"] if self.remaining_seconds is not None else []),
+        ]
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -47,6 +64,18 @@ class Event:
     kind: EventKind
     trial: TrialRecord
     progress: Progress
+
+    def describe(self) -> str:
+        """Say in one line what happened."""
+        trial = self.trial
+        what = f"trial {trial.number} {self.kind if self.kind is not EventKind.FINISHED else trial.outcome}"
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in trial.scores.items())
+        parts = [f"{what}: {trial.design.describe()}", f"{format_count(trial.estimate.trainable_params)} parameters"]
+        if self.kind is EventKind.STARTED and trial.continues is not None:
+            parts.append(f"continues trial {trial.continues}")
+        if self.kind is not EventKind.STARTED and scores:
+            parts.append(scores)
+        return "; ".join([*parts, *([trial.reason] if trial.reason else [])])
 
 
 Callback = Callable[[Event], None]

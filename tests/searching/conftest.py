@@ -123,7 +123,7 @@ class Bench:
         self.objectives = (OBJECTIVES["accuracy"], OBJECTIVES["trainable_params"])
 
     def store(self) -> StudyStore:
-        return StudyStore(self.folder.journal, name="test", objectives=self.objectives)
+        return StudyStore.create(self.folder.journal, name="test", objectives=self.objectives)
 
     def run(
         self,

@@ -1,0 +1,34 @@
+# make demo: set up, then search adapters for a real model on real text.   make test: set up, then the tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test slow lint clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt studies/quickstart/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/quickstart/requirements.txt
+	$(BIN)/python studies/quickstart/prepare.py
+	touch $(READY)
+
+demo: install
+	$(BIN)/autopeft search studies/quickstart.yaml
+
+test: install
+	$(BIN)/pytest
+
+slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,311 @@
+"""From what a study asks to what a search needs, with every mistake found before a design is trained."""
+
+import importlib.metadata
+import math
+import platform
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.errors import BudgetError, StudyError, StudyMismatchError
+from autopeft.estimate.estimator import Estimator
+from autopeft.models.base import build_meta
+from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
+from autopeft.searching.plan import Baseline, SearchPlan
+from autopeft.spec.block import block_class
+from autopeft.spec.cost import Budget, Workload, excess, format_cost
+from autopeft.spec.design import Design
+from autopeft.spec.messages import one_of
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.objective import find_objective
+from autopeft.spec.space import DEFAULT_HEAD_LEARNING_RATE, RandomChooser, SearchSpace
+from autopeft.spec.study import StudySpec
+from autopeft.spec.training import Training
+from autopeft.tasks.base import PreparedData, find_task
+from autopeft.tasks.prepare import prepare
+from autopeft.training.device import choose_training
+from autopeft.training.plan import workload
+from autopeft.training.worker import WorkerSetup
+
+PACKAGES = ("autopeft", "torch", "transformers", "peft", "optuna", "bitsandbytes", "datasets")
+N_DRY_RUN_DRAWS = 200
+"""Random designs that a dry run holds against the budget's parameter limit."""
+N_DRY_RUN_ESTIMATES = 20
+"""Of these, how many are estimated in full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStudy:
+    """A validated study with its parts.
+
+    Attributes:
+        step_seconds: Measured seconds of training steps by precision and kernel; empty where none were measured.
+    """
+
+    spec: StudySpec
+    space: SearchSpace
+    data: PreparedData
+    model: ModelSummary
+    training: Training
+    limits: dict[str, int]
+    metric: str
+    workload: Workload
+    estimator: Estimator
+    step_seconds: dict[str, float] = field(default_factory=dict)
+
+    def worker_setup(self) -> WorkerSetup:
+        """Return what every worker of the study needs."""
+        return WorkerSetup(
+            model=self.spec.model,
+            revision=self.spec.revision,
+            trust_remote_code=self.spec.trust_remote_code,
+            training=self.training,
+            data=self.data,
+        )
+
+    def plan(self) -> SearchPlan:
+        """Return what the search loop does."""
+        return SearchPlan(
+            objectives=tuple(find_objective(name) for name in self.spec.objectives),
+            metric=find_objective(self.metric),
+            limits=self.limits,
+            n_full_examples=self.workload.n_examples,
+            n_trials=self.spec.n_trials,
+            timeout_seconds=self.spec.timeout,
+            halving=self.spec.halving,
+            baselines=self._baselines(),
+            seed=self.spec.seed,
+            test=len(self.data.test) > 0,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Return the resolved study file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "spec": self.spec.to_dict(),
+            "model": self.model.to_dict(),
+            "training": self.training.model_dump(mode="json"),
+            "metric": self.metric,
+            "limits": self.limits,
+            "n_full_examples": self.workload.n_examples,
+            "notes": list(self.data.notes),
+            "fingerprints": self.fingerprints(),
+            "facts": {
+                "labels": list(self.data.labels),
+                "n_train": len(self.data.train),
+                "n_validation": len(self.data.validation),
+                "n_test": len(self.data.test),
+                "max_tokens": self.workload.max_tokens,
+                "step_seconds": self.step_seconds,
+                "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            },
+        }
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what must not change between the runs of one study."""
+        return {
+            "model": self.model.fingerprint,
+            "data": self.data.fingerprint,
+            "space": self.space.fingerprint,
+            "objectives": list(self.spec.objectives),
+            "metric": self.metric,
+            "budget": self.limits,
+            "training": self.spec.training.model_dump(mode="json"),
+            "seed": self.spec.seed,
+        }
+
+    def _baselines(self) -> tuple[Baseline, ...]:
+        head = Baseline(name="head", design=Design(), learning_rates={"head": DEFAULT_HEAD_LEARNING_RATE})
+        if self.spec.yardstick is None:
+            return (head,)
+        design = Design.from_dict(self.spec.yardstick).resolve(self.model)
+        rates = {kind: block_class(kind).default_learning_rate for kind in design.kinds}
+        return (Baseline(name="yardstick", design=design, learning_rates={**head.learning_rates, **rates}), head)
+
+
+def prepare_study(
+    spec: StudySpec, *, data: Any = None, space: SearchSpace | None = None, folder: StudyFolder | None = None
+) -> PreparedStudy:
+    """Read and check everything that a study names.
+
+    Args:
+        spec: The study.
+        data: The data itself, where it is in memory; `spec.data` otherwise.
+        space: The space itself, where it is in memory; `spec.space` otherwise.
+        folder: Where the study may have run before; what was chosen then is used again.
+
+    Raises:
+        StudyError, ModelError, DataError, SpaceError, BudgetError: What the study names cannot be used.
+        StudyMismatchError: The folder holds a study of something else.
+    """
+    metric = _metric(spec)
+    if space is None:
+        space = SearchSpace.load(spec.space) if isinstance(spec.space, str) else SearchSpace.from_dict(spec.space)
+    prepared_data = prepare(
+        spec.data if data is None else data,
+        model=spec.model,
+        task=spec.task,
+        metric=metric,
+        columns=spec.columns,
+        splits=spec.splits,
+        training=spec.training,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    head = find_task(spec.task).head(prepared_data.labels)
+    meta = build_meta(spec.model, head, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    space.check(meta.summary)
+    limits = Budget(spec.budget).resolve(meta.summary)
+    known = None if folder is None else folder.read_description()
+    training, step_seconds = spec.training, {}
+    if known is not None:
+        training, step_seconds = Training(**known["training"]), known["facts"]["step_seconds"]
+    else:
+        choice = choose_training(
+            spec.model, training, prepared_data, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+        training, step_seconds = choice.training, choice.step_seconds
+    load = workload(prepared_data, training)
+    study = PreparedStudy(
+        spec=spec,
+        space=space,
+        data=prepared_data,
+        model=meta.summary,
+        training=training,
+        limits=limits,
+        metric=metric,
+        workload=load,
+        estimator=Estimator(
+            build_meta(
+                spec.model,
+                head,
+                kernel=training.kernel,  # type: ignore[arg-type]  # resolved: no "auto" is left
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+            ),
+            workload=load,
+            precision=training.precision,  # type: ignore[arg-type]
+            kernel=training.kernel,  # type: ignore[arg-type]
+            device=training.device.partition(":")[0],  # type: ignore[arg-type]
+        ),
+        step_seconds=step_seconds,
+    )
+    if known is not None and folder is not None:
+        _check_same(known["fingerprints"], study.fingerprints(), folder)
+    if spec.yardstick is not None:
+        Design.from_dict(spec.yardstick).check(meta.summary)
+    _check_budget(study)
+    return study
+
+
+def _metric(spec: StudySpec) -> str:
+    """Return the quality that rungs and fronts compare; it must be one that the task measures."""
+    metrics = find_task(spec.task).metrics
+    qualities = [name for name in spec.objectives if find_objective(name).kind == "quality"]
+    for name in (*qualities, *([] if spec.metric is None else [spec.metric])):
+        if name not in metrics:
+            raise StudyError(f"a quality of {spec.task} {one_of(metrics, name)}")
+    if spec.metric is not None and spec.metric not in qualities:
+        raise StudyError(f"metric must be among the objectives, but got metric={spec.metric!r}, objectives={qualities}")
+    return spec.metric or qualities[0]
+
+
+def _check_same(known: dict[str, Any], now: dict[str, Any], folder: StudyFolder) -> None:
+    for name, value in now.items():
+        if known.get(name) != value:
+            raise StudyMismatchError(
+                f"a study goes on with the {name} it began with, but {folder.path} was begun with another; "
+                f"give another study_name, or move the folder away (was {_short(known.get(name))}, is {_short(value)})"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def _check_budget(study: PreparedStudy) -> None:
+    """Raise `BudgetError` where not even the smallest design of the space fits."""
+    if not study.limits:
+        return
+    candidates = sorted(study.space.smallest(study.model), key=study.estimator.trainable_params)
+    best: tuple[float, str] | None = None
+    for design in candidates:
+        if study.estimator.trainable_params(design) > study.limits.get("trainable_params", math.inf) and best:
+            break
+        estimate = study.estimator(design)
+        over = excess(study.limits, estimate)
+        name = max(over, key=lambda limit: over[limit])
+        if over[name] <= 0:
+            return
+        message = (
+            f"some design of the space must fit the budget, but the smallest one, {design.describe()}, has "
+            f"{name} {format_cost(name, estimate.cost(name))} ({estimate.cost(name):,}), and the limit is "
+            f"{format_cost(name, study.limits[name])} ({study.limits[name]:,}); raise budget.{name}"
+        )
+        best = min(best or (over[name], message), (over[name], message))
+    if best is not None:
+        raise BudgetError(best[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a search would do, without training anything.
+
+    Attributes:
+        size: Assignments of the space's discrete choices; learning rates do not count.
+        feasible_share: Share of random designs within the budget.
+        n_drawn: Random designs that the share was measured on.
+        predicted_seconds: Of the whole search on one worker, or None where no step was measured.
+    """
+
+    size: float
+    feasible_share: float
+    n_drawn: int
+    predicted_seconds: float | None
+    limits: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def dry_run(study: PreparedStudy) -> DryRun:
+    """Measure how much of the space the budget leaves, and predict how long the search takes."""
+    chooser = RandomChooser(random.Random(study.spec.seed))
+    draws = [study.space.draw(chooser, study.model) for _ in range(N_DRY_RUN_DRAWS)]
+    designs = [draw.design for draw in draws if not draw.violation]
+    limit = study.limits.get("trainable_params", math.inf)
+    light = [design for design in designs if study.estimator.trainable_params(design) <= limit]
+    share = len(light) / max(1, len(designs))
+    others = set(study.limits) - {"trainable_params"}
+    if others and light:
+        sample = light[:N_DRY_RUN_ESTIMATES]
+        fits = sum(max(excess(study.limits, study.estimator(design)).values()) <= 0 for design in sample)
+        share *= fits / len(sample)
+    return DryRun(
+        size=study.space.size(study.model),
+        feasible_share=share,
+        n_drawn=len(designs),
+        predicted_seconds=_predicted_seconds(study),
+        limits=study.limits,
+        notes=study.data.notes,
+    )
+
+
+def _predicted_seconds(study: PreparedStudy) -> float | None:
+    """Predict the time of the whole search from the measured step.
+
+    Takes every design for as slow as a LoRA in all layers, an evaluation for a third of a training step per
+    token, and the share of trials that pass a rung for `1 / eta`.
+    """
+    step = study.step_seconds.get(f"{study.training.precision}/{study.training.kernel}")
+    if step is None:
+        return None
+    train = step * study.workload.n_steps
+    evaluation = train / study.workload.n_examples * len(study.data.validation) / 3
+    halving = study.spec.halving
+    ends = (*(halving.rungs if halving else ()), 1.0)
+    seconds, reached, before = 0.0, 1.0, 0.0
+    for end in ends:
+        seconds += reached * ((end - before) * train + evaluation)
+        reached, before = reached / (halving.eta if halving else 1.0), end
+    return study.spec.n_trials * seconds + 2 * (train + evaluation)
