@@ -52,7 +52,7 @@ class StorageTracker(TorchDispatchMode):
         live_bytes: Live bytes by category, now.
         peak_bytes: Highest sum so far.
         at_peak: Bytes by category at the peak.
-        flops: Floating-point operations so far; a multiply-add is two.
+        flops: Floating-point operations so far by operator packet; a multiply-add is two.
 
     Source: the accounting of `torch.distributed._tools.mem_tracker`, with scratch memory, FLOPs and
         autograd's sums in place added.
@@ -62,23 +62,29 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(
-        self, *, scratch: Mapping[Any, Formula] | None = None, flops: Mapping[Any, Formula] = flop_registry
+        self,
+        *,
+        scratch: Mapping[Any, Formula] | None = None,
+        flops: Mapping[Any, Formula] = flop_registry,
+        replacements: Mapping[Any, Callable[..., Any]] | None = None,
     ) -> None:
         """Start at zero.
 
         Args:
             scratch: By operator packet, the bytes that its kernel allocates and frees while it runs.
             flops: By operator packet, its FLOPs.
+            replacements: By operator packet, what to call in its place.
         """
         super().__init__()
         self.live_bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
         self.peak_bytes = 0
         self.at_peak = dict(self.live_bytes)
-        self.flops = 0
+        self.flops: dict[Any, int] = {}
         self._total_bytes = 0
         self._storages: dict[int, _Storage] = {}
         self._scratch = scratch or {}
         self._flops = flops
+        self._replacements = replacements or {}
         self._sum: _Sum | None = None
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
@@ -119,7 +125,8 @@ class StorageTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         self._settle_sum()
         before = self._total_bytes
-        result = func(*args, **kwargs)
+        packet = func.overloadpacket
+        result = self._replacements.get(packet, func)(*args, **kwargs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -132,12 +139,11 @@ class StorageTracker(TorchDispatchMode):
                 total_bytes=self._total_bytes,
             )
             return result
-        packet = func.overloadpacket
         scratch = self._scratch.get(packet)
         self._note(self._total_bytes, 0 if scratch is None else scratch(*args, **kwargs, out_val=result))
         formula = self._flops.get(packet)
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=result)
+            self.flops[packet] = self.flops.get(packet, 0) + formula(*args, **kwargs, out_val=result)
         return result
 
     def _add(self, storage: torch.UntypedStorage, category: Category) -> None:

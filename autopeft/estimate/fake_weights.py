@@ -1,0 +1,86 @@
+"""Puts fake tensors in the place of a meta model's weights, and takes them out again.
+
+Fake tensors have no data either, but say that they are on the device that the training will use.
+Only so do torch and the model decide as they will then: autocast, dropout and attention choose their
+kernels by the device, which the meta device would answer wrongly.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autopeft.estimate.quantized import PackedState
+
+Replace = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[Replace]:
+    """Swap every parameter and buffer for a fake one inside; one that is shared stays shared.
+
+    Args:
+        model: A model on the meta device, with whatever is attached.
+        mode: The mode that the fake tensors belong to.
+        device: Where they say that they are.
+
+    Yields:
+        A function that returns the fake tensor of a meta tensor.
+    """
+    made: dict[int, torch.Tensor] = {}
+
+    def replace(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            with mode:
+                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+        return made[id(tensor)]
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            _swap_quantized(module, replace, undo)
+            for tensors in (module._parameters, module._buffers):
+                present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+                undo.callback(tensors.update, present)
+                tensors.update({name: replace(tensor) for name, tensor in present.items()})  # type: ignore[misc]
+        yield replace
+
+
+def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield every tensor that a model holds: parameters, buffers, and the scales of quantized weights."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        owners = (getattr(weight, "quant_state", None), getattr(module, "state", None), weight)
+        for owner in owners:
+            for name in ("absmax", "code", "CB", "SCB"):
+                value = getattr(owner, name, None)
+                if isinstance(value, torch.Tensor):
+                    yield value
+
+
+def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> None:
+    """Carry over what bitsandbytes keeps outside of parameters and buffers."""
+    weight: Any = module._parameters.get("weight")
+    state = getattr(weight, "quant_state", None)
+    if isinstance(state, PackedState):
+        values = {field.name: getattr(state, field.name) for field in fields(state)}
+        fake: Any = replace(weight)
+        fake.quant_state = PackedState(
+            **{name: replace(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        )
+    elif getattr(weight, "SCB", None) is not None:
+        # Such a layer moves weight and scales into its state at the first forward: give it a state to keep.
+        fake = replace(weight)
+        fake.CB = fake.SCB = None
+        state = module.state
+        undo.callback(setattr, module, "state", state)
+        module.state = copy.copy(state)
+        module.state.CB, module.state.SCB = fake.detach(), replace(weight.SCB)  # type: ignore[union-attr]

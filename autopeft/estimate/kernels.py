@@ -1,0 +1,193 @@
+"""What kernels allocate for themselves, and the FLOPs of those that torch has no formula for.
+
+A dispatch mode sees the tensors that go into an operator and come out of it. This module knows what
+happens in between: workspaces of the CPU's flash attention, the dequantized weight inside a 4-bit
+product, the integers inside an int8 product.
+
+It knows only roughly what oneDNN packs for itself in bf16 products, which depends on the CPU, the shape
+and the threads: see `_packed_bytes`.
+"""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from autopeft.estimate.tracker import Formula
+
+_aten = torch.ops.aten
+_FLASH = _aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+_QUADRATIC = frozenset(
+    {
+        _aten.bmm,
+        _aten.baddbmm,
+        _FLASH,
+        _FLASH_BACKWARD,
+        *(packet for packet in flop_registry if "attention" in str(packet)),
+    }
+)
+_KEY_BLOCK = 512
+"""Keys that the CPU's flash attention takes at a time."""
+
+
+def scratch_formulas(*, n_threads: int) -> dict[Any, Formula]:
+    """Return, by operator packet, the bytes that a CPU kernel holds besides its arguments and results.
+
+    Args:
+        n_threads: Threads of the device's process; each has a workspace.
+    """
+
+    def flash(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
+        return _flash_bytes(query, key, n_threads)
+
+    def flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
+        return _flash_backward_bytes(grad, query, key, n_threads)
+
+    formulas: dict[Any, Formula] = {
+        _FLASH: flash,
+        _FLASH_BACKWARD: flash_backward,
+        _aten.mm: _packed_bytes,
+        _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right),
+    }
+    for name, formula in _QUANTIZED_SCRATCH.items():
+        # bitsandbytes registers its operators when it is imported; before that no layer can use them.
+        if hasattr(torch.ops.bitsandbytes, name):
+            formulas[getattr(torch.ops.bitsandbytes, name)] = formula
+    return formulas
+
+
+def flop_formulas() -> Mapping[Any, Formula]:
+    """Return, by operator packet, FLOPs: torch's formulas, CPU flash attention and quantized products."""
+    formulas: dict[Any, Formula] = {**flop_registry, _FLASH: _flash_flops, _FLASH_BACKWARD: _flash_backward_flops}
+    for name, formula in _QUANTIZED_FLOPS.items():
+        if hasattr(torch.ops.bitsandbytes, name):
+            formulas[getattr(torch.ops.bitsandbytes, name)] = formula
+    return formulas
+
+
+def replacements() -> Mapping[Any, Callable[..., Any]]:
+    """Return, by operator packet, stand-ins for operators whose result's shape depends on data.
+
+    Omits: the columns with outliers that int8 products multiply in full precision.
+    """
+    if not hasattr(torch.ops.bitsandbytes, "int8_vectorwise_quant"):
+        return {}
+    return {
+        torch.ops.bitsandbytes.int8_vectorwise_quant: _int8_quantize,
+        torch.ops.bitsandbytes.int8_mixed_scaled_mm: _int8_product,
+    }
+
+
+def is_attention(packet: Any) -> bool:
+    """Return whether an operator's FLOPs grow with the square of the length: attention, or its products."""
+    return packet in _QUADRATIC
+
+
+def _query_block(n_queries: int) -> int:
+    return min(n_queries, 256 if n_queries >= 768 else 64 if n_queries >= 192 else 32)
+
+
+def _flash_bytes(query: torch.Tensor, key: torch.Tensor, n_threads: int) -> int:
+    """Return the workspace of the CPU's flash attention in the forward pass.
+
+    Each thread has a block of scores, its sums and maxima, and a block of the output, in fp32. Reduced
+    precision adds the block of scores in that dtype, and keys and values packed for the matrix unit.
+
+    Source: `cpu_flash_attention` in aten/src/ATen/native/cpu/FlashAttentionKernel.cpp; equal to
+        the profiler's figure to the byte for fp32, lengths 64 to 2,048.
+    """
+    block = _query_block(query.shape[-2])
+    scores = block * min(_KEY_BLOCK, key.shape[-2])
+    n_bytes = 4 * n_threads * (scores + 2 * block + block * query.shape[-1])
+    if query.itemsize < 4:
+        n_bytes += query.itemsize * n_threads * scores + 2 * key.numel() * key.itemsize
+    return n_bytes
+
+
+def _flash_backward_bytes(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, n_threads: int) -> int:
+    """Return the workspace of the CPU's flash attention in the backward pass.
+
+    Source: `cpu_flash_attention_backward`, as above. A gradient that is not laid out
+        [batch, token, head, channel] is copied first.
+    """
+    block = _query_block(query.shape[-2])
+    scores = block * min(_KEY_BLOCK, key.shape[-2])
+    n_bytes = 4 * n_threads * (2 * scores + block)
+    if query.itemsize < 4:
+        n_bytes += 2 * query.itemsize * n_threads * scores
+    if not grad.transpose(1, 2).is_contiguous():
+        n_bytes += grad.numel() * grad.itemsize
+    return n_bytes
+
+
+def _packed_bytes(left: torch.Tensor, right: torch.Tensor, **_: Any) -> int:
+    """Return what a bf16 product packs: one copy of its right operand, which is a weight.
+
+    Measured on an AVX512 + AMX CPU with oneDNN as in torch 2.13: 0 to 1 copies of a weight with one
+    thread, up to 2 with two. Where the left operand is transposed (a weight's gradient) the right one is
+    the long one; it is packed in pieces of up to 1 MB, which are left out.
+    """
+    if right.itemsize >= 4 or not left.is_contiguous():
+        return 0
+    return right.numel() * right.itemsize
+
+
+def _flash_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _flash_backward_flops(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+def _dequantized_bytes(hidden: torch.Tensor, _packed: torch.Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    """Return the size of a 4-bit weight, dequantized to the dtype of its input, and packed where that is bf16."""
+    n_copies = 1 if hidden.itemsize >= 4 else 2
+    return prod(shape) * hidden.itemsize * n_copies
+
+
+def _int8_quantize_bytes(hidden: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Return what quantizing activations by row takes: a mask, and two products in fp32.
+
+    Source: `int8_vectorwise_quant` in bitsandbytes/backends/default/ops.py (0.50).
+    """
+    return 8 * hidden.numel()
+
+
+def _int8_product_bytes(hidden: torch.Tensor, *_: Any, out_val: Any, **__: Any) -> int:
+    """Return what an int8 product and its scaling take: the sums as integers, and two fp32 copies.
+
+    Source: `int8_scaled_mm` and `int8_mm_dequant`, as above; the result is one of those three in fp32.
+    """
+    n = out_val[0].numel()
+    return 12 * n - n * int(hidden.itemsize)
+
+
+def _int8_quantize(hidden: torch.Tensor, _threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (
+        hidden.new_empty(hidden.shape, dtype=torch.int8),
+        hidden.new_empty(hidden.shape[:-1].numel(), dtype=torch.float32),
+        hidden.new_empty(0, dtype=torch.int64),
+    )
+
+
+def _int8_product(
+    hidden: torch.Tensor, _quantized: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return hidden.new_empty((*hidden.shape[:-1], weight.shape[0])), hidden.new_empty(0)
+
+
+_QUANTIZED_SCRATCH: Mapping[str, Formula] = {
+    "gemm_4bit": _dequantized_bytes,
+    "int8_vectorwise_quant": _int8_quantize_bytes,
+    "int8_mixed_scaled_mm": _int8_product_bytes,
+}
+_QUANTIZED_FLOPS: Mapping[str, Formula] = {
+    "gemm_4bit": lambda hidden, _packed, shape, *_, **__: 2 * hidden.numel() * shape[0],
+    "int8_mixed_scaled_mm": lambda hidden, _quantized, weight, *_, **__: 2 * hidden.numel() * weight.shape[0],
+}

@@ -1,0 +1,106 @@
+"""A base on the meta device with quantized layers: bitsandbytes' own, holding packed weights without data.
+
+The layers are the real ones, so that attaching, hooks and the forward take the paths that they take
+in training. What a quantized product needs while it runs is in `autopeft.estimate.kernels`.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopeft.models.base import Base
+from autopeft.models.quantization import quantization_config, settle
+from autopeft.spec.block import Quantization
+from autopeft.spec.training import Precision
+
+_BLOCK_SIZE = 64
+"""Weights that share a scale in 4-bit storage; bitsandbytes' default, which transformers keeps."""
+_N_CODES = 16
+
+
+@dataclass(kw_only=True)
+class PackedState:
+    """What a 4-bit layer keeps beside its packed weight, with the attributes of bitsandbytes' `QuantState`.
+
+    Attributes:
+        absmax: Scale of each block; fp32.
+        code: The values that a code of 4 bits can mean; fp32.
+        shape: Logical shape of the weight, [out_features, in_features].
+        dtype: Of the dequantized weight: what the weight was before.
+    """
+
+    absmax: torch.Tensor
+    code: torch.Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+    quant_type: str
+    blocksize: int = _BLOCK_SIZE
+    nested: bool = False
+
+
+def quantize_meta(base: Base, quantization: Quantization, precision: Precision) -> Base:
+    """Return a copy of an unquantized base on the meta device, stored as `load_base` would store it.
+
+    Args:
+        base: From `build_meta`; returned itself where nothing is to be quantized.
+        quantization: Storage of the linear maps of the layers.
+        precision: Dtype that 4-bit weights are multiplied in.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+        ModelError: The model has no linear map to quantize.
+    """
+    if quantization == base.quantization:
+        return base
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+
+    compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    config = quantization_config(quantization, skip=base.summary.new_modules, compute_dtype=compute_dtype)
+    model = copy.deepcopy(base.model)
+    skipped = HfQuantizer.get_modules_to_not_convert(model, config.llm_int8_skip_modules, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=config)
+    setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
+    settle(model, quantization, compute_dtype)
+    for module in model.modules():
+        _pack(module)
+    return Base(
+        model=model,
+        summary=base.summary,
+        quantization=quantization,
+        device=base.device,
+        head=base.head,
+        kernel=base.kernel,
+    )
+
+
+def _pack(module: nn.Module) -> None:
+    """Give a quantized layer a weight of its stored size; other modules stay as they are."""
+    weight: Any = getattr(module, "weight", None)
+    if hasattr(weight, "quant_state"):
+        shape, n = weight.shape, weight.numel()
+        state = PackedState(
+            absmax=_meta(-(-n // _BLOCK_SIZE), dtype=torch.float32),
+            code=_meta(_N_CODES, dtype=torch.float32),
+            shape=shape,
+            dtype=weight.dtype,
+            quant_type=weight.quant_type,
+        )
+        packed = _meta((n + 1) // 2, 1, dtype=torch.uint8)
+        module.weight = type(weight)(
+            packed, requires_grad=False, quant_state=state, quant_type=weight.quant_type, bnb_quantized=True, module=module
+        )
+    elif hasattr(weight, "SCB"):
+        module.weight = type(weight)(
+            _meta(*weight.shape, dtype=torch.int8),
+            requires_grad=False,
+            has_fp16_weights=False,
+            SCB=_meta(weight.shape[0], dtype=torch.float32),
+        )
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
