@@ -1,0 +1,177 @@
+"""The report's interactive figures, as plotly figures.
+
+Their colours for text, grid and background are left to the page, which has a light and a dark form.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from autopeft.results.comparison import Z_95
+from autopeft.results.plots import (
+    FRONT_COLOR,
+    OTHER_COLOR,
+    YARDSTICK_COLOR,
+    axis_title,
+    cost_ticks,
+    scored,
+    without_score,
+)
+from autopeft.results.wording import format_score, outcome_words, reason_words
+from autopeft.searching.pareto import pareto_front
+from autopeft.spec.cost import format_cost
+from autopeft.spec.objective import COSTS, OBJECTIVES
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.units import format_bytes
+
+
+def front_chart(state: StudyState) -> Any:
+    """Return every trial by first cost (log scale) and quality; unscored ones lie at the bottom."""
+    front = pareto_front(state.trials, state.objectives)
+    on_front = {record.number for record in front}
+    with_score = scored(state.chains, state.metric)
+    rest = [trial for trial in with_score if trial.number not in on_front and trial is not state.yardstick]
+    complete = [trial for trial in rest if trial.outcome is Outcome.COMPLETE]
+    partial = [trial for trial in rest if trial.outcome is not Outcome.COMPLETE]
+    unscored = without_score(state)
+    values = [trial.value(state.metric) for trial in with_score] or [0.0, 1.0]
+    floor = min(values) - 0.06 * ((max(values) - min(values)) or 1.0)
+    figure = _figure(axis_title(state), f"{state.quality.label} on validation")
+    figure.add_trace(_points(state, unscored, "never scored", symbol="x-thin-open", y=[floor] * len(unscored)))
+    figure.add_trace(_points(state, partial, "stopped or broken off, last score", symbol="circle-open"))
+    figure.add_trace(_points(state, complete, "trained in full", symbol="circle"))
+    line = _points(state, front, "front, 95 % interval", symbol="circle", color=FRONT_COLOR, size=9)
+    line.error_y = {
+        "type": "data",
+        "array": [Z_95 * record.standard_errors.get(state.metric, 0.0) for record in front],
+        "thickness": 1,
+        "width": 3,
+    }
+    if len(state.objectives) == 2:
+        # With more objectives, what looks dominated here may be best in one that is not drawn.
+        line.update(mode="lines+markers", line={"shape": "hv", "width": 1.5, "color": FRONT_COLOR})
+    figure.add_trace(line)
+    if (yardstick := state.yardstick) is not None:
+        points = _points(state, [yardstick], "yardstick", symbol="diamond", color=YARDSTICK_COLOR, size=10)
+        figure.add_trace(points)
+    if (limit := state.limits.get(state.cost.name)) is not None:
+        figure.add_vline(x=limit, line={"dash": "dot", "width": 1, "color": OTHER_COLOR})
+    ticks = cost_ticks(state)
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[format_cost(state.cost.name, tick) for tick in ticks])
+    return figure
+
+
+def memory_chart(state: StudyState) -> Any | None:
+    """Return measured over predicted peak memory, with the line of equality; None where none was measured."""
+    trials = [trial for trial in state.chains if trial.measured.peak_memory is not None]
+    if not trials:
+        return None
+    mib = 2.0**20
+    predicted = [trial.estimate.peak_memory / mib for trial in trials]
+    measured = [(trial.measured.peak_memory or 0) / mib for trial in trials]
+    figure = _figure("predicted peak memory, MiB", "measured, MiB")
+    ends = [min(predicted + measured), max(predicted + measured)]
+    figure.add_trace(
+        go.Scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            name="equal",
+            line={"width": 1, "dash": "dot", "color": OTHER_COLOR},
+            hoverinfo="skip",
+        )
+    )
+    points = _points(state, trials, "trials", symbol="circle", color=FRONT_COLOR)
+    figure.add_trace(points.update(x=predicted, y=measured))
+    return figure
+
+
+def rung_chart(state: StudyState) -> Any | None:
+    """Return quality over the share of a full training, one line for each trial; None where no trial met a rung."""
+    trials = [trial for trial in state.chains if any(state.metric in rung.scores for rung in trial.rungs)]
+    if not trials:
+        return None
+    front = {record.number for record in pareto_front(state.trials, state.objectives)}
+    figure = _figure("share of the full training", f"{state.quality.label} on validation")
+    named: set[str] = set()
+    # The front is drawn last, on top of the others.
+    for trial in sorted(trials, key=lambda trial: (trial.number in front, trial.number)):
+        points = [(rung.examples, rung.scores[state.metric]) for rung in trial.rungs if state.metric in rung.scores]
+        if trial.outcome is Outcome.COMPLETE:
+            points.append((trial.examples, trial.value(state.metric)))
+        name = "front" if trial.number in front else outcome_words(trial.outcome)
+        figure.add_trace(
+            go.Scatter(
+                x=[examples / state.n_full_examples for examples, _ in points],
+                y=[value for _, value in points],
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                showlegend=name not in named,
+                line={"width": 1.8 if name == "front" else 1, "color": FRONT_COLOR if name == "front" else OTHER_COLOR},
+                marker={"size": 5, "symbol": "circle" if trial.outcome is Outcome.COMPLETE else "x-thin-open"},
+                opacity=1.0 if name == "front" else 0.6,
+                text=[_hover(state, trial)] * len(points),
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+        named.add(name)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+def _figure(x_title: str, y_title: str) -> Any:
+    return go.Figure(
+        layout={
+            "template": "none",
+            "xaxis": {"title": {"text": x_title}, "zeroline": False},
+            "yaxis": {"title": {"text": y_title}, "zeroline": False},
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "font": {"size": 12}},
+            "margin": {"l": 64, "r": 16, "t": 56, "b": 56},
+            "hovermode": "closest",
+            "hoverlabel": {"align": "left"},
+        }
+    )
+
+
+def _points(
+    state: StudyState,
+    trials: Sequence[TrialRecord],
+    name: str,
+    *,
+    symbol: str,
+    color: str = OTHER_COLOR,
+    size: int = 7,
+    y: Sequence[float] | None = None,
+) -> Any:
+    return go.Scatter(
+        x=[trial.value(state.cost.name) for trial in trials],
+        y=list(y) if y is not None else [trial.value(state.metric) for trial in trials],
+        mode="markers",
+        name=name,
+        marker={"symbol": symbol, "color": color, "size": size, "line": {"width": 1, "color": color}},
+        text=[_hover(state, trial) for trial in trials],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=bool(trials),
+    )
+
+
+def _hover(state: StudyState, trial: TrialRecord) -> str:
+    """Return a trial's card; plotly reads some HTML in it, so that texts are escaped."""
+    test = state.tests.get(trial.number)
+    lines = [
+        f"<b>{trial.number}</b> {escape(trial.design.describe())}",
+        escape(outcome_words(trial.outcome)),
+        f"{state.quality.label} {format_score(trial.scores, trial.standard_errors, state.metric)} on validation",
+    ]
+    if test is not None:
+        lines.append(f"{state.quality.label} {format_score(test.scores, test.standard_errors, state.metric)} on test")
+    lines += [f"{OBJECTIVES[name].label} {format_cost(name, trial.estimate.cost(name))}" for name in COSTS]
+    if trial.measured.peak_memory is not None:
+        lines.append(f"measured peak memory {format_bytes(trial.measured.peak_memory)}")
+    if reason := reason_words(trial, state.limits):
+        lines.append(escape(reason if len(reason) <= 90 else reason[:89] + "…"))
+    return "<br>".join(lines)

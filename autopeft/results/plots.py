@@ -1,0 +1,125 @@
+"""The front as a picture, drawn with matplotlib without a display."""
+
+from collections.abc import Sequence
+from math import isfinite
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from autopeft.results.comparison import Z_95
+from autopeft.searching.pareto import pareto_front
+from autopeft.spec.cost import format_cost
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome, TrialRecord
+
+# Okabe and Ito's blue and vermilion: told apart by people with any kind of colour vision.
+FRONT_COLOR = "#0072b2"
+YARDSTICK_COLOR = "#d55e00"
+OTHER_COLOR = "#8a9099"
+
+
+def axis_title(state: StudyState) -> str:
+    """Return what a cost axis is called."""
+    return f"{state.cost.label} (predicted, log scale)"
+
+
+def scored(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Return the trials that have a finite score."""
+    return [trial for trial in trials if isfinite(trial.scores.get(metric, float("nan")))]
+
+
+def cost_ticks(state: StudyState) -> list[float]:
+    """Return round values on the first cost's axis: powers of two for bytes, else steps within powers of ten."""
+    costs = [trial.value(state.cost.name) for trial in state.chains]
+    if not costs:
+        return []
+    low, high = min(costs) / 1.5, max(costs) * 1.5
+    if state.cost.unit == "B":
+        return [tick for power in range(60) if low <= (tick := 2.0**power) <= high]
+    steps = (1, 2, 5) if high / low > 30 else (1, 1.5, 2, 3, 5, 7)
+    return [tick for power in range(21) for step in steps if low <= (tick := step * 10.0**power) <= high]
+
+
+def without_score(state: StudyState) -> list[TrialRecord]:
+    """Return the trials that ended before any score."""
+    numbers = {trial.number for trial in scored(state.chains, state.metric)}
+    return [trial for trial in state.chains if trial.number not in numbers]
+
+
+def draw_front(state: StudyState) -> Figure:
+    """Draw every trial by its first cost (log scale) and quality; the front with its 95 % intervals.
+
+    Trials that were never scored are ticks on the cost axis. With more than two objectives the front is
+    not joined by a line: what looks dominated here may be best in an objective that is not drawn.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    front = pareto_front(state.trials, state.objectives)
+    on_front = {record.number for record in front}
+    rest = [trial for trial in state.chains if trial.number not in on_front and trial is not state.yardstick]
+    complete = [trial for trial in scored(rest, state.metric) if trial.outcome is Outcome.COMPLETE]
+    partial = [trial for trial in scored(rest, state.metric) if trial.outcome is not Outcome.COMPLETE]
+    _scatter(axes, state, complete, color=OTHER_COLOR, label="trained in full")
+    _scatter(axes, state, partial, color="none", edgecolors=OTHER_COLOR, label="stopped or broken off, last score")
+    if unscored := without_score(state):
+        costs = [trial.value(state.cost.name) for trial in unscored]
+        axes.plot(
+            costs,
+            [0.015] * len(costs),
+            "|",
+            transform=axes.get_xaxis_transform(),
+            color=OTHER_COLOR,
+            label="never scored",
+        )
+    _draw_line(axes, state, front)
+    if (yardstick := state.yardstick) is not None:
+        _scatter(axes, state, [yardstick], color=YARDSTICK_COLOR, marker="D", s=45, label="yardstick", zorder=4)
+    if (limit := state.limits.get(state.cost.name)) is not None:
+        axes.axvline(limit, color=OTHER_COLOR, linestyle=":", linewidth=1, label="budget")
+    _dress(axes, state)
+    return figure
+
+
+def _scatter(axes: Axes, state: StudyState, trials: Sequence[TrialRecord], **style: object) -> None:
+    if trials:
+        points = [(trial.value(state.cost.name), trial.value(state.metric)) for trial in trials]
+        axes.scatter(*zip(*points, strict=True), **{"s": 22, "zorder": 2, **style})  # type: ignore[arg-type]
+
+
+def _draw_line(axes: Axes, state: StudyState, front: Sequence[TrialRecord]) -> None:
+    if not front:
+        return
+    costs = [record.value(state.cost.name) for record in front]
+    values = [record.value(state.metric) for record in front]
+    errors = [Z_95 * record.standard_errors.get(state.metric, 0.0) for record in front]
+    axes.errorbar(
+        costs,
+        values,
+        yerr=errors,
+        fmt="o",
+        color=FRONT_COLOR,
+        markersize=6,
+        elinewidth=0.8,
+        label="front, 95 % interval",
+        zorder=3,
+    )
+    if len(state.objectives) == 2:
+        axes.step(costs, values, where="post", color=FRONT_COLOR, linewidth=1.2, zorder=3)
+
+
+def _dress(axes: Axes, state: StudyState) -> None:
+    """Label the axes, and take off whatever says nothing."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in cost_ticks(state) if low <= tick <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([format_cost(state.cost.name, tick) for tick in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(axis_title(state))
+    axes.set_ylabel(f"{state.quality.label} on validation")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="best")

@@ -1,0 +1,168 @@
+"""The answer of a search: its front, its trials, and what to take from them."""
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from autopeft.errors import ResultError
+from autopeft.results import selection
+from autopeft.results.comparison import Comparer, Comparison
+from autopeft.results.front import Front
+from autopeft.results.front_file import front_values
+from autopeft.results.leaderboard import make_leaderboard
+from autopeft.results.wording import outcome_words
+from autopeft.searching.folder import StudyFolder
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome, TrialRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SearchResult:
+    """What a search found, or has found so far.
+
+    Attributes:
+        state: Everything that is known of the study.
+        interrupted: Whether the search was stopped before it was done; calling it again goes on.
+    """
+
+    def __init__(self, state: StudyState, *, interrupted: bool = False) -> None:
+        self.state = state
+        self.interrupted = interrupted
+        self._comparer = Comparer(state)
+
+    @cached_property
+    def front(self) -> Front:
+        """Return the feasible, non-dominated, fully trained designs, cheapest first; it may be empty."""
+        return Front(self.state)
+
+    @property
+    def yardstick(self) -> TrialRecord | None:
+        """Return the default design that the front is measured against, where it trained in full."""
+        return self.state.yardstick
+
+    def leaderboard(self) -> pd.DataFrame:
+        """Return every trial, complete ones first, best first; see `make_leaderboard` for the columns."""
+        return make_leaderboard(self.state)
+
+    def best(
+        self, metric: str | None = None, *, within: Literal["1se"] | None = None, **limits: str | float
+    ) -> TrialRecord:
+        """Return the best fully trained design within the limits, of those that nothing beats in metric and cost.
+
+        Args:
+            metric: A quality metric, by default the study's; or a cost, for the cheapest design of the front.
+            within: `"1se"` asks for the cheapest design (by the first cost objective) that the best one is better
+                than by no more than one standard error of their paired difference on the validation split.
+            **limits: By cost, as in a budget: `trainable_params="0.5%"`, `peak_memory="4GiB"`.
+
+        Raises:
+            ResultError: Nothing trained in full within the limits, or the metric is unknown.
+            BudgetError: A limit cannot be read.
+
+        Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees",
+            section 3.4.3; the standard error here is that of the paired difference.
+        """
+        return selection.best(self._comparer, metric, within, limits)
+
+    def knee(self) -> TrialRecord:
+        """Return the design of the front after which more cost buys least.
+
+        With log10 of the first cost and the quality each scaled to 0..1 over the front, it is the design furthest
+        above the chord from the cheapest to the best. Where none is above it (or there are fewer than three), no
+        design bends the front, and the best is returned.
+
+        Raises:
+            ResultError: No design trained in full.
+
+        Source: Satopaa et al. 2011, "Finding a 'Kneedle' in a Haystack", section III; without its smoothing and
+            its threshold, since a front is discrete and already monotone.
+        """
+        return selection.knee(self.state)
+
+    def gain_over_yardstick(self) -> selection.Gain:
+        """Compare the front with the yardstick: at no more cost, at no less quality, and overall.
+
+        Raises:
+            ResultError: The front is empty, or no yardstick trained in full.
+        """
+        return selection.gain_over_yardstick(self._comparer)
+
+    def compare(self, trial: TrialRecord | int, reference: TrialRecord | int, metric: str | None = None) -> Comparison:
+        """Return by how much one finished trial is better than another, with standard errors.
+
+        Raises:
+            ResultError: There is no such trial, or one of them was not scored.
+        """
+        return self._comparer.compare(self.trial(trial), self.trial(reference), metric)
+
+    def trial(self, trial: TrialRecord | int) -> TrialRecord:
+        """Return a trial of the study by its number.
+
+        Raises:
+            ResultError: There is none.
+        """
+        number = trial if isinstance(trial, int) else trial.number
+        for record in self.state.trials:
+            if record.number == number:
+                return record
+        raise ResultError(f"a trial must be one of 0 to {len(self.state.trials) - 1}, but got {number}")
+
+    def export(self, trial: TrialRecord | int, path: str | Path) -> Path:
+        """Copy a trained design's adapter, which `autopeft.load` reads, to a new folder.
+
+        Raises:
+            ResultError: The trial did not train in full, its adapter is not there, or the folder is not empty.
+        """
+        record, target = self.trial(trial), Path(path)
+        if record.outcome is not Outcome.COMPLETE:
+            front = ", ".join(str(record.number) for record in self.front)
+            raise ResultError(
+                f"only a trial that trained in full has an adapter, but trial {record.number} is "
+                f"{outcome_words(record.outcome)}; the front has {front or 'none'}"
+            )
+        source = StudyFolder(self.state.folder).adapter(record.number)
+        if not (source / "autopeft.json").is_file():
+            raise ResultError(f"the adapter of trial {record.number} must be in {source}, but it is not there")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ResultError(f"an export goes to a new or an empty folder, but {target} has content; choose another")
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return target
+
+    def plot(self) -> "Figure":
+        """Draw the front with every trial, the yardstick and 95 % intervals, over the logarithm of the first cost."""
+        from autopeft.results.plots import draw_front
+
+        return draw_front(self.state)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report, one HTML file that needs no network, and return its path."""
+        from autopeft.results.report import render_report
+
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(render_report(self.state, interrupted=self.interrupted), encoding="utf-8")
+        return target
+
+    def save(self) -> dict[str, Path]:
+        """Write `front.json`, `front.png` and `report.html` into the study's folder, and return their paths."""
+        folder = StudyFolder(self.state.folder)
+        paths = {name: folder.path / name for name in ("front.json", "front.png", "report.html")}
+        folder.write_json(paths["front.json"], front_values(self.state))
+        self.plot().savefig(paths["front.png"], dpi=150)
+        self.report(paths["report.html"])
+        return paths
+
+    def summary(self) -> str:
+        """Return what was found in a few lines."""
+        from autopeft.results.summary import summarize
+
+        return summarize(self.state, interrupted=self.interrupted)
+
+    def __repr__(self) -> str:
+        """Return the summary."""
+        return self.summary()

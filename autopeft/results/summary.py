@@ -1,0 +1,82 @@
+"""A study in a few sentences: what was tried, and what the front gains over the yardstick."""
+
+from collections import Counter
+
+from autopeft.errors import ResultError
+from autopeft.results.comparison import Comparer, Comparison
+from autopeft.results.front import why_empty
+from autopeft.results.selection import gain_over_yardstick, knee
+from autopeft.results.wording import format_difference, format_ratio, format_score, outcome_words, verdict
+from autopeft.searching.pareto import pareto_front
+from autopeft.spec.cost import format_cost
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome, TrialRecord
+
+
+def count_words(state: StudyState) -> str:
+    """Say how many trials ended in which way: `12 complete, 5 stopped, 3 infeasible; 9 proposals refused`."""
+    counts = Counter(trial.outcome for trial in state.chains)
+    text = ", ".join(f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome])
+    refused = sum(state.n_refused.values())
+    return (text or "no trials") + (f"; {refused} proposals refused before training" if refused else "")
+
+
+def gain_sentences(comparer: Comparer) -> list[str]:
+    """Say what the front gains over the yardstick, each gain with its standard error and whether it is noise.
+
+    Numbers are those of the test split where there are any: nothing was chosen by it.
+    """
+    state = comparer.state
+    try:
+        gain = gain_over_yardstick(comparer)
+    except ResultError as error:
+        return [f"Nothing to compare: {error}."]
+    sentences = []
+    dearest = gain.overall
+    if gain.at_no_more_cost is not None:
+        sentences.append(_sentence(state, "At no more cost than the yardstick", gain.at_no_more_cost))
+        if gain.at_no_more_cost.trial.number == dearest.trial.number:
+            sentences[-1] = _sentence(state, "The best design costs no more than the yardstick", dearest)
+    if gain.at_no_more_cost is None or gain.at_no_more_cost.trial.number != dearest.trial.number:
+        sentences.append(_sentence(state, "The best design, whatever it costs", dearest))
+    cheap = gain.cheapest_as_good
+    if cheap is not None and cheap.trial.value(state.cost.name) < gain.yardstick.value(state.cost.name):
+        ratio = format_ratio(cheap.trial.value(state.cost.name), gain.yardstick.value(state.cost.name))
+        lead = f"With {ratio} less {state.cost.label}, at no lower validation score"
+        sentences.append(_sentence(state, lead, cheap))
+    return sentences
+
+
+def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:
+    trial = comparison.trial
+    who = f"{lead}: {trial.design.describe()} (trial {trial.number})"
+    if trial.number == comparison.reference.number:
+        return f"{who}, which is the yardstick itself: no design that costs no more scored higher."
+    difference = comparison.soundest
+    where = difference.split + ("" if difference.paired else ", not paired: predictions are missing")
+    text = f"{who}, {state.quality.label} {format_difference(difference)} on {where}: {verdict(difference)}."
+    if comparison.test is None:
+        text += " This is the split it was chosen on, so the gain looks larger than it is."
+    return text
+
+
+def summarize(state: StudyState, *, interrupted: bool = False) -> str:
+    """Return the study in a few lines."""
+    lines = [f"Study {state.spec.study_name}: {count_words(state)}."]
+    if interrupted:
+        lines.append("The search was interrupted; the same call goes on where it stopped.")
+    front = pareto_front(state.trials, state.objectives)
+    if not front:
+        return "\n".join([*lines, f"There is no front: {why_empty(state)}."])
+    cheapest, top = front[0], min(front, key=lambda t: state.quality.loss(t.value(state.metric)))
+    lines.append(f"Front of {len(front)} designs by {', '.join(o.label for o in state.objectives)}:")
+    lines += [
+        _line(state, name, trial) for name, trial in (("best", top), ("knee", knee(state)), ("cheapest", cheapest))
+    ]
+    return "\n".join([*lines, *gain_sentences(Comparer(state))])
+
+
+def _line(state: StudyState, name: str, trial: TrialRecord) -> str:
+    score = format_score(trial.scores, trial.standard_errors, state.metric)
+    cost = format_cost(state.cost.name, trial.value(state.cost.name))
+    return f"  {name}: {score}, {cost} {state.cost.label}, {trial.design.describe()} (trial {trial.number})"
