@@ -29,6 +29,7 @@ class Attached:
         base: What it is attached to.
         groups: Trainable parameters by `head` and block kind; disjoint, and together all that train.
         n_trainable: How many numbers train.
+        sites: Where each of them was attached, by `head` and block kind.
     """
 
     def __init__(self, base: Base, design: Design, sites: Mapping[str, Site], undo: ExitStack) -> None:
@@ -37,6 +38,7 @@ class Attached:
         self.design = design
         self.groups: dict[str, list[nn.Parameter]] = {kind: site.trainable for kind, site in sites.items()}
         self.n_trainable = sum(p.numel() for group in self.groups.values() for p in group)
+        self.sites = dict(sites)
         self._undo = undo
         owned = {id(tensor) for site in sites.values() for tensor in (*site.trainable, *site.frozen)}
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -110,7 +112,7 @@ def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
         transaction.callback(delattr, base.model, "_autopeft_attached")
         sites = {HEAD: _attach_head(base, transaction, seed)}
         for technique in _in_order(design):
-            site = Site(base.model, base.summary, base.device, transaction)
+            site = Site(base.model, base.summary, transaction)
             with _seeded(seed, technique.kind):
                 technique.attach_all([block for block in design.blocks if block.kind == technique.kind], site)
             sites[technique.kind] = site
@@ -131,15 +133,16 @@ def _in_order(design: Design) -> list[type[Technique]]:
 
 def _attach_head(base: Base, transaction: ExitStack, seed: int) -> Site:
     """Put freshly initialised copies in the place of the modules that the checkpoint did not have."""
-    site = Site(base.model, base.summary, base.device, transaction)
+    site = Site(base.model, base.summary, transaction)
     for path in base.summary.new_modules:
         fresh = copy.deepcopy(site.module(path))
-        if base.device.type != "meta":
+        device = next(fresh.parameters()).device
+        if device.type != "meta":
             fresh.cpu()  # every device starts from the values of the CPU's generator
         with _seeded(seed, path):
             for module in fresh.modules():
                 base.model._init_weights(module)
-        fresh.to(base.device).requires_grad_(True)
+        fresh.to(device).requires_grad_(True)
         site.replace(path, fresh)
         for parameter in fresh.parameters():
             site.own(parameter)

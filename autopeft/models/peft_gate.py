@@ -1,17 +1,35 @@
 """The only module that uses peft: its target table, its injected layers, its file format."""
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
+import torch
 from torch import nn
 
 import autopeft.models.quantization  # noqa: F401  # peft imports bitsandbytes: the notice must be filtered first
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from autopeft.models.technique import Site
 
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
 ADAPTER_NAME = "default"
 """Name under which peft keeps the one adapter that we inject."""
+_TASKS = {
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModel": "FEATURE_EXTRACTION",
+}
+"""peft's task by class of transformers."""
 
 
 def default_targets(model_type: str) -> tuple[str, ...]:
@@ -43,3 +61,69 @@ def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mappi
         for name, parameter in wrapper.named_parameters():
             if not name.startswith("base_layer."):
                 site.own(parameter)
+
+
+def extract(site: "Site") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return settings and tensors of the adapter that `inject` put into the model, as peft names them."""
+    from peft import get_peft_model_state_dict
+
+    config = site.model.peft_config[ADAPTER_NAME]
+    tensors = get_peft_model_state_dict(site.model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    return config.to_dict(), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def stock_files(
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    new_modules: Mapping[str, torch.Tensor],
+    *,
+    modules_to_save: Sequence[str],
+    base_model: str,
+    auto_class: str,
+) -> dict[str, bytes]:
+    """Return the files of a stock adapter folder.
+
+    Args:
+        settings: peft's configuration, as a technique returns it.
+        tensors: The adapter's, by peft's names without a prefix.
+        new_modules: Tensors of the head and the like, by their path in the model.
+        modules_to_save: Paths of those modules.
+        base_model: Hub id or folder.
+        auto_class: Class that the base is loaded with, from which peft's task follows.
+    """
+    from peft import get_peft_config
+
+    config = get_peft_config(
+        {
+            **settings,
+            "modules_to_save": list(modules_to_save) or None,
+            "base_model_name_or_path": base_model,
+            "task_type": _TASKS.get(auto_class),
+            "inference_mode": True,
+        }
+    )
+    # A tuner wraps the model once more than a prompt does, and prompts have no path in it.
+    inner = "base_model." if config.is_prompt_learning else "base_model.model."
+    own = "" if config.is_prompt_learning else inner
+    named = {f"{own}{name}": tensor for name, tensor in tensors.items()}
+    named.update({f"{inner}{name}": tensor for name, tensor in new_modules.items()})
+    return {
+        CONFIG_FILE: json.dumps(config.to_dict(), indent=2, sort_keys=True, default=_plain).encode(),
+        TENSOR_FILE: safetensors.torch.save(named, metadata={"format": "pt"}),
+    }
+
+
+def open_stock(model: "PreTrainedModel", folder: Path) -> nn.Module:
+    """Return the model with the stock adapter in a folder, ready for inference."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for a property that has a new name there.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        opened: nn.Module = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
+    return opened
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value for what peft keeps as sets and enumerations."""
+    return sorted(value) if isinstance(value, set) else str(value)

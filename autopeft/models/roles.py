@@ -5,11 +5,17 @@ This module does not know: experts (several maps with one role in a layer get no
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
+from inspect import signature
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.spec.model import ROLES, LayerSummary, LinearSummary
+from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, ModelSummary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q", "wq"),
@@ -169,3 +175,59 @@ def _peft_targets(model: nn.Module) -> dict[str, str]:
     if len(names) == 1:
         return {names[0]: "qkv"}
     return dict(zip(names, ("query", "value"), strict=False)) if len(names) == 2 else {}
+
+
+def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modules: tuple[str, ...]) -> ModelSummary:
+    """Return the structure of a model with its head as a plain value; the same on every device and quantization.
+
+    Args:
+        model: On any device, in any quantization, with nothing attached.
+        name: As the user gave it.
+        fingerprint: Of its files.
+        new_modules: Paths of the modules that the checkpoint did not have.
+
+    Raises:
+        ModelError: The structure is not understood.
+    """
+    config = model.config.get_text_config()
+    n_new = logical_numel(model.get_submodule(path) for path in new_modules)
+    n_heads = int(config.num_attention_heads)
+    return ModelSummary(
+        name=name,
+        architecture=type(model).__name__,
+        model_type=str(model.config.model_type),
+        fingerprint=fingerprint,
+        n_parameters=logical_numel([model]) - n_new,
+        n_head_parameters=n_new,
+        new_modules=new_modules,
+        hidden_size=int(config.hidden_size),
+        n_heads=n_heads,
+        n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
+        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+        vocabulary_size=int(getattr(config, "vocab_size", 0)),
+        n_positions=_n_positions(model),
+        has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
+        takes_cache="past_key_values" in signature(model.base_model.forward).parameters,
+        layers=find_layers(model),
+    )
+
+
+def logical_numel(modules: Iterable[nn.Module]) -> int:
+    """Return the number of parameters as if none were quantized; shared ones count once."""
+    sizes: dict[int, int] = {}
+    for module in (inner for outer in modules for inner in outer.modules()):
+        shape = linear_shape(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = shape is not None and name == "weight"
+            sizes[id(parameter)] = shape[0] * shape[1] if packed and shape is not None else parameter.numel()
+    return sum(sizes.values())
+
+
+def _n_positions(model: "PreTrainedModel") -> int | None:
+    """Return the longest input in tokens; RoBERTa-like models lose the positions up to the padding's."""
+    declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if declared is None:
+        return None
+    table = position_table(model)
+    padding = None if table is None else table.padding_idx
+    return int(declared) if padding is None else int(declared) - padding - 1

@@ -26,15 +26,13 @@ class Site:
     Attributes:
         model: The model, as the techniques attached before have left it.
         summary: Its layers and roles; paths stay valid whatever is attached.
-        device: Where new tensors belong; the meta device in a dry run.
         trainable: Parameters that the technique trains.
         frozen: Tensors that the technique owns and does not train; saved with it.
     """
 
-    def __init__(self, model: "PreTrainedModel", summary: ModelSummary, device: torch.device, undo: ExitStack) -> None:
+    def __init__(self, model: "PreTrainedModel", summary: ModelSummary, undo: ExitStack) -> None:
         self.model = model
         self.summary = summary
-        self.device = device
         self.trainable: list[nn.Parameter] = []
         self.frozen: list[torch.Tensor] = []
         self._undo = undo
@@ -59,7 +57,8 @@ class Site:
         place = self.module(parent)
         if hasattr(place, name):
             raise ModelError(f"an own module needs a free name, but {parent}.{name} exists")
-        place.add_module(name, module.to(device=self.device, dtype=torch.float32))
+        near = next(place.parameters())  # where the layer is: another device for some layers, or meta in a dry run
+        place.add_module(name, module.to(device=near.device, dtype=torch.float32))
         self._undo.callback(delattr, place, name)
         for parameter in module.parameters():
             self.own(parameter)

@@ -1,14 +1,17 @@
-"""Tiny models with random weights, saved as folders, so that loading is the real thing."""
+"""Tiny models with random weights, and what tests ask of a model."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
+from torch import nn
 
-from autopeft.models.base import Base, Head, load_base
+from autopeft.models.attach import Attached
+from autopeft.models.base import Head
+from autopeft.spec.design import Design
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
 SIZES: dict[str, Any] = {"vocab_size": 97, "pad_token_id": 1}
@@ -46,39 +49,49 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 ARCHITECTURES = tuple(CONFIGS)
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return a folder by architecture, with a headless tiny model and real safetensors weights."""
-    made = {}
-    for name, config in CONFIGS.items():
-        folder = tmp_path_factory.mktemp(name)
-        torch.manual_seed(0)
-        transformers.AutoModel.from_config(config()).save_pretrained(folder)
-        made[name] = str(folder)
-    return made
-
-
-@pytest.fixture(scope="session")
-def bases(folders: dict[str, str]) -> dict[str, Base]:
-    """Return a loaded base by architecture; every test that attaches must detach."""
-    return {name: load_base(folder, HEAD) for name, folder in folders.items()}
-
-
-@pytest.fixture
-def text() -> dict[str, torch.Tensor]:
-    """Return three right-padded inputs of different lengths."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 97, (3, 9), generator=generator)
-    mask = torch.ones_like(ids)
-    for row, length in enumerate((9, 4, 6)):
-        ids[row, length:] = 1
-        mask[row, length:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def logits(base: Base, text: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return what the model answers, in evaluation mode and without a gradient."""
-    base.model.eval()
+def save(name: str, folder: Path) -> str:
+    """Save a headless tiny model, with weights so large that errors show, and return its folder."""
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(CONFIGS[name]())
     with torch.no_grad():
-        answer: torch.Tensor = base.model(**text).logits
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def design(*blocks: dict[str, Any], quantization: str = "none") -> Design:
+    """Return a design from the JSON forms of its blocks."""
+    return Design.from_dict({"quantization": quantization, "blocks": list(blocks)})
+
+
+def logits(model: nn.Module, text: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return what the model answers, in evaluation mode and without a gradient."""
+    model.eval()
+    with torch.no_grad():
+        answer: torch.Tensor = model(**text).logits
     return answer
+
+
+def perturb(attached: Attached, seed: int = 1) -> None:
+    """Move every trainable parameter, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for group in attached.groups.values():
+            for parameter in group:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def content(model: nn.Module) -> dict[str, str]:
+    """Return a hash of every tensor of a model by name, and of the state of quantized weights."""
+    return {
+        name: hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in model.state_dict().items()
+        if tensor.dim() > 0
+    }
+
+
+def structure(model: nn.Module) -> list[tuple[str, type, int, int]]:
+    """Return every module with its class and the number of its hooks."""
+    return [(n, type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()]

@@ -10,6 +10,7 @@ DoRA: Liu et al. 2024 (arXiv:2402.09353), eq. 5. The layers are peft's.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 
 from autopeft.errors import DesignError
@@ -127,6 +128,11 @@ class Lora(Technique):
         targets = {linear.path: block for block in blocks for linear in block._targets(site.summary)}
         conv1d = any(type(site.module(path)).__name__ == "Conv1D" for path in targets)
         peft_gate.inject(site, PEFT_TYPE, list(targets), {**_settings(targets), "fan_in_fan_out": conv1d})
+
+    @classmethod
+    def to_peft(cls, blocks: Sequence["Lora"], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # noqa: ARG003
+        """Return what was injected, as peft would save it."""
+        return peft_gate.extract(site)
 
     def _targets(self, model: ModelSummary) -> Iterator[LinearSummary]:
         """Yield the linear maps that the block updates."""

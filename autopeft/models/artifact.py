@@ -1,0 +1,230 @@
+"""The exported folder of a trained design: written as bytes by workers, opened by `load`.
+
+A design that one stock technique of peft makes is a stock peft folder, which
+`PeftModel.from_pretrained` opens; any other has its tensors in `adapter.safetensors`. Either way
+`autopeft.json` beside them says what the design is, and of which base model it is the adapter.
+Nothing in it is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from autopeft.errors import ArtifactError
+from autopeft.models import peft_gate
+from autopeft.models.attach import HEAD, Attached, attach
+from autopeft.models.base import open_checkpoint
+from autopeft.models.loading import Checkpoint, Head, read_tokenizer
+from autopeft.models.model_files import fingerprint, locate
+from autopeft.models.technique import Technique
+from autopeft.spec.block import block_class
+from autopeft.spec.design import Design
+
+SCHEMA_VERSION = 1
+DESCRIPTION_FILE = "autopeft.json"
+TENSOR_FILE = "adapter.safetensors"
+
+
+def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of an export, by name.
+
+    Args:
+        attached: The trained design, still attached.
+        metadata: What is worth knowing of the training, JSON-ready: scores, steps, data.
+    """
+    stock = is_stock(attached)
+    base = attached.base
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "peft" if stock else "autopeft",
+        "design": attached.design.to_dict(),
+        "base_model": {
+            "name": base.summary.name,
+            "fingerprint": base.summary.fingerprint,
+            "auto_class": base.head.auto_class,
+            "labels": list(base.head.labels),
+        },
+        "metadata": dict(metadata),
+    }
+    files = _stock_files(attached) if stock else {TENSOR_FILE: _to_bytes(attached.state())}
+    return {
+        DESCRIPTION_FILE: json.dumps(description, indent=2, sort_keys=True).encode(),
+        "README.md": _model_card(attached, metadata, stock=stock).encode(),
+        **files,
+    }
+
+
+def is_stock(attached: Attached) -> bool:
+    """Return whether the design exports as a folder that stock peft can load."""
+    design = attached.design
+    return len(design.kinds) == 1 and all(block.exports_to_peft(attached.base.summary) for block in design.blocks)
+
+
+def load(
+    path: str | Path,
+    base_model: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+) -> tuple[torch.nn.Module, Any]:
+    """Open an export on its base model, ready for inference.
+
+    Args:
+        path: The exported folder.
+        base_model: Where the base model is now, if not where it was.
+        dtype: Of the base, as a dtype or its name; fp32 where it is not given, as in training. The
+            matrix products of a 4-bit base run in it.
+        device_map: As transformers takes it; the CPU where it is not given.
+
+    Returns:
+        The model in evaluation mode, and the tokenizer of the base (None where the base has none).
+
+    Raises:
+        ArtifactError: The folder is incomplete or damaged, or the base is not the one it was made for.
+        ModelError: The base cannot be loaded.
+    """
+    folder = Path(path)
+    description = _read_description(folder)
+    try:
+        design = Design.from_dict(description["design"])
+        origin = description["base_model"]
+        head = Head(auto_class=origin["auto_class"], labels=tuple(origin["labels"]))
+        expected, name = str(origin["fingerprint"]), base_model or str(origin["name"])
+        stock = description["format"] == "peft"
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r}; export the adapter again"
+        ) from error
+    base_folder = locate(name)
+    if fingerprint(base_folder) != expected:
+        raise ArtifactError(
+            f"an adapter fits only the base model that it was trained on, but {name!r} has other weights or another "
+            "configuration; give the right one as base_model"
+        )
+    number_type = _dtype(dtype)
+    quantized = design.quantization != "none"
+    base = open_checkpoint(
+        Checkpoint(name=name, folder=base_folder, head=head),
+        quantization=design.quantization,
+        compute_dtype=number_type if quantized else torch.float32,
+        dtype=torch.float32 if quantized else number_type,
+        device_map={"": "cpu"} if device_map is None else _device_map(device_map),
+    )
+    if stock:
+        model = _open_stock(base.model, folder)
+    else:
+        attach(base, design).load_state(_read_tensors(folder / TENSOR_FILE))
+        model = base.model
+    if not quantized:
+        for (
+            parameter
+        ) in model.parameters():  # and no buffers: rotary frequencies stay in fp32, as transformers keeps them
+            parameter.data = parameter.data.to(number_type)
+    return model.requires_grad_(False).eval(), read_tokenizer(base_folder)
+
+
+def _stock_files(attached: Attached) -> dict[str, bytes]:
+    (kind,) = attached.design.kinds
+    technique = block_class(kind)
+    assert issubclass(technique, Technique)
+    settings, tensors = technique.to_peft(attached.design.blocks, attached.sites[kind])
+    summary = attached.base.summary
+    new = tuple(f"{path}." for path in summary.new_modules)
+    return peft_gate.stock_files(
+        settings,
+        tensors,
+        {name: tensor for name, tensor in attached.state().items() if name.startswith(new)},
+        modules_to_save=summary.new_modules,
+        base_model=summary.name,
+        auto_class=attached.base.head.auto_class,
+    )
+
+
+def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
+    tensors = folder / peft_gate.TENSOR_FILE
+    _read_tensors(tensors)  # a damaged file gets our message, and a folder with a pickle instead is refused
+    try:
+        return peft_gate.open_stock(model, folder)
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ArtifactError(f"peft cannot open the adapter in {folder}: {error}; export it again") from error
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION_FILE
+    if not file.is_file():
+        hint = ""
+        if (folder / peft_gate.CONFIG_FILE).is_file():
+            hint = "; this is a stock peft folder of other origin: open it with peft.PeftModel.from_pretrained"
+        raise ArtifactError(f"an exported adapter must have {DESCRIPTION_FILE}, but {str(folder)!r} has none{hint}")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        version = description["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file} is damaged: {error}; export the adapter again") from error
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"schema_version of {file} must be {SCHEMA_VERSION}, but is {version!r}; use the autopeft that wrote it"
+        )
+    assert isinstance(description, dict)
+    return description
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise ArtifactError(f"an exported adapter must have its tensors, but {file} is not there; export it again")
+    try:
+        return safetensors.torch.load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{file} is damaged: {error}; export the adapter again") from error
+
+
+def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save(dict(tensors), metadata={"format": "pt"})
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ArtifactError(f"dtype must be a floating-point dtype such as 'bfloat16', but got {dtype!r}")
+    return found
+
+
+def _device_map(device_map: Any) -> Any:
+    """Return transformers' form: one device becomes a map of the whole model."""
+    if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return {"": device_map}
+    return {"": device_map} if isinstance(device_map, torch.device | int) else device_map
+
+
+def _model_card(attached: Attached, metadata: Mapping[str, Any], *, stock: bool) -> str:
+    """Return a README with what hubs read at its top, what the adapter is, and how to load it."""
+    name = attached.base.summary.name
+    scores = metadata.get("scores")
+    lines = ["---", f"base_model: {json.dumps(name)}", f"library_name: {'peft' if stock else 'autopeft'}", "---", ""]
+    lines += [f"# {attached.design.describe()}", "", f"An adapter for `{name}`, found by autopeft.", ""]
+    n_head = sum(parameter.numel() for parameter in attached.groups[HEAD])
+    lines += [f"- trainable parameters: {attached.n_trainable:,}, of which {n_head:,} in the head"]
+    if isinstance(scores, Mapping):
+        lines += [f"- {metric}: {value:.4f}" for metric, value in scores.items() if isinstance(value, float)]
+    if attached.base.head.labels:
+        lines += [f"- classes: {', '.join(attached.base.head.labels)}"]
+    lines += [
+        "",
+        "```python",
+        "import autopeft",
+        "",
+        'model, tokenizer = autopeft.load("path/to/this/folder")',
+        "```",
+        "",
+    ]
+    if stock:
+        lines += ["It is a stock PEFT folder too: `peft.PeftModel.from_pretrained(base, folder)` opens it.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""Tiny models as folders, so that loading is the real thing, and real weights loaded once."""
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, HEAD, save
+
+from autopeft.models.base import Base, load_base
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return a model folder by architecture."""
+    return {name: save(name, tmp_path_factory.mktemp(name)) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def bases(folders: dict[str, str]) -> dict[str, Base]:
+    """Return a loaded base by architecture; every test that attaches must detach."""
+    return {name: load_base(folder, HEAD) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def real_base(minilm: str) -> Base:
+    """Return MiniLM with its real weights; every test that attaches must detach."""
+    return load_base(minilm, HEAD)
+
+
+@pytest.fixture
+def text() -> dict[str, torch.Tensor]:
+    """Return three right-padded inputs of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 97, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((9, 4, 6)):
+        ids[row, length:] = 1
+        mask[row, length:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
