@@ -1,0 +1,67 @@
+"""What can be wrong with a machine, tried out rather than guessed."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+PACKAGES = ("torch", "transformers", "peft", "optuna", "datasets", "ray", "bitsandbytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine() -> Iterator[Finding]:
+    """Yield a finding for each package, the device, quantized training, and the disk."""
+    yield Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.system()}")
+    for name in PACKAGES:
+        yield _version(name)
+    yield _try("device", _device)
+    yield _try("training on a 4-bit base", _train_quantized)
+    free = shutil.disk_usage(".").free
+    yield Finding(name="disk", ok=free > 2**30, detail=f"{free / 2**30:.1f} GiB free here")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    yield Finding(name="hub", ok=True, detail="offline: local models only" if offline else "may be asked for models")
+
+
+def _version(name: str) -> Finding:
+    try:
+        return Finding(name=name, ok=True, detail=importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name=name, ok=False, detail=f"not installed: pip install {name}")
+
+
+def _try(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, ok=True, detail=check())
+    except Exception as error:  # whatever is wrong with the machine is the finding
+        return Finding(name=name, ok=False, detail=f"{type(error).__name__}: {error}")
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return ", ".join(names)
+    return f"cpu with {torch.get_num_threads()} threads; no CUDA device"
+
+
+def _train_quantized() -> str:
+    """Push a gradient through a 4-bit layer before and after an evaluation, where CPUs have lost it silently."""
+    import torch
+
+    from autopeft.models.quantization import probe
+
+    gradients = probe()
+    if not all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients):
+        raise RuntimeError("gradients do not pass through a 4-bit layer")
+    return "gradients pass, also after an evaluation"
