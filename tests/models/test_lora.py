@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, HEAD, design, logits, perturb
+
+from autopeft.errors import DesignError
+from autopeft.models.attach import attach
+from autopeft.models.base import Base, load_base
+from autopeft.models.blocks.lora import Lora
+from autopeft.spec.design import Design
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_count_is_the_formula_and_step_0_is_the_base(
+    bases: dict[str, Base], text: dict[str, torch.Tensor], name: str, dora: bool
+) -> None:
+    base, rank = bases[name], 4
+    with attach(base, design()):
+        expected = logits(base.model, text)
+    with attach(base, design({"lora": {"rank": rank, "dora": dora, "layers": [0, 2]}})) as attached:
+        shapes = [role for i in (0, 2) for role in base.summary.layers[i].roles.values()]
+        n_lora = sum(rank * (s.in_features + s.out_features) + (s.out_features if dora else 0) for s in shapes)
+        assert sum(p.numel() for p in attached.groups["lora"]) == n_lora
+        torch.testing.assert_close(logits(base.model, text), expected, atol=1e-5, rtol=1e-4)
+        perturb(attached)
+        assert (logits(base.model, text) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_update_is_the_papers(bases: dict[str, Base], rslora: bool) -> None:
+    """Hu et al. 2021, eq. 3: h = W x + (alpha / r) B A x; rsLoRA divides by the root of r."""
+    base = bases["bert"]
+    block = {"rank": 4, "alpha": 10, "roles": ["mlp_up"], "layers": [1], "rslora": rslora}
+    hidden = torch.randn(5, 32)
+    path = base.summary.layers[1].roles["mlp_up"].path
+    plain = base.model.get_submodule(path)
+    with attach(base, design({"lora": block})) as attached:
+        perturb(attached)
+        state = attached.state()
+        scale = 10 / (math.sqrt(4) if rslora else 4)
+        a, b = state[f"{path}.lora_A.default.weight"], state[f"{path}.lora_B.default.weight"]
+        expected = plain(hidden) + scale * hidden @ a.T @ b.T
+        with torch.no_grad():
+            torch.testing.assert_close(base.model.get_submodule(path)(hidden), expected)
+
+
+def test_blocks_with_different_ranks_share_one_design(bases: dict[str, Base]) -> None:
+    base = bases["llama"]
+    blocks = [
+        {"lora": {"rank": 2, "roles": ["query", "value"], "layers": [0, 1]}},
+        {"lora": {"rank": 6, "alpha": 3, "roles": ["key"], "layers": [1]}},
+        {"lora": {"rank": 4, "layers": [2]}},
+    ]
+    with attach(base, design(*blocks)) as attached:
+        scaling = {}
+        for name, module in base.model.named_modules():
+            if hasattr(module, "lora_A"):
+                scaling[name.removeprefix("model.layers.")] = (module.r["default"], module.scaling["default"])
+        last = {role.path.removeprefix("model.layers."): (4, 2.0) for role in base.summary.layers[2].roles.values()}
+        assert scaling == last | {
+            "0.self_attn.q_proj": (2, 2.0),
+            "0.self_attn.v_proj": (2, 2.0),
+            "1.self_attn.q_proj": (2, 2.0),
+            "1.self_attn.v_proj": (2, 2.0),
+            "1.self_attn.k_proj": (6, 0.5),
+        }
+        assert attached.design.kinds == ("lora",)
+
+
+def test_layer_names_that_begin_alike_are_told_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Layers 1 and 10 to 12: suffixes and patterns of peft must not confuse them."""
+    import transformers
+    from tiny_models import BERT_LIKE
+
+    folder = tmp_path_factory.mktemp("deep")
+    transformers.BertModel(transformers.BertConfig(**{**BERT_LIKE, "num_hidden_layers": 13})).save_pretrained(folder)
+    base = load_base(str(folder), HEAD)
+    blocks = [{"lora": {"rank": 2, "layers": [1, 11]}}, {"lora": {"rank": 3, "layers": [10, 12, 2]}}]
+    with attach(base, design(*blocks)):
+        ranks: dict[int, set[int]] = {}
+        for name, module in base.model.named_modules():
+            if hasattr(module, "lora_A"):
+                ranks.setdefault(int(name.split(".")[3]), set()).add(module.r["default"])
+    assert ranks == {1: {2}, 11: {2}, 10: {3}, 12: {3}, 2: {3}}
+
+
+def test_alpha() -> None:
+    assert Lora(rank=8).alpha == 16
+    assert Lora(rank=8, alpha_ratio=4).alpha == 32  # type: ignore[call-arg]
+    assert Lora(rank=8, alpha=3).alpha == 3
+    with pytest.raises(ValueError, match="exclude each other"):
+        Lora(rank=8, alpha=3, alpha_ratio=1)  # type: ignore[call-arg]
+    assert Design.from_dict(design({"lora": {"rank": 8, "alpha_ratio": 4}}).to_dict()).blocks[0] == Lora(
+        rank=8, alpha=32
+    )
+
+
+def test_the_canonical_form_and_the_words(bases: dict[str, Base]) -> None:
+    summary = bases["bert"].summary
+    spelled = design({"lora": {"rank": 2, "roles": list(summary.roles), "layers": [2, 0, 1]}})
+    assert spelled.resolve(summary) == design({"lora": {"rank": 2}}).resolve(summary) == design({"lora": {"rank": 2}})
+    assert design({"lora": {"rank": 8, "roles": ["value", "query"]}}).describe() == "LoRA r=8 on query, value"
+    assert spelled.serving(summary) == "merge"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([{"rank": 9000}], "rank <= hidden_size must hold, but got rank=9000, hidden_size=32"),
+        ([{"rank": 17, "roles": ["key"]}], r"rank <= min\(in_features, out_features\).*rank=17"),
+        ([{"rank": 2, "roles": ["qkv"]}], "query, key, value, attention_output, mlp_up, mlp_gate, mlp_down.*'qkv'"),
+        ([{"rank": 2, "layers": [0]}, {"rank": 3, "roles": ["key"], "layers": [0, 1]}], "one lora.*layers.0.*k_proj"),
+        ([{"rank": 2, "layers": [0]}, {"rank": 2, "rslora": True, "layers": [1]}], "same rslora.*False and True"),
+        ([{"rank": 2, "layers": [0]}, {"rank": 2, "dora": True, "layers": [1]}], "same dora"),
+        ([{"rank": 2, "layers": [0]}, {"rank": 2, "dropout": 0.5, "layers": [1]}], "same dropout"),
+    ],
+)
+def test_what_cannot_be_is_refused(bases: dict[str, Base], blocks: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(DesignError, match=message):
+        design(*({"lora": block} for block in blocks)).check(bases["llama"].summary)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rank": 0}, {"rank": "many"}, {"rank": 2, "dropout": 1}, {"rank": 2, "alpha": 0}]
+)
+def test_settings_are_validated_when_built(settings: dict[str, object]) -> None:
+    with pytest.raises(DesignError, match=r"lora\."):
+        design({"lora": settings})
