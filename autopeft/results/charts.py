@@ -96,39 +96,48 @@ def rung_chart(state: StudyState) -> Any | None:
         return None
     front = {record.number for record in pareto_front(state.trials, state.objectives)}
     figure = _figure("share of the full training", f"{state.quality.label} on validation")
-    named: set[str] = set()
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        groups.setdefault("front" if trial.number in front else outcome_words(trial.outcome), []).append(trial)
     # The front is drawn last, on top of the others.
-    for trial in sorted(trials, key=lambda trial: (trial.number in front, trial.number)):
+    for name in sorted(groups, key=lambda name: name == "front"):
+        figure.add_trace(_curves(state, groups[name], name))
+    figure.update_xaxes(tickformat=".0%", range=[0, 1.04])
+    return figure
+
+
+def _curves(state: StudyState, trials: Sequence[TrialRecord], name: str) -> Any:
+    """Return one trace of many curves: a gap, where x is None, ends each."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for trial in trials:
         points = [(rung.examples, rung.scores[state.metric]) for rung in trial.rungs if state.metric in rung.scores]
         if trial.outcome is Outcome.COMPLETE:
             points.append((trial.examples, trial.value(state.metric)))
-        name = "front" if trial.number in front else outcome_words(trial.outcome)
-        figure.add_trace(
-            go.Scatter(
-                x=[examples / state.n_full_examples for examples, _ in points],
-                y=[value for _, value in points],
-                mode="lines+markers",
-                name=name,
-                legendgroup=name,
-                showlegend=name not in named,
-                line={"width": 1.8 if name == "front" else 1, "color": FRONT_COLOR if name == "front" else OTHER_COLOR},
-                marker={"size": 5, "symbol": "circle" if trial.outcome is Outcome.COMPLETE else "x-thin-open"},
-                opacity=1.0 if name == "front" else 0.6,
-                text=[_hover(state, trial)] * len(points),
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-        named.add(name)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.04])
-    return figure
+        x += [*(examples / state.n_full_examples for examples, _ in points), None]
+        y += [*(value for _, value in points), None]
+        text += [_hover(state, trial)] * (len(points) + 1)
+    on_front = name == "front"
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        name=name,
+        line={"width": 1.8 if on_front else 1, "color": FRONT_COLOR if on_front else OTHER_COLOR},
+        marker={"size": 5, "symbol": "circle" if on_front or name == "complete" else "x-thin-open"},
+        opacity=1.0 if on_front else 0.6,
+        text=text,
+        hovertemplate="%{text}<extra></extra>",
+    )
 
 
 def _figure(x_title: str, y_title: str) -> Any:
     return go.Figure(
         layout={
             "template": "none",
-            "xaxis": {"title": {"text": x_title}, "zeroline": False},
-            "yaxis": {"title": {"text": y_title}, "zeroline": False},
+            "xaxis": {"title": {"text": x_title, "font": {"size": 13}}, "zeroline": False},
+            "yaxis": {"title": {"text": y_title, "font": {"size": 13}}, "zeroline": False},
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "font": {"size": 12}},
             "margin": {"l": 64, "r": 16, "t": 56, "b": 56},
             "hovermode": "closest",

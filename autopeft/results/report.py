@@ -1,11 +1,12 @@
 """The report: one HTML file that opens without a network, in light and in dark, on wide and narrow screens."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from io import StringIO
+from io import SEEK_END, StringIO
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,10 +88,12 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
 
 
 def study_yaml(state: StudyState) -> str:
-    """Return the study as a study file, with what `auto` left open as it was chosen."""
-    values = {**state.spec.to_dict(), "metric": state.metric, "training": state.training.model_dump(mode="json")}
-    text = StringIO()
-    YAML(typ="rt", pure=True).dump(values, text)
+    """Return the study as a study file, as it was asked; what was left open is said in a comment."""
+    training = state.training
+    chosen = f"{training.precision}, {training.kernel} attention, {training.device}"
+    text = StringIO(f"# metric: {state.metric}; computed with: {chosen}\n")
+    text.seek(0, SEEK_END)
+    YAML(typ="rt", pure=True).dump(state.spec.to_dict(), text)
     return text.getvalue()
 
 
@@ -111,6 +114,7 @@ def _template() -> Template:
         outcome=outcome_words,
         serving=lambda trial: SERVING[trial.estimate.serving],
         reason=reason_words,
+        fact=_fact,
         label=lambda name: OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " "),
     )
     return environment.from_string(_read("report.html"))
@@ -142,6 +146,15 @@ def _summary(state: StudyState) -> list[tuple[str, str]]:
     ]
 
 
+def _fact(value: Any) -> str:
+    """Write a value of the study file on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _picks(comparer: Comparer) -> list[Pick]:
     """Return best, knee and cheapest within one standard error; a design that is several of them comes once."""
     chosen = {
@@ -154,7 +167,7 @@ def _picks(comparer: Comparer) -> list[Pick]:
         Pick(
             names=tuple(name for name, trial in chosen.items() if trial.number == number),
             trial=next(trial for trial in chosen.values() if trial.number == number),
-            code=f"import autopeft\n\nmodel, tokenizer = autopeft.load({_adapter(comparer.state, number)!r})",
+            code=f"model, processor = autopeft.load(\n    {json.dumps(_adapter(comparer.state, number))}\n)",
         )
         for number in numbers
     ]

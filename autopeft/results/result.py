@@ -148,13 +148,17 @@ class SearchResult:
         target.write_text(render_report(self.state, interrupted=self.interrupted), encoding="utf-8")
         return target
 
+    def paths(self) -> dict[str, Path]:
+        """Return where `save` writes, by what is there: the report, the front as data, and as a picture."""
+        names = {"report": "report.html", "front": "front.json", "picture": "front.png", "adapters": "adapters"}
+        return {what: self.state.folder / name for what, name in names.items()}
+
     def save(self) -> dict[str, Path]:
-        """Write `front.json`, `front.png` and `report.html` into the study's folder, and return their paths."""
-        folder = StudyFolder(self.state.folder)
-        paths = {name: folder.path / name for name in ("front.json", "front.png", "report.html")}
-        folder.write_json(paths["front.json"], front_values(self.state))
-        self.plot().savefig(paths["front.png"], dpi=150)
-        self.report(paths["report.html"])
+        """Write `front.json`, `front.png` and `report.html` into the study's folder, and return `paths`."""
+        paths = self.paths()
+        StudyFolder(self.state.folder).write_json(paths["front"], front_values(self.state))
+        self.plot().savefig(paths["picture"], dpi=150)
+        self.report(paths["report"])
         return paths
 
     def summary(self) -> str:

@@ -138,7 +138,12 @@ class Builder:
             n_refused={"trainable_params": 7, "peak_memory": 3, "requirement": 2},
             tests=self.tests,
             notes=("Splits were made by group film: 9,000 / 600 / 800.", "12 of 10,400 texts were cut at 128 tokens."),
-            facts={"autopeft": "0.1.0", "torch": "2.13.0", "data_sha256": "f" * 64},
+            facts={
+                "labels": ["bad", "good"],
+                "n_train": 9000,
+                "step_seconds": 0.1234567,
+                "versions": {"torch": "2.13.0"},
+            },
         )
         return replace(base, **changes)
 
