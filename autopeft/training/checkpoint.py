@@ -39,16 +39,15 @@ class Checkpoint:
         """Return the checkpoint as a safetensors file."""
         tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
-        # Cloned where needed: safetensors refuses tensors that share storage or are not contiguous.
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        counters = {"design": self.design, "seed": self.seed, "examples": self.examples, "full": self.full}
-        metadata = {
+        header = {
             "format": _FORMAT,
-            "schema_version": str(SCHEMA_VERSION),
-            "counters": json.dumps(counters, sort_keys=True),
+            "schema_version": SCHEMA_VERSION,
+            "counters": {"design": self.design, "seed": self.seed, "examples": self.examples, "full": self.full},
         }
-        metadata["sha256"] = _checksum(tensors, metadata)
-        return safetensors.torch.save(tensors, metadata)
+        header["sha256"] = _checksum(tensors, header)
+        # One entry alone: safetensors writes several in random order, and equal checkpoints should be equal bytes.
+        return safetensors.torch.save(tensors, {"autopeft": json.dumps(header, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Checkpoint":
@@ -60,24 +59,23 @@ class Checkpoint:
         try:
             tensors = safetensors.torch.load(content)
             header_bytes = int.from_bytes(content[:8], "little")
-            metadata = dict(json.loads(content[8 : 8 + header_bytes])["__metadata__"])
-            expected = metadata.pop("sha256")
+            header = json.loads(json.loads(content[8 : 8 + header_bytes])["__metadata__"]["autopeft"])
+            expected = header.pop("sha256")
         except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"a checkpoint must be a safetensors file that autopeft wrote, but this one ({len(content)} bytes) is "
                 f"damaged: {error}; start the trial again"
             ) from None
-        if metadata.get("format") != _FORMAT or metadata.get("schema_version") != str(SCHEMA_VERSION):
+        if (header.get("format"), header.get("schema_version")) != (_FORMAT, SCHEMA_VERSION):
             raise ArtifactError(
-                f"a checkpoint must be {_FORMAT} version {SCHEMA_VERSION}, but got {metadata.get('format')} version "
-                f"{metadata.get('schema_version')}; continue with the autopeft that wrote it"
+                f"a checkpoint must be {_FORMAT} version {SCHEMA_VERSION}, but got {header.get('format')} version "
+                f"{header.get('schema_version')}; continue with the autopeft that wrote it"
             )
-        if _checksum(tensors, metadata) != expected:
+        if _checksum(tensors, header) != expected:
             raise ArtifactError(
                 "a checkpoint must match its checksum, but this one does not: it is damaged; start the trial again"
             )
-        counters = json.loads(metadata["counters"])
-        return cls(**counters, adapter=_part(tensors, "adapter/"), optimizer=_part(tensors, "optimizer/"))
+        return cls(**header["counters"], adapter=_part(tensors, "adapter/"), optimizer=_part(tensors, "optimizer/"))
 
     def check(self, *, design: str, seed: int, full: int, examples: int | None) -> None:
         """Raise `ArtifactError` where the checkpoint belongs to another trial or another place in its training."""
@@ -94,8 +92,8 @@ def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.T
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, object]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -121,6 +121,9 @@ def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list
         started = time.perf_counter()
         for candidate in candidates:
             _round(attached, data, candidate, batches[:1])
+        # Where steps are slow (a large model, a busy machine), the middle batch alone has to do.
+        if (time.perf_counter() - started) * N_BATCHES * 2 > BUDGET_SECONDS:
+            batches = [batches[len(batches) // 2]]
         for n_rounds in range(MAX_ROUNDS):
             best = min((taken[0] for taken in times if taken), default=0.0)
             for candidate, taken in zip(candidates, times, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from autopeft.errors import ModelError
+from autopeft.models.artifact import pack
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
 from autopeft.spec.block import Quantization
@@ -140,8 +141,6 @@ class Worker:
             result = replace(result, checkpoint=saved)
         if progress.examples < full or evaluation is None:
             return result
-        from autopeft.models.artifact import pack
-
         return replace(result, artifact=pack(attached, metadata=self._metadata(segment, evaluation, progress)))
 
     def _worth_evaluating(
