@@ -8,8 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
+
+# Shared machines stall: how long one example takes says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 ROLE_SHAPES = {
     "query": (384, 384),

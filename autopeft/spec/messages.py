@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,6 +25,20 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
     return f"{name} is not a known key{nearest(name.rpartition('.')[2], names)}; known keys: {', '.join(names)}"
 
 
+def first_complaint(error: ValidationError) -> dict[str, Any]:
+    """Return the complaint to show: unknown keys before wrong values, values before words that they are not.
+
+    Where a value may be of several types, pydantic puts the type it tried into the location; that part is left out.
+    """
+
+    def rank(item: Any) -> tuple[bool, bool]:
+        return item["type"] != "extra_forbidden", item["type"] == "literal_error"
+
+    first = dict(min(error.errors(), key=rank))
+    first["loc"] = tuple(part for part in first["loc"] if isinstance(part, int) or part == part.lower())
+    return first
+
+
 def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = ()) -> str:
     """Turn pydantic's first complaint into one sentence: the key, the rule and the value.
 
@@ -32,7 +47,7 @@ def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = 
         prefix: Path of the validated value inside its file, put before each key.
         known: Keys that would have been accepted, for the hint on an unknown one.
     """
-    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    first = first_complaint(error)
     place = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
     if first["type"] == "extra_forbidden":
         return unknown_key(place, known)

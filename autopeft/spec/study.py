@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from autopeft.errors import AutopeftError, StudyError
 from autopeft.spec.cost import Budget
 from autopeft.spec.design import Design
-from autopeft.spec.messages import explain
+from autopeft.spec.messages import explain, first_complaint
 from autopeft.spec.objective import find_objective
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
@@ -165,7 +165,7 @@ def make_study(values: Mapping[str, Any], *, file: YamlFile | None = None) -> St
     try:
         return StudySpec(**values)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        first = first_complaint(error)
         known = list(_known_keys(first["loc"]))
         place = f"{file.place('.'.join(map(str, first['loc'])))}: " if file is not None else ""
         raise StudyError(place + explain(error, known=known)) from None

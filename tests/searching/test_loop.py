@@ -11,7 +11,7 @@ from autopeft.searching.pareto import pareto_front
 from autopeft.searching.plan import Baseline
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
-from tests.searching.conftest import FULL, Bench, KnownWorker
+from tests.searching.conftest import FULL, Bench, KnownWorker, cost
 
 
 def outcomes(records: tuple[TrialRecord, ...]) -> Counter[Outcome]:
@@ -78,16 +78,8 @@ def test_over_budget_designs_are_never_trained_and_are_counted(bench: Bench) -> 
     assert 0 < len(infeasible) <= 3, "a capped sample is recorded"
     assert all(r.excess["trainable_params"] > 0 for r in infeasible)
     assert all("20k" in r.reason for r in infeasible)
-    assert all(CountedParams.of(bench, s.design) <= 20_000 for s in worker.segments)
+    assert all(cost(s.design, bench.model).trainable_params <= 20_000 for s in worker.segments)
     assert n_designs(records) == 30
-
-
-class CountedParams:
-    @staticmethod
-    def of(bench: Bench, design: Design) -> int:
-        from tests.searching.conftest import cost
-
-        return cost(design, bench.model).trainable_params
 
 
 def test_a_budget_that_nothing_meets_ends_with_the_limit(bench: Bench) -> None:
@@ -126,7 +118,7 @@ def test_failures_are_told_apart_and_the_study_goes_on(bench: Bench) -> None:
 
 
 def test_a_fault_that_is_not_the_designs_ends_the_search(bench: Bench) -> None:
-    with pytest.raises(SearchError, match="5 trials in a row failed.*it broke"):
+    with pytest.raises(SearchError, match=r"5 trials in a row failed.*it broke"):
         bench.run(KnownWorker(bench.model, lambda _: SegmentStatus.FAILED))
 
 
@@ -155,7 +147,7 @@ def test_a_killed_search_leaves_no_running_trial_behind(bench: Bench) -> None:
 
     worker = KnownWorker(bench.model)
 
-    def status(segment: Segment) -> SegmentStatus:
+    def status(_: Segment) -> SegmentStatus:
         if len(worker.segments) == 8:
             raise Killed
         return SegmentStatus.DONE

@@ -1,0 +1,241 @@
+"""Search spaces: drawing, size, legality, and what their files may get wrong."""
+
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopeft.errors import SpaceError
+from autopeft.spec.space import Draw, RandomChooser, SearchSpace
+from autopeft.spec.space_file import load_space, shipped_spaces
+from tests.conftest import make_summary
+
+MODEL = make_summary()
+
+
+class Enumerator:
+    """A chooser that walks every assignment of the discrete choices; rates take one value."""
+
+    def __init__(self) -> None:
+        self.trail: list[list[int]] = []
+        self.depth = 0
+
+    def _next(self, n: int) -> int:
+        if self.depth == len(self.trail):
+            self.trail.append([0, n])
+        index = self.trail[self.depth][0]
+        self.depth += 1
+        return index
+
+    def choice(self, name, options):  # type: ignore[no-untyped-def]
+        return options[self._next(len(options))]
+
+    def integer(self, name, low, high, *, log):  # type: ignore[no-untyped-def]
+        return low + self._next(high - low + 1)
+
+    def real(self, name, low, high, *, log):  # type: ignore[no-untyped-def]
+        return low
+
+    def advance(self) -> bool:
+        self.depth = 0
+        while self.trail and self.trail[-1][0] + 1 == self.trail[-1][1]:
+            self.trail.pop()
+        if not self.trail:
+            return False
+        self.trail[-1][0] += 1
+        return True
+
+
+def assignments(space: SearchSpace) -> list[Draw]:
+    chooser, draws = Enumerator(), []
+    while True:
+        draws.append(space.draw(chooser, MODEL))
+        if not chooser.advance():
+            return draws
+
+
+SMALL = {
+    "plain": {"blocks": {"lora": {"rank": [1, 2, 4]}}},
+    "use": {"quantization": ["none", "nf4"], "blocks": {"lora": {"use": [True, False], "rank": [1, 2]}}},
+    "per layer": {"blocks": {"lora": {"rank": [1, 2], "layers": {"any": "per_layer"}}}},
+    "last": {"blocks": {"prefix": {"length": {"int": [1, 4]}, "layers": {"last": {"int": [1, "n"]}}}}},
+    "groups": {"blocks": {"lora": {"rank": [0, 1, 2], "layers": {"groups": 3}}}},
+    "shared layers": {
+        "blocks": {
+            "lora": {"use": [True, False], "rank": [1, 2], "layers": {"any": "per_layer"}},
+            "adapter": {
+                "use": [True, False],
+                "size": [4],
+                "mode": ["serial", "parallel"],
+                "layers": {"same_as": "lora"},
+            },
+        }
+    },
+    "lists": {
+        "blocks": {"lora": {"rank": 2, "roles": [["query"], ["query", "value"], "all"], "layers": [[0], [4, 5], "all"]}}
+    },
+    "any_of": {
+        "blocks": {
+            "lora": {"use": [True, False], "rank": [1, 2]},
+            "adapter": {"use": [True, False], "size": [4, 8, 16]},
+        },
+        "require": {"any_of": ["lora", "adapter"]},
+    },
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_size_counts_the_assignments(name: str) -> None:
+    space = SearchSpace.from_dict(SMALL[name])
+    draws = assignments(space)
+    assert space.size(MODEL) == sum(not draw.violation for draw in draws)
+
+
+def test_the_size_of_the_autopeft_space() -> None:
+    """The space of Zhou et al. 2024 on a 12-layer BERT: 11 sizes of three blocks, one bit for each layer."""
+    sizes = [0, 1, 3, 6, 12, 24, 48, 96, 192, 384, 768]
+    space = SearchSpace.from_dict(
+        {
+            "blocks": {
+                "adapter": {"size": sizes, "layers": {"any": "per_layer"}},
+                "lora": {"rank": sizes, "layers": {"same_as": "adapter"}},
+                "prefix": {"length": sizes, "layers": {"same_as": "adapter"}},
+            }
+        }
+    )
+    assert space.size(make_summary(12)) == 11**3 * 2**12
+
+
+def test_a_continuous_choice_makes_the_size_infinite_but_rates_do_not() -> None:
+    rate = {"log": [1e-4, 1e-2]}
+    assert SearchSpace.from_dict({"blocks": {"lora": {"rank": [1, 2], "learning_rate": rate}}}).size(MODEL) == 2
+    dropout = {"float": [0.0, 0.3]}
+    assert math.isinf(SearchSpace.from_dict({"blocks": {"lora": {"rank": 1, "dropout": dropout}}}).size(MODEL))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(seed=st.integers(0, 10_000))
+def test_draws_are_canonical_and_legal(name: str, seed: int) -> None:
+    draw = SearchSpace.from_dict(SMALL[name]).draw(RandomChooser(random.Random(seed)), MODEL)
+    draw.design.check(MODEL)
+    assert draw.design.resolve(MODEL) == draw.design
+    assert set(draw.learning_rates) == {"head", *draw.design.kinds}
+
+
+def test_groups_have_a_size_each_and_0_leaves_one_out() -> None:
+    designs = {draw.design for draw in assignments(SearchSpace.from_dict(SMALL["groups"]))}
+    assert len(designs) == 27
+    layers = [[(block.rank, block.layers) for block in design.blocks] for design in designs]
+    assert [(1, (0, 1)), (2, (4, 5))] in [sorted(pairs, key=str) for pairs in layers]
+    assert [] in layers
+
+
+@pytest.mark.parametrize("name", [*SMALL, *shipped_spaces()])
+def test_to_dict_is_lossless(name: str) -> None:
+    space = load_space(name) if name in shipped_spaces() else SearchSpace.from_dict(SMALL[name])
+    values = json.loads(json.dumps(space.to_dict()))
+    again = SearchSpace.from_dict(values, name=space.name)
+    assert again == space
+    assert again.fingerprint == space.fingerprint
+    assert again.sample(MODEL, 7) == space.sample(MODEL, 7)
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_shipped_spaces_are_legal_and_their_smallest_designs_are_theirs(name: str) -> None:
+    space = load_space(name)
+    space.check(MODEL)
+    assert space.size(MODEL) > 100
+    for seed in range(50):
+        assert not space.sample(MODEL, seed).violation
+    assert all(not space.violation(design, MODEL) for design in space.smallest(MODEL))
+
+
+def test_every_choice_changes_the_fingerprint() -> None:
+    prints = {name: SearchSpace.from_dict(values).fingerprint for name, values in SMALL.items()}
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_smallest_includes_the_cheapest_design() -> None:
+    for values in SMALL.values():
+        space = SearchSpace.from_dict(values)
+
+        def cost(design) -> int:  # type: ignore[no-untyped-def]
+            return sum(
+                768
+                * getattr(b, b.size_field)
+                * len(b.layer_indices(MODEL))
+                * (len(b.roles) if b.kind == "lora" and b.roles != "all" else 6 if b.kind == "lora" else 1)
+                for b in design.blocks
+            )
+
+        trained = [d.design for d in assignments(space) if d.design.blocks and not d.violation]
+        smallest = [d for d in space.smallest(MODEL) if d.blocks]
+        assert min(map(cost, smallest)) == min(map(cost, trained)), values
+
+
+MISTAKES = [
+    ("blocks:\n  lora:\n    rnk: [1]\n", 3, "blocks.lora.rnk is not a known key; did you mean 'rank'"),
+    ("blocks:\n  lorra:\n    rank: [1]\n", 2, "did you mean 'lora'"),
+    ("blocks:\n  lora:\n    rank: []\n", 3, "at least one option"),
+    ("blocks:\n  lora:\n    rank: {int: [8, 2]}\n", 3, "low <= high must hold, but got low=8, high=2"),
+    ("blocks:\n  lora:\n    rank: {log: [0, 2]}\n", 3, "low > 0 must hold on a log scale"),
+    ("blocks:\n  lora:\n    rank: [-1]\n", 3, "blocks.lora.rank"),
+    ("blocks:\n  lora:\n    rank: [four]\n", 3, "but got 'four'"),
+    ("blocks:\n  lora:\n    rank: [1]\n    roles: [[query, vlaue]]\n", 4, "did you mean 'value'"),
+    ("blocks:\n  lora:\n    rank: [1]\n    use: [true, maybe]\n", 4, "must be one of True, False"),
+    ("blocks:\n  lora:\n    rank: [1]\n    layers: some\n", 4, "expected all"),
+    ("blocks:\n  lora:\n    rank: [1]\n    layers: {same_as: adapter}\n", 4, "must be one of lora"),
+    ("blocks:\n  lora:\n    rank: [1]\n    learning_rate: 0\n", 4, "above 0"),
+    ("blocks:\n  lora:\n    roles: all\n", 2, "rank is required"),
+    ("quantization: [nf5]\nblocks: {}\n", 1, "did you mean 'nf4'"),
+    ("blocks:\n  lora: {rank: 1}\nrequire: {any_of: [adapter]}\n", 3, "must be one of lora"),
+    ("blocks:\n  lora: {rank: 1}\nrequire: {export: onnx}\n", 3, "must be peft"),
+    ("blocks: {lora: {rank: [1, 2}}\n", 1, "expected"),
+    ("bloks: {}\n", 1, "did you mean 'blocks'"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "message"), MISTAKES)
+def test_a_mistake_in_a_file_gets_its_line(tmp_path, text: str, line: int, message: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SpaceError, match=f"mine.yaml, line {line}: ") as caught:
+        load_space(str(path))
+    assert message in str(caught.value)
+
+
+def test_an_illegal_option_on_a_model_gets_its_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text("blocks:\n  lora:\n    rank: [8, 9000]\n    roles: [[query], [mlp_gate]]\n")
+    with pytest.raises(SpaceError, match=r"line 3: blocks.lora.rank: .*rank=9000.*hidden_size=384"):
+        load_space(str(path)).check(MODEL)
+    path.write_text("blocks:\n  lora:\n    rank: [8]\n    roles: [[query], [mlp_gate]]\n")
+    with pytest.raises(SpaceError, match=r"line 4: blocks.lora.roles: .*mlp_gate"):
+        load_space(str(path)).check(MODEL)
+    path.write_text("blocks:\n  lora:\n    rank: [8]\n    layers: {last: {int: [1, 40]}}\n")
+    with pytest.raises(SpaceError, match="last=40, n_layers=6"):
+        load_space(str(path)).check(MODEL)
+
+
+def test_an_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(SpaceError, match=r"must be one of .*hybrid.*did you mean 'hybrid'"):
+        load_space("hybird")
+    with pytest.raises(SpaceError, match="file that exists"):
+        load_space("spaces/none.yaml")
+
+
+def test_numbers_and_words_are_yaml_1_2(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text("blocks:\n  lora: {rank: 1, learning_rate: {log: [1e-4, 1e-2]}}\n")
+    draws = [load_space(str(path)).sample(MODEL, seed).learning_rates["lora"] for seed in range(20)]
+    assert all(1e-4 <= rate <= 1e-2 for rate in draws)
+    assert len(set(draws)) == 20
+
+
+def test_random_draws_reach_every_option() -> None:
+    space = SearchSpace.from_dict(SMALL["last"])
+    lengths = {space.sample(MODEL, seed).design.blocks[0].length for seed in range(200)}
+    assert lengths == {1, 2, 3, 4}

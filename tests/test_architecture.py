@@ -1,0 +1,121 @@
+"""The shape of the code: imports point down, heavy packages have one gate, the public names are these."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autopeft
+
+ROOT = Path(autopeft.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+
+# What each part may import of autopeft, besides itself.
+VALUES = {"errors", "spec"}
+MAY_IMPORT = {
+    "errors": set(),
+    "spec": {"errors"},
+    "metrics": VALUES,
+    "models": VALUES,
+    "estimate": {*VALUES, "models"},
+    "tasks": {*VALUES, "metrics", "models"},
+    "training": {*VALUES, "metrics", "models", "estimate", "tasks"},
+    "executors": VALUES,
+    "searching": {*VALUES, "executors"},
+    "results": {*VALUES, "metrics", "searching"},
+    "progress": VALUES,
+    "doctor": {*VALUES, "models"},
+    "preparation": {*VALUES, "models", "estimate", "tasks", "training", "searching"},
+    "api": {*VALUES, "models", "estimate", "training", "executors", "searching", "results", "preparation"},
+    "cli": {*VALUES, "api", "preparation", "results", "progress", "doctor"},
+    "__init__": {*VALUES, "api", "preparation", "results"},
+}
+# Who may import a heavy package.
+GATES = {
+    "optuna": {"searching"},
+    "peft": {"models"},
+    "bitsandbytes": {"models"},
+    "ray": {"executors"},
+    "transformers": {"models", "tasks", "training"},
+    "torch": {"models", "estimate", "tasks", "training", "doctor"},
+    "datasets": {"tasks"},
+    "plotly": {"results"},
+    "matplotlib": {"results"},
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, inside functions and type-checking blocks too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = part(path)
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "autopeft" and rest:
+            other = rest.partition(".")[0]
+            assert other == own or other in MAY_IMPORT[own], f"{own} must not import autopeft.{rest}"
+        elif package in GATES:
+            assert own in GATES[package], f"{own} must not import {package}"
+
+
+@pytest.mark.parametrize("package", ["peft", "bitsandbytes"])
+def test_peft_and_bitsandbytes_have_one_gate_module(package: str) -> None:
+    gates = [path.name for path in MODULES if any(name.partition(".")[0] == package for name in imports(path))]
+    assert len(gates) == 1, f"{package} is imported by {gates}"
+
+
+def test_the_two_arms_never_import_each_other() -> None:
+    training, searching = {"estimate", "tasks", "training", "models"}, {"searching", "executors", "results"}
+    for arm, other in ((training, searching), (searching, training)):
+        for name in arm:
+            assert not MAY_IMPORT[name] & other
+
+
+def test_values_and_help_stay_light() -> None:
+    heavy = "{'torch', 'transformers', 'peft', 'optuna', 'ray', 'datasets', 'pandas', 'plotly', 'matplotlib'}"
+    modules = [f"autopeft.spec.{path.stem}" for path in (ROOT / "spec").glob("*.py")]
+    for imported in (", ".join(modules), "autopeft.cli"):
+        code = f"import sys, {imported}; bad = {heavy} & set(sys.modules); assert not bad, bad"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_surface() -> None:
+    assert autopeft.__all__ == [
+        "Block",
+        "Budget",
+        "Design",
+        "DryRun",
+        "EarlyStopping",
+        "Estimate",
+        "Event",
+        "SearchResult",
+        "SearchSpace",
+        "Splits",
+        "StudySpec",
+        "Training",
+        "estimate",
+        "load",
+        "open",
+        "register",
+        "search",
+    ]
+    for name in autopeft.__all__:
+        assert getattr(autopeft, name).__doc__, f"autopeft.{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        autopeft.serach  # noqa: B018
