@@ -4,8 +4,7 @@ The steps are those of `autopeft.training.loop` and `autopeft.training.evaluate`
 making and dropping tensors. Nothing here reads or writes a value.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
@@ -54,106 +53,106 @@ class Machine:
         return torch.autocast(self.device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
-def training_step(attached: Attached, machine: Machine, *, batch_size: int, n_tokens: int) -> StepCost:
-    """Return the cost of one optimizer step, with the optimizer's state in place.
+class DryRun:
+    """An attached model on fake tensors, inside a `with` block; its steps can be run one after the other."""
 
-    Forward, backward, clipping, AdamW: gradients live from the backward to the end of the step.
-    """
-    with _Run(attached, machine, batch_size, n_tokens) as run:
-        run.model.train()
-        optimizer = run.optimizer()
-        with run.tracking(optimizer):
-            with machine.autocast():
-                loss = _loss(run.model(**run.inputs), run.labels)
-            float(loss.detach())
-            loss.backward()
-            float(torch.nn.utils.clip_grad_norm_(run.parameters, math.inf))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return run.cost()
-
-
-def evaluation_step(attached: Attached, machine: Machine, *, batch_size: int, n_tokens: int) -> StepCost:
-    """Return the cost of the forward pass of one batch without gradients."""
-    with _Run(attached, machine, batch_size, n_tokens) as run:
-        run.model.eval()
-        with run.tracking(), torch.no_grad(), machine.autocast():
-            run.model(**run.inputs).logits.float().argmax(dim=-1)
-        return run.cost()
-
-
-class _Run:
-    """A model on fake tensors, its batch, and the tracker of what happens to them."""
-
-    def __init__(self, attached: Attached, machine: Machine, batch_size: int, n_tokens: int) -> None:
-        self.model = attached.model
+    def __init__(self, attached: Attached, machine: Machine) -> None:
         self._attached = attached
+        self._model = attached.model
+        self._machine = machine
         self._device = torch.device(machine.device)
-        self._shape = (batch_size, n_tokens)
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
-        self._tracker = StorageTracker(
-            scratch=scratch_formulas(n_threads=machine.n_threads), flops=flop_formulas(), replacements=replacements()
-        )
+        self._trainable: list[torch.Tensor] = []
 
     def __enter__(self) -> Self:
-        with self._undo as undo:
-            undo.callback(self.model.train, self.model.training)
-            replace = undo.enter_context(fake_weights(self.model, self._mode, self._device))
-            self.parameters = [replace(p) for group in self._attached.groups.values() for p in group]
+        """Swap the weights."""
+        with ExitStack() as undo:
+            undo.callback(self._model.train, self._model.training)
+            replace = undo.enter_context(fake_weights(self._model, self._mode, self._device))
+            self._trainable = [replace(p) for group in self._attached.groups.values() for p in group]
             undo.enter_context(self._mode)
-            self.inputs, self.labels = self._batch()
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        """Put the model's own weights back."""
         self._undo.close()
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW with the state that it has after its first step."""
-        optimizer = torch.optim.AdamW(self.parameters, fused=True)
-        for parameter in self.parameters:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return optimizer
+    def training_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
+        """Return the cost of one optimizer step, with the optimizer's state in place.
+
+        Source: `Trainer._step` in `autopeft.training.loop`.
+
+        Omits: the norms of gradients that clipping makes (a few bytes for each tensor). Fused AdamW
+            allocates nothing: its states and the gradients are all that is alive with the weights.
+        """
+        self._model.train()
+        inputs, labels = self._batch(batch_size, n_tokens)
+        states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)]
+        with self._tracking([*inputs.values(), labels], states) as tracker:
+            with self._machine.autocast():
+                loss = _loss(self._model(**inputs), labels)
+            loss.backward()
+        for parameter in self._trainable:
+            parameter.grad = None
+        return _cost(tracker)
+
+    def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
+        """Return the cost of the forward pass of one batch without gradients.
+
+        Source: `evaluate` in `autopeft.training.evaluate`.
+        """
+        self._model.eval()
+        inputs, _ = self._batch(batch_size, n_tokens)
+        with self._tracking(inputs.values()) as tracker, torch.no_grad(), self._machine.autocast():
+            self._model(**inputs).logits.float().argmax(dim=-1)
+        return _cost(tracker)
 
     @contextmanager
-    def tracking(self, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    def _tracking(
+        self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()
+    ) -> Iterator[StorageTracker]:
         """Follow what happens inside, on top of what is there already."""
-        tracker = self._tracker
-        tracker.register(tensors_of(self.model), "base")
-        tracker.register(self.parameters, "trainable")
-        states = optimizer.state.values() if optimizer is not None else ()
-        tracker.register((tensor for state in states for tensor in state.values()), "optimizer")
-        tracker.register([*self.inputs.values(), self.labels], "activations")
-        hooks = tracker.watch_gradients(self.parameters)
+        tracker = StorageTracker(
+            scratch=scratch_formulas(n_threads=self._machine.n_threads),
+            flops=flop_formulas(),
+            replacements=replacements(),
+        )
+        tracker.register(tensors_of(self._model), "base")
+        tracker.register(self._trainable, "trainable")
+        tracker.register(states, "optimizer")
+        tracker.register(batch, "activations")
+        hooks = tracker.watch_gradients(self._trainable)
         try:
             with tracker:
-                yield
+                yield tracker
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def cost(self) -> StepCost:
-        """Return what the tracker saw."""
-        flops = self._tracker.flops
-        return StepCost(
-            peak_bytes=self._tracker.peak_bytes,
-            at_peak=self._tracker.at_peak,
-            flops=sum(flops.values()),
-            attention_flops=sum(count for packet, count in flops.items() if is_attention(packet)),
-        )
+    def _state_bytes(self) -> int:
+        """Return the bytes that AdamW keeps: two moments, and a step count in fp32 for each tensor."""
+        return sum(2 * tensor.numel() * tensor.itemsize + 4 for tensor in self._trainable)
 
-    def _batch(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         def tokens(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.int64, device=self._device)
 
         names = ["input_ids", "attention_mask"]
-        if getattr(self.model.config.get_text_config(), "type_vocab_size", 0) > 1:
-            names.append("token_type_ids")  # what the model tells segments by, its tokenizer makes
-        labels = self._shape[:1] if self._attached.base.head.labels else self._shape
-        return {name: tokens(*self._shape) for name in names}, tokens(*labels)
+        if getattr(self._model.config.get_text_config(), "type_vocab_size", 0) > 1:
+            names.append("token_type_ids")  # a model that tells segments apart has a tokenizer that marks them
+        labels = tokens(batch_size) if self._attached.base.head.labels else tokens(batch_size, n_tokens)
+        return {name: tokens(batch_size, n_tokens) for name in names}, labels
+
+
+def _cost(tracker: StorageTracker) -> StepCost:
+    return StepCost(
+        peak_bytes=tracker.peak_bytes,
+        at_peak=tracker.at_peak,
+        flops=sum(tracker.flops.values()),
+        attention_flops=sum(count for packet, count in tracker.flops.items() if is_attention(packet)),
+    )
 
 
 def _loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,9 @@
 """What a design costs on a model, a workload and a device: the estimate that budgets are checked against."""
 
-from collections.abc import Callable
-
 import torch
 
 from autopeft.errors import ModelError
-from autopeft.estimate.dry_run import Machine, StepCost, evaluation_step, training_step
+from autopeft.estimate.dry_run import DryRun, Machine, StepCost
 from autopeft.estimate.fake_weights import tensors_of
 from autopeft.estimate.quantized import quantize_meta
 from autopeft.models.attach import HEAD, Attached, attach
@@ -92,26 +90,28 @@ class Estimator:
                 self._n_trainable[design.key] = attached.n_trainable
         return self._n_trainable[design.key]
 
-    def training_step(self, design: Design) -> StepCost:
-        """Return what one training step at the largest batch costs, and what its memory is for."""
-        return self._step(design, training_step, self._workload.batch_size)
+    def steps(self, design: Design) -> tuple[StepCost, StepCost]:
+        """Return what a training step and an evaluation step at the largest batches cost, and what memory is for.
 
-    def evaluation_step(self, design: Design) -> StepCost:
-        """Return what evaluating the largest batch costs, and what its memory is for."""
-        return self._step(design, evaluation_step, self._workload.evaluation_batch_size)
-
-    def _step(self, design: Design, step: Callable[..., StepCost], batch_size: int) -> StepCost:
+        Raises:
+            DesignError: The design is illegal on this model.
+        """
         with attach(self._base(design.quantization), design) as attached:
-            return step(attached, self._machine, batch_size=batch_size, n_tokens=self._workload.max_tokens)
+            return self._steps(attached)
+
+    def _steps(self, attached: Attached) -> tuple[StepCost, StepCost]:
+        workload, n_tokens = self._workload, self._workload.max_tokens
+        with DryRun(attached, self._machine) as run:
+            return (
+                run.training_step(batch_size=workload.batch_size, n_tokens=n_tokens),
+                run.evaluation_step(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens),
+            )
 
     def _estimate(self, design: Design) -> Estimate:
-        workload, n_tokens = self._workload, self._workload.max_tokens
+        workload = self._workload
         base = self._base(design.quantization)
         with attach(base, design) as attached:
-            training = training_step(attached, self._machine, batch_size=workload.batch_size, n_tokens=n_tokens)
-            evaluation = evaluation_step(
-                attached, self._machine, batch_size=workload.evaluation_batch_size, n_tokens=n_tokens
-            )
+            training, evaluation = self._steps(attached)
             return Estimate(
                 trainable_params=attached.n_trainable,
                 head_params=sum(parameter.numel() for parameter in attached.groups.get(HEAD, [])),

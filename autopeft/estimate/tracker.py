@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -87,6 +88,11 @@ class StorageTracker(TorchDispatchMode):
         self._replacements = replacements or {}
         self._sum: _Sum | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here; the wrapper that keeps torch.compile out would cost a tenth of the time.
+        return False
+
     def register(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Count the storages of tensors under a category; known ones move to it."""
         for tensor in tensors:
@@ -118,7 +124,8 @@ class StorageTracker(TorchDispatchMode):
     ) -> Any:
         """Run one operator and follow what it makes."""
         if func is _DEVICE:
-            return func(*args)
+            # Asked for more often than anything else: answered without a way through all modes.
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _ITEM and _has_no_data(args[0]):
             # Models ask whether a mask is all ones, to leave it out: "no" keeps it.
             return False
@@ -179,4 +186,4 @@ class StorageTracker(TorchDispatchMode):
 
 
 def _has_no_data(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor)
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
