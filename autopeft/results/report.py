@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from ruamel.yaml import YAML
 
@@ -82,8 +81,8 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
         trials=ranked(state),
         study_yaml=study_yaml(state),
         facts=sorted(state.facts.items()),
-        css=Markup(_read("report.css")),
-        plotly_js=Markup(get_plotlyjs()),
+        css=_read("report.css"),
+        plotly_js=get_plotlyjs(),
     )
 
 
