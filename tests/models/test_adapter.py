@@ -62,9 +62,7 @@ def test_the_equations_of_the_papers(
             handle.remove()
 
 
-def test_the_adapter_reads_what_lora_makes_of_the_same_map(
-    bases: dict[str, Base], text: dict[str, torch.Tensor]
-) -> None:
+def test_the_adapter_reads_what_lora_makes_of_the_same_map(bases: dict[str, Base]) -> None:
     """A serial adapter over a LoRA map must see W h + s B A h, and both must train."""
     base = bases["bert"]
     path = base.summary.layers[0].roles["mlp_down"].path

@@ -74,13 +74,13 @@ def logits(model: nn.Module, text: dict[str, torch.Tensor]) -> torch.Tensor:
     return answer
 
 
-def perturb(attached: Attached, seed: int = 1) -> None:
-    """Move every trainable parameter, as training would."""
+def perturb(attached: Attached, seed: int = 1, only: list[nn.Parameter] | None = None) -> None:
+    """Move every trainable parameter, or those named only, as training would."""
     generator = torch.Generator().manual_seed(seed)
+    everything = [parameter for group in attached.groups.values() for parameter in group]
     with torch.no_grad():
-        for group in attached.groups.values():
-            for parameter in group:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for parameter in everything if only is None else only:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
 def content(model: nn.Module) -> dict[str, str]:

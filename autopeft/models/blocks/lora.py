@@ -45,7 +45,7 @@ class Lora(Technique):
     stage: ClassVar[int] = 0
 
     rank: Annotated[int, Field(ge=1)]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: float = Field(default_factory=lambda settings: 2.0 * settings.get("rank", 1), gt=0)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     roles: Roles = "all"
     rslora: bool = False
@@ -53,17 +53,17 @@ class Lora(Technique):
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_alpha(cls, values: Any) -> Any:
-        """Fill in alpha: from `alpha_ratio` where a space gives that, twice the rank otherwise."""
-        if not isinstance(values, Mapping) or "rank" not in values:
+    def _read_alpha_ratio(cls, values: Any) -> Any:
+        """Turn `alpha_ratio`, which a space may give, into alpha."""
+        if not isinstance(values, Mapping) or "alpha_ratio" not in values:
             return values
-        values = dict(values)
-        ratio = values.pop("alpha_ratio", None)
-        if ratio is not None and "alpha" in values:
+        if "alpha" in values:
             raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
-        if "alpha" not in values and isinstance(values["rank"], int):
-            values["alpha"] = (2 if ratio is None else ratio) * values["rank"]
-        return values
+        rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
+        try:
+            return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("alpha_ratio and rank must be numbers") from None
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a role that the model lacks, and a rank above what a map can have."""
