@@ -157,6 +157,8 @@ def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION_FILE
+    if not folder.is_dir():
+        raise ArtifactError(f"an exported adapter is a folder, but no folder is at {str(folder)!r}; check the path")
     if not file.is_file():
         hint = ""
         if (folder / peft_gate.CONFIG_FILE).is_file():

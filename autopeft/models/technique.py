@@ -76,6 +76,8 @@ class Site:
         """Train a parameter of the base: a copy takes its place, and the original comes back untouched."""
         parent, _, name = path.rpartition(".")
         place = self.module(parent)
+        while isinstance(inner := getattr(place, "base_layer", None), nn.Module):  # peft's wrappers hold the map so
+            place = inner
         original = getattr(place, name)
         copy = nn.Parameter(original.detach().clone().float())
         self._undo.callback(setattr, place, name, original)
