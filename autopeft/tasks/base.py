@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -93,7 +93,6 @@ class Encoded:
     longest: int
 
 
-@runtime_checkable
 class Task(Protocol):
     """What training and preparation ask of a task.
 

@@ -63,6 +63,9 @@ def read(data: Any) -> dict[str, Table]:
     for name, table in splits.items():
         if table.rows.empty:
             raise DataError(f"data must have rows, but split {name!r} has none")
+        twice = table.rows.columns[table.rows.columns.duplicated()]
+        if len(twice):
+            raise DataError(f"columns must have different names, but split {name!r} has {twice[0]!r} twice; rename one")
     if not splits:
         raise DataError(f"data must have at least one split, but got {data!r}")
     return splits

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from transformers import AutoConfig, AutoTokenizer
 
-from autopeft.errors import DataError, StudyError
+from autopeft.errors import DataError, ModelError, StudyError
 from autopeft.spec.messages import one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
@@ -44,6 +44,7 @@ def prepare(
 
     Raises:
         DataError: The data cannot be read or used as asked; the message names the key, the value and the way out.
+        ModelError: The model has no configuration.
         StudyError: There is no such task or metric.
     """
     found = find_task(task)
@@ -111,10 +112,8 @@ def _split(
 
 def _overlap(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say how many held-out texts the training split has too: their scores flatter the design."""
-    texts = {
-        role: table[[c for c in table if str(c).startswith("text")]].apply(tuple, axis=1)
-        for role, table in tables.items()
-    }
+    columns = [column for column in ("text", "text_pair") if column in tables["train"]]
+    texts = {role: list(zip(*(table[column] for column in columns), strict=True)) for role, table in tables.items()}
     seen = set(texts["train"])
     notes = []
     for role in ("validation", "test"):
@@ -144,7 +143,13 @@ def _load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool
 
 def _position_limit(model: str, tokenizer: Any, *, revision: str | None, trust_remote_code: bool) -> int:
     """Return the longest input that tokenizer and model take; tokenizers without a limit say about 1e30."""
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{model!r} must have a configuration, but none could be read: {reason}; check the name"
+        ) from None
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(int(tokenizer.model_max_length), positions if positions and positions > 0 else 2**31)
 

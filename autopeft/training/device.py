@@ -19,6 +19,7 @@ from autopeft.spec.training import Kernel, Precision, Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.training.batches import collate
 from autopeft.training.evaluate import autocast
+from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import make_optimizer
 from autopeft.training.plan import Batch, Plan
 
@@ -88,7 +89,7 @@ def choose_training(
     seconds = _measure(base, data, candidates) if len(candidates) > 1 else [0.0]
     plain, best = seconds[0], min(seconds)
     chosen = candidates[0] if best > PLAIN_MARGIN * plain else candidates[seconds.index(best)]
-    named = {f"{c.precision}/{c.kernel}": round(s, 4) for c, s in zip(candidates, seconds, strict=True)}
+    named = {f"{c.precision}/{c.kernel}": round(s, 6) for c, s in zip(candidates, seconds, strict=True)}
     return Choice(training=chosen, step_seconds=named)
 
 
@@ -117,7 +118,7 @@ def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list
     blocks = [{"lora": {"rank": 8, "roles": "all"}}] if "lora" in kinds else []
     batches = _representative(Plan.of(data, candidates[0], seed=0))
     times: list[list[float]] = [[] for _ in candidates]
-    with torch.random.fork_rng(), attach(base, Design.from_dict({"blocks": blocks})) as attached:
+    with own_generators(str(base.device)), attach(base, Design.from_dict({"blocks": blocks})) as attached:
         started = time.perf_counter()
         for candidate in candidates:
             _round(attached, data, candidate, batches[:1])

@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -184,6 +185,12 @@ class Trainer:
         limit = self.training.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
         return "" if math.isfinite(norm) else f"the gradient's norm is {norm}"
+
+
+def own_generators(device: str) -> AbstractContextManager[None]:
+    """Return a context in which torch's generators may be seeded: afterwards they are as they were."""
+    # Devices are named, because torch warns where it has to guess among several.
+    return torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
 
 
 def _mix(seed: int, step: int) -> int:

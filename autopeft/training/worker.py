@@ -20,7 +20,7 @@ from autopeft.tasks.base import PreparedData, TokenizedSplit, find_task
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.evaluate import Evaluation, evaluate, n_padded_tokens
-from autopeft.training.loop import Progress, Trainer
+from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.plan import Plan, full_examples
 
 ShouldStop = Callable[[], bool]
@@ -60,7 +60,7 @@ class Worker:
         """
         deadline = Deadline(seconds=segment.deadline_seconds)
         try:
-            with torch.random.fork_rng():
+            with own_generators(self.setup.training.device):
                 return self._run(segment, deadline, should_stop)
         except Exception as error:
             failure = SegmentResult(

@@ -81,7 +81,12 @@ def test_unreadable_data_is_refused(tmp_path: Path, path: str, content: str | No
 
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for data, message in ((tmp_path / "empty", "holds neither"), (7, "but got int"), ({}, "at least one split")):
+    for data, message in (
+        (tmp_path / "empty", "holds neither"),
+        (7, "but got int"),
+        ({}, "at least one split"),
+        (pd.DataFrame([["a", "b"]], columns=["t", "t"]), "'t' twice"),
+    ):
         with pytest.raises(DataError, match=message):
             read(data)
 
