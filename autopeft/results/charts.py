@@ -58,7 +58,7 @@ def front_chart(state: StudyState) -> Any:
         points = _points(state, [yardstick], "yardstick", symbol="diamond", color=YARDSTICK_COLOR, size=10)
         figure.add_trace(points)
     if (limit := state.limits.get(state.cost.name)) is not None:
-        figure.add_vline(x=limit, line={"dash": "dot", "width": 1, "color": OTHER_COLOR})
+        figure.add_vline(x=limit, line={"dash": "dot", "width": 1, "color": OTHER_COLOR}, annotation_text="budget")
     ticks = cost_ticks(state)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[format_cost(state.cost.name, tick) for tick in ticks])
     return figure

@@ -13,7 +13,7 @@ from autopeft.spec.cost import Budget, format_cost
 from autopeft.spec.messages import one_of
 from autopeft.spec.objective import COSTS, OBJECTIVES, find_objective
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import TrialRecord
+from autopeft.spec.trial import Outcome, TrialRecord
 
 
 def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]) -> tuple[TrialRecord, ...]:
@@ -36,13 +36,19 @@ def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]
     front = pareto_front(within, objectives)
     if front:
         return front
-    if not (unlimited := pareto_front(scored, objectives)):
+    finished = [t for t in scored if t.outcome is Outcome.COMPLETE and all(v <= 0 for v in t.excess.values())]
+    if not finished:
         raise ResultError(why_empty(state))
-    name = max(amounts, key=lambda name: min(t.estimate.cost(name) for t in unlimited) / amounts[name])
-    smallest = min(trial.estimate.cost(name) for trial in unlimited)
+    smallest = {name: min(trial.estimate.cost(name) for trial in finished) for name in amounts}
+    for name, limit in amounts.items():
+        if smallest[name] > limit:
+            raise ResultError(
+                f"{OBJECTIVES[name].label} <= {format_cost(name, limit)} must hold, but the smallest design that "
+                f"trained in full has {format_cost(name, smallest[name])}; raise {name}"
+            )
     raise ResultError(
-        f"{OBJECTIVES[name].label} <= {format_cost(name, amounts[name])} must hold, but the smallest design that "
-        f"trained in full has {format_cost(name, smallest)}; raise {name}"
+        f"a design must meet every limit at once, but of {len(finished)} that trained in full each exceeds one of "
+        f"{', '.join(amounts)}; raise one of them"
     )
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,8 +133,6 @@ def test_the_plot_shows_every_trial(state: StudyState) -> None:
 
 
 def test_axis_ticks_are_round_in_their_unit(state: StudyState) -> None:
-    from dataclasses import replace
-
     assert 200_000 in cost_ticks(state)
     spec = state.spec.model_copy(update={"objectives": ("accuracy", "peak_memory", "trainable_params")})
     memory = replace(state, spec=spec)

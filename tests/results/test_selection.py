@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from math import log10
 
@@ -36,8 +37,6 @@ def undominated(trials: list[TrialRecord]) -> list[TrialRecord]:
 
 
 def predictions(result: SearchResult, which: object) -> list[int]:
-    import json
-
     return json.loads((result.state.folder / f"predictions/validation-{which}.json").read_text())  # type: ignore[no-any-return]
 
 
@@ -122,6 +121,18 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(result: SearchResult
         result.best(trainable_params=1000)
     with pytest.raises(BudgetError, match="did you mean 'peak_memory'"):
         result.best(peak_memoy="1GiB")
+
+
+def test_limits_that_only_exclude_each_other_are_told_apart_from_one_that_is_too_low(build: Builder) -> None:
+    build.add(lora(1), params=100_000, skill=0.7, memory_mib=300)
+    build.add(lora(2), params=200_000, skill=0.6, memory_mib=200)
+    result = SearchResult(build.state())
+    assert result.best(peak_memory="250MiB").number == 1
+    with pytest.raises(ResultError, match="each exceeds one of trainable_params, peak_memory"):
+        result.best(trainable_params=150_000, peak_memory="250MiB")
+    # The smallest is the one that no metric puts on the front.
+    with pytest.raises(ResultError, match=r"the smallest design that trained in full has 200\.0 MiB"):
+        result.best(peak_memory="100MiB")
 
 
 def test_an_empty_front_says_how_the_trials_ended_and_the_first_error(build: Builder) -> None:
