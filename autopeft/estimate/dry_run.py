@@ -110,9 +110,7 @@ class DryRun:
         return _cost(tracker)
 
     @contextmanager
-    def _tracking(
-        self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()
-    ) -> Iterator[StorageTracker]:
+    def _tracking(self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()) -> Iterator[StorageTracker]:
         """Follow what happens inside, on top of what is there already."""
         tracker = StorageTracker(
             scratch=scratch_formulas(n_threads=self._machine.n_threads),

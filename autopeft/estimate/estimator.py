@@ -1,13 +1,17 @@
 """What a design costs on a model, a workload and a device: the estimate that budgets are checked against."""
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import torch
 
-from autopeft.errors import ModelError
+from autopeft.errors import DesignError, ModelError
 from autopeft.estimate.dry_run import DryRun, Machine, StepCost
 from autopeft.estimate.fake_weights import tensors_of
 from autopeft.estimate.quantized import quantize_meta
 from autopeft.models.attach import HEAD, Attached, attach
-from autopeft.models.base import Base
+from autopeft.models.base import Base, build_meta
+from autopeft.models.loading import Head
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
@@ -15,6 +19,8 @@ from autopeft.spec.training import Kernel, Precision
 
 VERSION = "dry-run-1"
 """Changes whenever an estimate may: trials of one study must be comparable."""
+
+_PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class Estimator:
@@ -86,7 +92,7 @@ class Estimator:
             DesignError: The design is illegal on this model.
         """
         if design.key not in self._n_trainable:
-            with attach(self._base(design.quantization), design) as attached:
+            with self._attach(design) as attached:
                 self._n_trainable[design.key] = attached.n_trainable
         return self._n_trainable[design.key]
 
@@ -96,8 +102,13 @@ class Estimator:
         Raises:
             DesignError: The design is illegal on this model.
         """
-        with attach(self._base(design.quantization), design) as attached:
+        with self._attach(design) as attached:
             return self._steps(attached)
+
+    def _attach(self, design: Design) -> Attached:
+        # New tensors are made on the meta device even where a library, copying a layer, does not say so.
+        with torch.device("meta"):
+            return attach(self._base(design.quantization), design)
 
     def _steps(self, attached: Attached) -> tuple[StepCost, StepCost]:
         workload, n_tokens = self._workload, self._workload.max_tokens
@@ -108,19 +119,18 @@ class Estimator:
             )
 
     def _estimate(self, design: Design) -> Estimate:
-        workload = self._workload
-        base = self._base(design.quantization)
-        with attach(base, design) as attached:
+        base_bytes = self._stored_bytes(design.quantization)
+        with self._attach(design) as attached:
             training, evaluation = self._steps(attached)
             return Estimate(
                 trainable_params=attached.n_trainable,
                 head_params=sum(parameter.numel() for parameter in attached.groups.get(HEAD, [])),
                 adapter_bytes=_adapter_bytes(attached),
-                base_bytes=self._stored_bytes(design.quantization),
+                base_bytes=base_bytes,
                 peak_memory=max(training.peak_bytes, evaluation.peak_bytes),
-                train_flops=_scale(training, workload),
-                inference_flops=evaluation.flops // workload.evaluation_batch_size,
-                serving=design.serving(base.summary),
+                train_flops=_scale(training, self._workload),
+                inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
+                serving=design.serving(attached.base.summary),
                 version=self.version,
             )
 
@@ -134,6 +144,69 @@ class Estimator:
         if quantization not in self._base_bytes:
             self._base_bytes[quantization] = stored_bytes(self._base(quantization))
         return self._base_bytes[quantization]
+
+
+def estimate(
+    model: str,
+    design: Design | Mapping[str, Any],
+    *,
+    batch_size: int = 8,
+    sequence_length: int = 128,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    kernel: Kernel = "sdpa",
+    head: Head | None = None,
+    n_steps: int = 1,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Estimate:
+    """Say what a design would cost to train, without weights, data or the device.
+
+    Args:
+        model: Hub id or local folder; a `config.json` is enough.
+        design: A design, or its JSON form.
+        batch_size: Examples in a training step, and in an evaluation step.
+        sequence_length: Tokens of every example.
+        dtype: What is computed in. Unquantized weights are fp32 in either case, and bfloat16 means autocast.
+        device: Where it would be trained.
+        kernel: Attention kernel.
+        head: What the task asks of the model; a classification head with two classes by default.
+        n_steps: Steps that `train_flops` covers.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether to run Python code that the model brings.
+
+    Raises:
+        ModelError: There is no such model, or its structure is not understood.
+        DesignError: The design, or the length of its sequences, is illegal on this model.
+    """
+    design = design if isinstance(design, Design) else Design.from_dict(design)
+    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length), ("n_steps", n_steps)):
+        if value < 1:
+            raise DesignError(f"{name} >= 1 must hold, but got {name}={value}")
+    if dtype not in _PRECISIONS:
+        raise DesignError(f"dtype must be one of {', '.join(_PRECISIONS)}, but got {dtype!r}")
+    base = build_meta(
+        model,
+        head or Head(auto_class="AutoModelForSequenceClassification", labels=("0", "1")),
+        kernel=kernel,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        needs_weights=False,
+    )
+    longest = base.summary.n_positions
+    if longest is not None and sequence_length > longest:
+        raise DesignError(
+            f"sequence_length <= n_positions must hold, but got sequence_length={sequence_length}, n_positions={longest}"
+        )
+    workload = Workload(
+        batch_size=batch_size,
+        evaluation_batch_size=batch_size,
+        max_tokens=sequence_length,
+        n_steps=n_steps,
+        n_examples=n_steps * batch_size,
+        n_train_tokens=n_steps * batch_size * sequence_length,
+    )
+    return Estimator(base, workload=workload, precision=_PRECISIONS[dtype], kernel=kernel, device=device)(design)
 
 
 def stored_bytes(base: Base) -> int:

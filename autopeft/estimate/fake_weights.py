@@ -9,11 +9,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.estimate.quantized import PackedState
 
@@ -73,14 +74,22 @@ def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> Non
     if isinstance(state, PackedState):
         values = {field.name: getattr(state, field.name) for field in fields(state)}
         fake: Any = replace(weight)
+        fake.__class__ = _fake_class(type(weight).__name__)
         fake.quant_state = PackedState(
             **{name: replace(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
         )
     elif getattr(weight, "SCB", None) is not None:
         # Such a layer moves weight and scales into its state at the first forward: give it a state to keep.
         fake = replace(weight)
+        fake.__class__ = _fake_class(type(weight).__name__)
         fake.CB = fake.SCB = None
         state = module.state
         undo.callback(setattr, module, "state", state)
         module.state = copy.copy(state)
         module.state.CB, module.state.SCB = fake.detach(), replace(weight.SCB)  # type: ignore[union-attr]
+
+
+@cache
+def _fake_class(name: str) -> type[FakeTensor]:
+    """Return a class of fake tensors with the name of a quantized weight's: peft asks for the name."""
+    return type(name, (FakeTensor,), {})

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autopeft.models.base import Base
-from autopeft.models.quantization import quantization_config, settle
+from autopeft.models.quantization import convert_layers, quantization_config, settle
 from autopeft.spec.block import Quantization
 from autopeft.spec.training import Precision
 
@@ -55,15 +55,10 @@ def quantize_meta(base: Base, quantization: Quantization, precision: Precision) 
     """
     if quantization == base.quantization:
         return base
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import HfQuantizer
-
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = quantization_config(quantization, skip=base.summary.new_modules, compute_dtype=compute_dtype)
     model = copy.deepcopy(base.model)
-    skipped = HfQuantizer.get_modules_to_not_convert(model, config.llm_int8_skip_modules, model._keep_in_fp32_modules)
-    replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=config)
-    setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
+    convert_layers(model, config)
     settle(model, quantization, compute_dtype)
     for module in model.modules():
         _pack(module)
@@ -91,7 +86,12 @@ def _pack(module: nn.Module) -> None:
         )
         packed = _meta((n + 1) // 2, 1, dtype=torch.uint8)
         module.weight = type(weight)(
-            packed, requires_grad=False, quant_state=state, quant_type=weight.quant_type, bnb_quantized=True, module=module
+            packed,
+            requires_grad=False,
+            quant_state=state,
+            quant_type=weight.quant_type,
+            bnb_quantized=True,
+            module=module,
         )
     elif hasattr(weight, "SCB"):
         module.weight = type(weight)(

@@ -104,14 +104,29 @@ def load_base(
 
 
 def build_meta(
-    name: str, head: Head, *, kernel: Kernel = "sdpa", revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    head: Head,
+    *,
+    kernel: Kernel = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
 ) -> Base:
     """Build the same model on the meta device: shapes without storage, for costs before training.
+
+    Args:
+        name: Hub id or local folder.
+        head: What the task asks of the model.
+        kernel: Attention kernel.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether to run Python code that the model brings.
+        needs_weights: Whether a model without weights is refused; where not, a configuration is enough,
+            and of the base nothing counts as new.
 
     Raises:
         ModelError: As `load_base`.
     """
-    folder = locate(name, revision=revision, trust_remote_code=trust_remote_code)
+    folder = locate(name, revision=revision, trust_remote_code=trust_remote_code, needs_weights=needs_weights)
     checkpoint = Checkpoint(name=name, folder=folder, head=head, kernel=kernel, trust_remote_code=trust_remote_code)
     return open_checkpoint(checkpoint, quantization="none", device_map={"": "meta"})
 

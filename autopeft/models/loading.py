@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from autopeft.errors import ModelError
+from autopeft.models.model_files import has_weights
 from autopeft.models.roles import find_layers
 from autopeft.spec.training import Kernel
 
@@ -90,6 +91,8 @@ def _from_pretrained(
             "id2label": dict(enumerate(checkpoint.head.labels)),
             "label2id": {label: index for index, label in enumerate(checkpoint.head.labels)},
         }
+    if not has_weights(checkpoint.folder):
+        return _from_config(checkpoint, kernel, dtype, labels)
     model, info = getattr(transformers, checkpoint.head.auto_class).from_pretrained(
         str(checkpoint.folder),
         attn_implementation=kernel,
@@ -103,6 +106,21 @@ def _from_pretrained(
         **labels,
     )
     return model, info
+
+
+def _from_config(
+    checkpoint: Checkpoint, kernel: Kernel, dtype: torch.dtype, labels: dict[str, Any]
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """Build a model that has no weights on the meta device, as if its checkpoint lacked nothing."""
+    import transformers
+
+    trust = checkpoint.trust_remote_code
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trust, **labels)
+    with torch.device("meta"):
+        model = getattr(transformers, checkpoint.head.auto_class).from_config(
+            config, attn_implementation=kernel, dtype=dtype, trust_remote_code=trust
+        )
+    return model.eval(), {"missing_keys": [], "mismatched_keys": []}
 
 
 def _new_modules(model: "PreTrainedModel", checkpoint: Checkpoint, info: dict[str, Any]) -> tuple[str, ...]:

@@ -12,21 +12,26 @@ _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files of a hub repository that are fetched: configuration, tokenizer, weights; never a pickle."""
 
 
-def locate(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def locate(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, needs_weights: bool = True
+) -> Path:
     """Return the folder that holds a model's configuration and weights.
 
     Args:
         name: Local folder, or hub id.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether a model that brings its own code is accepted.
+        needs_weights: Whether the weights must be there; where not, the hub is asked for none.
 
     Raises:
         ModelError: There is no such model, or it is incomplete, or it wants to run its own code.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _fetch(name, revision, trust_remote_code)
-    _check(name, folder, trust_remote_code)
+        folder = _fetch(name, revision, trust_remote_code, needs_weights)
+    _check_config(name, folder, trust_remote_code)
+    if needs_weights:
+        _check_weights(name, folder)
     return folder
 
 
@@ -40,13 +45,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else []
 
 
+def has_weights(folder: Path) -> bool:
+    """Return whether the weights are there, all of them."""
+    files = weight_files(folder)
+    return bool(files) and all(path.is_file() for path in files)
+
+
 def fingerprint(folder: Path) -> str:
     """Return the SHA-256 over configuration and weights, the same wherever the folder is.
 
     Files are read once per process, and again where their size or time changed.
     """
     total = hashlib.sha256()
-    for path in [folder / "config.json", *weight_files(folder)]:
+    for path in [folder / "config.json", *(weight_files(folder) if has_weights(folder) else [])]:
         status = path.stat()
         total.update(f"{path.name}:{_file_hash(path, status.st_size, status.st_mtime_ns)}\n".encode())
     return total.hexdigest()
@@ -58,7 +69,7 @@ def _file_hash(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001 
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weights: bool) -> Path:
     """Return the local snapshot of a hub repository, downloading what is not there yet."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(
@@ -68,6 +79,8 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     wanted = [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
+    if not needs_weights:
+        wanted.remove("*.safetensors")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
@@ -78,7 +91,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
         ) from error
 
 
-def _check(name: str, folder: Path, trust_remote_code: bool) -> None:
+def _check_config(name: str, folder: Path, trust_remote_code: bool) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         hint = "; it holds an adapter: give its base model" if (folder / "adapter_config.json").is_file() else ""
@@ -92,6 +105,9 @@ def _check(name: str, folder: Path, trust_remote_code: bool) -> None:
             f"{name!r} wants to run its own Python code, which autopeft does not do unasked; read that code, and if "
             "you trust it set trust_remote_code=True"
         )
+
+
+def _check_weights(name: str, folder: Path) -> None:
     if not weight_files(folder):
         other = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5"))
         found = f"; it has {', '.join(other)}: convert that with save_pretrained" if other else ""

@@ -64,6 +64,16 @@ def quantization_config(quantization: Quantization, *, skip: Iterable[str], comp
     )
 
 
+def convert_layers(model: nn.Module, config: Any) -> None:
+    """Put quantized layers in the place of a meta model's linear maps, as loading with `config` does."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+
+    skipped = HfQuantizer.get_modules_to_not_convert(model, config.llm_int8_skip_modules, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=config)
+    setattr(model, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
+
+
 def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dtype) -> None:
     """Make quantized layers keep their weights as they are, in training and evaluation alike.
 
