@@ -5,6 +5,7 @@ Their colours for text, grid and background are left to the page, which has a li
 
 from collections.abc import Sequence
 from html import escape
+from math import log10
 from typing import Any
 
 import plotly.graph_objects as go
@@ -58,7 +59,10 @@ def front_chart(state: StudyState) -> Any:
         points = _points(state, [yardstick], "yardstick", symbol="diamond", color=YARDSTICK_COLOR, size=10)
         figure.add_trace(points)
     if (limit := state.limits.get(state.cost.name)) is not None:
-        figure.add_vline(x=limit, line={"dash": "dot", "width": 1, "color": OTHER_COLOR}, annotation_text="budget")
+        figure.add_vline(x=limit, line={"dash": "dot", "width": 1, "color": OTHER_COLOR})
+        # Plotly wants the logarithm for an annotation on a logarithmic axis, and the value itself for a shape.
+        label = {"text": "budget", "showarrow": False, "xanchor": "left", "yanchor": "top", "font": {"size": 12}}
+        figure.add_annotation(x=log10(limit), y=1, yref="paper", **label)
     ticks = cost_ticks(state)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[format_cost(state.cost.name, tick) for tick in ticks])
     return figure

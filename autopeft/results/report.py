@@ -24,6 +24,7 @@ from autopeft.results.summary import gain_sentences
 from autopeft.results.wording import (
     MISSING,
     SERVING,
+    count_designs,
     format_interval,
     format_score,
     outcome_words,
@@ -113,6 +114,7 @@ def _template() -> Template:
         outcome=outcome_words,
         serving=lambda trial: SERVING[trial.estimate.serving],
         reason=reason_words,
+        designs=count_designs,
         fact=_fact,
         label=lambda name: OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " "),
     )

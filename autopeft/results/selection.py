@@ -8,6 +8,7 @@ from autopeft.errors import ResultError
 from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import metric_names
+from autopeft.results.wording import outcome_words, reason_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import Budget, format_cost
 from autopeft.spec.messages import one_of
@@ -139,4 +140,6 @@ def _why_no_yardstick(state: StudyState) -> str:
     tried = [trial for trial in state.chains if trial.baseline == "yardstick"]
     if not tried:
         return "the study has no yardstick to compare with; set yardstick to a design in the study file"
-    return f"the yardstick (trial {tried[-1].number}) did not train in full: it is {tried[-1].outcome.value}"
+    last = tried[-1]
+    why = f" ({words})" if (words := reason_words(last, state.limits)) else ""
+    return f"the yardstick (trial {last.number}) did not train in full: it is {outcome_words(last.outcome)}{why}"

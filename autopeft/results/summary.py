@@ -6,7 +6,14 @@ from autopeft.errors import ResultError
 from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
 from autopeft.results.selection import gain_over_yardstick, knee
-from autopeft.results.wording import format_difference, format_ratio, format_score, outcome_words, verdict
+from autopeft.results.wording import (
+    count_designs,
+    format_difference,
+    format_ratio,
+    format_score,
+    outcome_words,
+    verdict,
+)
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
@@ -69,7 +76,7 @@ def summarize(state: StudyState, *, interrupted: bool = False) -> str:
     if not front:
         return "\n".join([*lines, f"There is no front: {why_empty(state)}."])
     cheapest, top = front[0], min(front, key=lambda t: state.quality.loss(t.value(state.metric)))
-    lines.append(f"Front of {len(front)} designs by {', '.join(o.label for o in state.objectives)}:")
+    lines.append(f"Front of {count_designs(len(front))} by {', '.join(o.label for o in state.objectives)}:")
     lines += [
         _line(state, name, trial) for name, trial in (("best", top), ("knee", knee(state)), ("cheapest", cheapest))
     ]

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import ranked
-from autopeft.results.wording import MISSING, SERVING, format_score, outcome_words
+from autopeft.results.wording import MISSING, SERVING, count_designs, format_score, outcome_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
@@ -113,7 +113,7 @@ def front_table(state: StudyState) -> TrialTable:
     front = pareto_front(state.trials, state.objectives)
     names = ", ".join(objective.label for objective in state.objectives)
     return TrialTable(
-        title=f"Front by {names}: {len(front)} designs" if front else "No front",
+        title=f"Front by {names}: {count_designs(len(front))}" if front else "No front",
         columns=_columns(state, front),
         styles=tuple("" for _ in front),
         note=f"{state.metric} on validation and test ± standard error" if front else why_empty(state),

@@ -19,6 +19,11 @@ def outcome_words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
+def count_designs(number: int) -> str:
+    """Write a number of designs: `1 design`, `7 designs`."""
+    return f"{number} design" if number == 1 else f"{number} designs"
+
+
 def format_score(scores: Mapping[str, float], standard_errors: Mapping[str, float], name: str) -> str:
     """Write a score with its standard error: `0.806 ± 0.016`."""
     value, error = scores.get(name, float("nan")), standard_errors.get(name, float("nan"))

@@ -82,7 +82,7 @@ class StudySpec(BaseModel):
     budget: dict[str, str | int | float] = Field(default_factory=dict)
     training: Training = Training()
     n_trials: Annotated[int, Field(gt=0)] = 64
-    timeout: Annotated[float | None, BeforeValidator(_seconds), Field(gt=0)] = None
+    timeout: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
     study_name: str = "study"
     output_dir: str = "runs"
     sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"

@@ -115,10 +115,11 @@ def test_what_happened_to_every_proposal_is_counted(page: Page) -> None:
     assert "torch 2.13.0" in page.words
 
 
-def test_the_study_on_the_page_is_the_study(state: StudyState, tmp_path: Path) -> None:
-    path = tmp_path / "study.yaml"
-    path.write_text(study_yaml(state))
-    assert load_study(path) == state.spec
+@pytest.mark.parametrize("changes", [{}, {"timeout": None, "yardstick": None}])
+def test_the_study_on_the_page_is_the_study(state: StudyState, tmp_path: Path, changes: dict[str, None]) -> None:
+    path, spec = tmp_path / "study.yaml", state.spec.model_copy(update=changes)
+    path.write_text(study_yaml(replace(state, spec=spec)))
+    assert load_study(path) == spec
 
 
 def test_texts_of_users_are_escaped(build: Builder) -> None:
