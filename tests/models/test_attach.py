@@ -138,7 +138,9 @@ def test_values_depend_on_the_seed_alone(bases: dict[str, Base]) -> None:
 
     first, same, other = (values(DESIGNS["hybrid"], seed, noise) for seed, noise in ((7, 1), (7, 2), (8, 1)))
     assert all(torch.equal(first[name], same[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
+    random = [name for name, tensor in first.items() if tensor.std() > 0]
+    assert {"classifier.weight"} < set(random)
+    assert not any(torch.equal(first[name], other[name]) for name in random)
     head_only = values(DESIGNS["head"], 7, 3)
     assert all(torch.equal(first[name], tensor) for name, tensor in head_only.items())
     assert head_only["classifier.weight"].std() > 0

@@ -9,8 +9,8 @@ Both maps have biases. W_up and its bias start at zero, so that the step-0 model
 Serial adapters sit before the residual sum, as in Houlsby et al.
 
 Source: Houlsby et al. 2019 (arXiv:1902.00751), section 2.1 (after attention and MLP); Pfeiffer et al.
-2021 (arXiv:2005.00247), section 3.1 (after the MLP only); He et al. 2022 (arXiv:2110.04366), table 1
-and eq. 6 (parallel, scaled).
+2021 (arXiv:2005.00247), after the MLP only; He et al. 2022 (arXiv:2110.04366), table 1 (parallel,
+scaled).
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Adapter(Technique):
 
     kind: ClassVar[str] = "adapter"
     size_field: ClassVar[str] = "size"
-    # A prior, not a measurement: Houlsby et al. sweep 3e-5 to 3e-3 and report the best near 1e-3.
+    # A prior, not a measurement: inside the range 3e-5 to 3e-3 that Houlsby et al. sweep.
     default_learning_rate: ClassVar[float] = 1e-3
 
     size: Annotated[int, Field(ge=1)]
