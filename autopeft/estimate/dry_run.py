@@ -5,13 +5,14 @@ making and dropping tensors. Nothing here reads or writes a value.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.estimate.cuda import CudaKernels
 from autopeft.estimate.fake_weights import fake_weights, tensors_of
 from autopeft.estimate.kernels import flop_formulas, is_attention, replacements, scratch_formulas
 from autopeft.estimate.tracker import Category, StorageTracker
@@ -41,6 +42,7 @@ class Machine:
     """Where a step runs.
 
     Attributes:
+        device: `cpu` or `cuda`.
         n_threads: Threads of a CPU process; kernels keep a workspace for each.
     """
 
@@ -48,9 +50,15 @@ class Machine:
     precision: Precision
     n_threads: int
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context that a forward pass runs in."""
-        return torch.autocast(self.device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Give the context that a forward pass runs in."""
+        with ExitStack() as contexts:
+            if self.precision == "bf16":
+                contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+            if self.device == "cuda":
+                contexts.enter_context(CudaKernels())
+            yield
 
 
 class DryRun:
@@ -60,10 +68,10 @@ class DryRun:
         self._attached = attached
         self._model = attached.model
         self._machine = machine
-        self._device = torch.device(machine.device)
+        self._device = torch.device("cpu")  # CUDA is played on CPU tensors: see `autopeft.estimate.cuda`
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
-        self._trainable: list[torch.Tensor] = []
+        self._trainable: list[torch.nn.Parameter] = []
 
     def __enter__(self) -> Self:
         """Swap the weights."""
@@ -91,9 +99,9 @@ class DryRun:
         inputs, labels = self._batch(batch_size, n_tokens)
         states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)]
         with self._tracking([*inputs.values(), labels], states) as tracker:
-            with self._machine.autocast():
+            with self._machine.forward():
                 loss = _loss(self._model(**inputs), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._trainable:
             parameter.grad = None
         return _cost(tracker)
@@ -105,7 +113,7 @@ class DryRun:
         """
         self._model.eval()
         inputs, _ = self._batch(batch_size, n_tokens)
-        with self._tracking(inputs.values()) as tracker, torch.no_grad(), self._machine.autocast():
+        with self._tracking(inputs.values()) as tracker, torch.no_grad(), self._machine.forward():
             self._model(**inputs).logits.float().argmax(dim=-1)
         return _cost(tracker)
 
@@ -113,7 +121,7 @@ class DryRun:
     def _tracking(self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()) -> Iterator[StorageTracker]:
         """Follow what happens inside, on top of what is there already."""
         tracker = StorageTracker(
-            scratch=scratch_formulas(n_threads=self._machine.n_threads),
+            scratch=scratch_formulas(self._machine.device, n_threads=self._machine.n_threads),
             flops=flop_formulas(),
             replacements=replacements(),
         )

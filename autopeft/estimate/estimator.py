@@ -20,6 +20,7 @@ from autopeft.spec.training import Kernel, Precision
 VERSION = "dry-run-1"
 """Changes whenever an estimate may: trials of one study must be comparable."""
 
+_DEVICES = ("cpu", "cuda")
 _PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -55,7 +56,7 @@ class Estimator:
             n_threads: Threads of the process that will train on a CPU; None means as many as here.
 
         Raises:
-            ModelError: The base has weights, or was built for another kernel.
+            ModelError: The base has weights, or was built for another kernel; the device is another one.
         """
         if base.device.type != "meta" or base.quantization != "none":
             raise ModelError(
@@ -64,6 +65,8 @@ class Estimator:
             )
         if base.kernel != kernel and kernel == "eager":
             raise ModelError(f"the base must be built for the kernel that trains, but has {base.kernel}, not {kernel}")
+        if torch.device(device).type not in _DEVICES:
+            raise ModelError(f"device must be one of {', '.join(_DEVICES)}, but got {device!r}")
         self._bases: dict[Quantization, Base] = {"none": base}
         self._workload = workload
         self._machine = Machine(
@@ -196,7 +199,8 @@ def estimate(
     longest = base.summary.n_positions
     if longest is not None and sequence_length > longest:
         raise DesignError(
-            f"sequence_length <= n_positions must hold, but got sequence_length={sequence_length}, n_positions={longest}"
+            f"sequence_length <= n_positions must hold, but got sequence_length={sequence_length}, "
+            f"n_positions={longest}"
         )
     workload = Workload(
         batch_size=batch_size,

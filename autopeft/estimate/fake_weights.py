@@ -6,9 +6,9 @@ kernels by the device, which the meta device would answer wrongly.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.estimate.quantized import PackedState
 
-Replace = Callable[[torch.Tensor], torch.Tensor]
+Replace = Callable[[Any], Any]
+"""From a meta tensor to the fake one in its place, of the same kind: a tensor or a parameter."""
 
 
 @contextmanager
@@ -33,9 +34,9 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -
     Yields:
         A function that returns the fake tensor of a meta tensor.
     """
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, Any] = {}
 
-    def replace(tensor: torch.Tensor) -> torch.Tensor:
+    def replace(tensor: Any) -> Any:
         if id(tensor) not in made:
             with mode:
                 fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
@@ -46,10 +47,12 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -
     with ExitStack() as undo:
         for module in model.modules():
             _swap_quantized(module, replace, undo)
-            for tensors in (module._parameters, module._buffers):
-                present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-                undo.callback(tensors.update, present)
-                tensors.update({name: replace(tensor) for name, tensor in present.items()})  # type: ignore[misc]
+            held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for tensors in held:
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        undo.callback(tensors.__setitem__, name, tensor)
+                        tensors[name] = replace(tensor)
         yield replace
 
 
@@ -72,21 +75,18 @@ def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> Non
     weight: Any = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     if isinstance(state, PackedState):
-        values = {field.name: getattr(state, field.name) for field in fields(state)}
         fake: Any = replace(weight)
         fake.__class__ = _fake_class(type(weight).__name__)
-        fake.quant_state = PackedState(
-            **{name: replace(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-        )
+        fake.quant_state = dataclasses.replace(state, absmax=replace(state.absmax), code=replace(state.code))
     elif getattr(weight, "SCB", None) is not None:
         # Such a layer moves weight and scales into its state at the first forward: give it a state to keep.
         fake = replace(weight)
         fake.__class__ = _fake_class(type(weight).__name__)
         fake.CB = fake.SCB = None
-        state = module.state
-        undo.callback(setattr, module, "state", state)
-        module.state = copy.copy(state)
-        module.state.CB, module.state.SCB = fake.detach(), replace(weight.SCB)  # type: ignore[union-attr]
+        layer: Any = module
+        undo.callback(setattr, layer, "state", layer.state)
+        layer.state = copy.copy(layer.state)
+        layer.state.CB, layer.state.SCB = fake.detach(), replace(weight.SCB)
 
 
 @cache

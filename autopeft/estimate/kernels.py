@@ -33,10 +33,11 @@ _KEY_BLOCK = 512
 """Keys that the CPU's flash attention takes at a time."""
 
 
-def scratch_formulas(*, n_threads: int) -> dict[Any, Formula]:
-    """Return, by operator packet, the bytes that a CPU kernel holds besides its arguments and results.
+def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
+    """Return, by operator packet, the bytes that a kernel holds besides its arguments and results.
 
     Args:
+        device: `cpu` or `cuda`. Of CUDA's kernels flash attention's backward and quantized products are known.
         n_threads: Threads of the device's process; each has a workspace.
     """
 
@@ -46,12 +47,14 @@ def scratch_formulas(*, n_threads: int) -> dict[Any, Formula]:
     def flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
         return _flash_backward_bytes(grad, query, key, n_threads)
 
-    formulas: dict[Any, Formula] = {
-        _FLASH: flash,
-        _FLASH_BACKWARD: flash_backward,
-        _aten.mm: _packed_bytes,
-        _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right),
-    }
+    formulas: dict[Any, Formula] = {_aten._scaled_dot_product_flash_attention_backward: _cuda_flash_backward_bytes}
+    if device == "cpu":
+        formulas = {
+            _FLASH: flash,
+            _FLASH_BACKWARD: flash_backward,
+            _aten.mm: _packed_bytes,
+            _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right),
+        }
     for name, formula in _QUANTIZED_SCRATCH.items():
         # bitsandbytes registers its operators when it is imported; before that no layer can use them.
         if hasattr(torch.ops.bitsandbytes, name):
@@ -123,6 +126,22 @@ def _flash_backward_bytes(grad: torch.Tensor, query: torch.Tensor, key: torch.Te
     return n_bytes
 
 
+def _cuda_flash_backward_bytes(_grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Return the workspace of CUDA's flash attention in the backward pass.
+
+    The query's gradient is summed up in fp32, heads padded to 32 and queries to 128; where heads share
+    keys, the gradients of key and value are expanded to all heads first.
+
+    Source: `mha_bwd` in aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+    """
+    batch, n_heads, n_queries, head_size = query.shape
+    rows = batch * n_heads * (-(-n_queries // 128) * 128)
+    n_bytes = 4 * rows * (-(-head_size // 32) * 32 + 1)
+    if n_heads != key.shape[1]:
+        n_bytes += 2 * batch * n_heads * key.shape[2] * head_size * query.itemsize
+    return n_bytes
+
+
 def _packed_bytes(left: torch.Tensor, right: torch.Tensor, **_: Any) -> int:
     """Return what a bf16 product packs: one copy of its right operand, which is a weight.
 
@@ -136,13 +155,13 @@ def _packed_bytes(left: torch.Tensor, right: torch.Tensor, **_: Any) -> int:
 
 
 def _flash_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
 def _flash_backward_flops(
     grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
 def _dequantized_bytes(hidden: torch.Tensor, _packed: torch.Tensor, shape: list[int], *_: Any, **__: Any) -> int:
@@ -160,12 +179,13 @@ def _int8_quantize_bytes(hidden: torch.Tensor, *_: Any, **__: Any) -> int:
 
 
 def _int8_product_bytes(hidden: torch.Tensor, *_: Any, out_val: Any, **__: Any) -> int:
-    """Return what an int8 product and its scaling take: the sums as integers, and two fp32 copies.
+    """Return what an int8 product and its scaling take: the integer sums, and three fp32 tensors of their size.
 
-    Source: `int8_scaled_mm` and `int8_mm_dequant`, as above; the result is one of those three in fp32.
+    Source: `int8_scaled_mm` and `int8_mm_dequant`, as above: the scales' outer product, the sums as
+        fp32, and the result, which is counted as such.
     """
-    n = out_val[0].numel()
-    return 12 * n - n * int(hidden.itemsize)
+    n: int = out_val[0].numel()
+    return 16 * n - n * hidden.itemsize
 
 
 def _int8_quantize(hidden: torch.Tensor, _threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -46,7 +46,7 @@ class _Sum:
     total_bytes: int
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record live bytes, their peak and what was live at the peak, and FLOPs, inside a `with` block.
 
     Attributes:
@@ -76,7 +76,7 @@ class StorageTracker(TorchDispatchMode):
             flops: By operator packet, its FLOPs.
             replacements: By operator packet, what to call in its place.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
         self.peak_bytes = 0
         self.at_peak = dict(self.live_bytes)
@@ -112,12 +112,12 @@ class StorageTracker(TorchDispatchMode):
             if parameter.grad is not None:
                 self.register([parameter.grad], "gradients")
 
-        return [parameter.register_post_accumulate_grad_hook(name_gradient) for parameter in parameters]
+        return [p.register_post_accumulate_grad_hook(name_gradient) for p in parameters]  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exc: Any) -> Any:
         """Leave the mode; what is alive stays counted."""
         self._settle_sum()
-        return super().__exit__(*exc)
+        return super().__exit__(*exc)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
