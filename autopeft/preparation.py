@@ -10,6 +10,7 @@ from typing import Any
 from autopeft.errors import BudgetError, StudyError, StudyMismatchError
 from autopeft.estimate.estimator import Estimator
 from autopeft.models.base import build_meta
+from autopeft.models.model_files import locate
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.spec.block import block_class
@@ -39,7 +40,7 @@ class PreparedStudy:
     """A validated study with its parts.
 
     Attributes:
-        step_seconds: Measured seconds of training steps by precision and kernel; empty where none were measured.
+        step_seconds: Measured seconds of a training step by `precision/kernel`.
     """
 
     spec: StudySpec
@@ -140,6 +141,7 @@ def prepare_study(
         StudyMismatchError: The folder holds a study of something else.
     """
     metric = _metric(spec)
+    locate(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     if space is None:
         space = SearchSpace.load(spec.space) if isinstance(spec.space, str) else SearchSpace.from_dict(spec.space)
     prepared_data = prepare(

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "doctor": {*VALUES, "models"},
     "preparation": {*VALUES, "models", "estimate", "tasks", "training", "searching"},
     "api": {*VALUES, "models", "estimate", "training", "executors", "searching", "results", "preparation"},
+    "__main__": {"cli"},
     "cli": {*VALUES, "api", "preparation", "results", "progress", "doctor"},
     "__init__": {*VALUES, "api", "preparation", "results"},
 }

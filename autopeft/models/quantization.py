@@ -105,3 +105,28 @@ def _cast_to_bias(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[to
     """Give a module its input in the dtype of its bias; int8 products cast it to fp16 in either case."""
     assert isinstance(module.bias, torch.Tensor)
     return (args[0].to(module.bias.dtype), *args[1:])
+
+
+def probe() -> tuple[torch.Tensor, torch.Tensor]:
+    """Push a gradient through a small 4-bit layer before and after an evaluation, settled as a base model is.
+
+    Returns:
+        Both gradients, [3, 64]; equal where quantized training works on this machine.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    quantization_config("nf4", skip=(), compute_dtype=torch.float32)
+    import bitsandbytes
+
+    layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
+    settle(layer, "nf4", torch.float32)
+    gradients = []
+    for _ in range(2):
+        inputs = torch.ones(3, 64, requires_grad=True)
+        layer.train()(inputs).sum().backward()
+        assert inputs.grad is not None
+        gradients.append(inputs.grad)
+        with torch.no_grad():
+            layer.eval()(inputs)
+    return gradients[0], gradients[1]

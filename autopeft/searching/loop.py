@@ -297,4 +297,4 @@ class SearchLoop:
             n_ended=self._n_ended,
             n_refused=sum(self._proposals.n_refused.values()),
         )
-        self._on_event(Event(kind=kind, trial=record, progress=progress))
+        self._on_event(Event(kind=kind, trial=record, progress=progress, metric=self._plan.metric.name))

@@ -17,7 +17,7 @@ N_REFUSALS_BEFORE_RANDOM = 10
 """Refused proposals in a row after which a design is drawn at random: a sampler can insist."""
 MAX_DUPLICATES_IN_A_ROW = 100
 """Repeated proposals in a row after which the space is taken to be used up."""
-RECORDED_SHARE = 0.1
+RECORDED_SHARE = 0.25
 """Refused proposals that are recorded and learned from, as a share of the trials: more would make the sampler
 take the border of the budget for the best place."""
 

@@ -22,12 +22,15 @@ class RungEntry:
         trial: Number of the trial that started the training; trials that continue it share it.
         cost: The first cost objective.
         loss: The quality metric with the sign that makes smaller better.
+        tie: Decides between equal losses, smaller is better: early on many trials still predict one class, and
+            their validation loss alone tells them apart.
         slow_start: Whether all of the design's blocks improve late.
     """
 
     trial: int
     cost: float
     loss: float
+    tie: float = 0.0
     slow_start: bool = False
 
 
@@ -47,12 +50,14 @@ def strata(entries: Sequence[RungEntry], rules: EarlyStopping) -> list[list[Rung
 def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[int]:
     """Return the trials that may go on from a rung: the best one in `eta` of each stratum.
 
-    Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum. Ties go to
-    the earlier trial.
+    Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum. Equal losses
+    are told apart by `tie`, then by the earlier trial.
     """
     slow = [entry for entry in entries if entry.slow_start]
     chosen: set[int] = set()
     for group in (*strata(entries, rules), slow):
-        best = sorted(group, key=lambda entry: (entry.loss, entry.trial))[: math.ceil(len(group) / rules.eta)]
+        best = sorted(group, key=lambda entry: (entry.loss, entry.tie, entry.trial))[
+            : math.ceil(len(group) / rules.eta)
+        ]
         chosen.update(entry.trial for entry in best)
     return frozenset(chosen)

@@ -82,7 +82,8 @@ class Sampler:
         self._open: dict[int, optuna.Trial] = {}
         with quiet_optuna():
             self._sampler = _make_sampler(name, seed)
-            self._random = _make_sampler("random", seed)
+            # Another seed: with the same one it would repeat the draws that every sampler starts with.
+            self._random = _make_sampler("random", seed + 1)
             self._study = optuna.create_study(directions=[objective.direction for objective in objectives])
 
     def propose(self, *, at_random: bool = False) -> Proposal:

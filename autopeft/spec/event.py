@@ -59,22 +59,26 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happened, with the trial it happened to."""
+    """One thing that happened, with the trial it happened to.
+
+    Attributes:
+        metric: The quality metric of the study.
+    """
 
     kind: EventKind
     trial: TrialRecord
     progress: Progress
+    metric: str
 
     def describe(self) -> str:
         """Say in one line what happened."""
         trial = self.trial
         what = f"trial {trial.number} {self.kind if self.kind is not EventKind.FINISHED else trial.outcome}"
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in trial.scores.items())
         parts = [f"{what}: {trial.design.describe()}", f"{format_count(trial.estimate.trainable_params)} parameters"]
         if self.kind is EventKind.STARTED and trial.continues is not None:
             parts.append(f"continues trial {trial.continues}")
-        if self.kind is not EventKind.STARTED and scores:
-            parts.append(scores)
+        if self.kind is not EventKind.STARTED and self.metric in trial.scores:
+            parts.append(f"{self.metric} {trial.scores[self.metric]:.4f}")
         return "; ".join([*parts, *([trial.reason] if trial.reason else [])])
 
 

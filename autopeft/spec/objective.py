@@ -38,6 +38,7 @@ _ALL = (
     Objective(name="accuracy", direction="maximize", kind="quality", label="accuracy", best=1.0, worst=0.0),
     Objective(name="macro_f1", direction="maximize", kind="quality", label="macro F1", best=1.0, worst=0.0),
     Objective(name="matthews", direction="maximize", kind="quality", label="Matthews correlation", best=1.0, worst=0.0),
+    Objective(name="loss", direction="minimize", kind="quality", label="loss", best=0.0),
     Objective(name="trainable_params", direction="minimize", kind="cost", label="trainable parameters"),
     Objective(name="peak_memory", direction="minimize", kind="cost", unit="B", label="peak memory"),
     Objective(name="train_flops", direction="minimize", kind="cost", unit="FLOP", label="training compute"),

@@ -201,7 +201,7 @@ class SearchSpace:
                 for option in param.extremes(model.n_layers):
                     if name == space.block.size_field and option == 0:
                         continue
-                    settings = {**_smallest_fields(space, model), name: option}
+                    settings = {space.block.size_field: 1, name: option}
                     self._check_option(space.kind, name, settings, model)
             if isinstance(space.layers, LastLayers | Groups):
                 try:
@@ -210,9 +210,7 @@ class SearchSpace:
                     raise self.error(f"blocks.{space.kind}.layers", str(error)) from None
             elif isinstance(space.layers, Choice):
                 for layers in space.layers.options:
-                    self._check_option(
-                        space.kind, "layers", {**_smallest_fields(space, model), "layers": layers}, model
-                    )
+                    self._check_option(space.kind, "layers", {space.block.size_field: 1, "layers": layers}, model)
 
     def smallest(self, model: ModelSummary) -> tuple[Design, ...]:
         """Return designs that are as small as the space allows: the candidates for its cheapest one."""
@@ -231,7 +229,7 @@ class SearchSpace:
     def error(self, key: str, message: str) -> SpaceError:
         """Make an error that names the key, and the line where the space came from a file."""
         line = next((self.lines[k] for k in (key, key.rpartition(".")[0]) if k in self.lines), None)
-        place = f"{self.name}, line {line}" if line is not None else f"space {self.name}"
+        place = f"{self.name}.yaml, line {line}" if line is not None else "space"
         return SpaceError(f"{place}: {key}: {message}")
 
     def _check_option(self, kind: str, name: str, settings: Mapping[str, Any], model: ModelSummary) -> None:

@@ -124,8 +124,8 @@ class Task(Protocol):
     def encode(self, table: pd.DataFrame, tokenizer: Any, *, max_length: int, labels: Sequence[str]) -> Encoded:
         """Tokenize the examples of one split, truncated to `max_length` tokens."""
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean training loss of a batch from the model's outputs."""
+    def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each example of a batch, in fp32; training minimises their mean."""
 
     def predictions(self, outputs: Any) -> torch.Tensor:
         """Return one prediction for each example of the batch; NaN where the model's output is not finite."""
@@ -133,7 +133,7 @@ class Task(Protocol):
     def score(
         self, predictions: NDArray[np.float64], targets: NDArray[np.int64]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return every metric and its standard error over examples."""
+        """Return every metric but `loss`, and its standard error over examples."""
 
 
 @cache

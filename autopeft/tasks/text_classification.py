@@ -20,7 +20,7 @@ class TextClassification:
     """The task `text-classification`; see `autopeft.tasks.base.Task`."""
 
     name: str = "text-classification"
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = (*METRICS, "loss")
     default_metric: str = "accuracy"
     required: tuple[str, ...] = ("text", "label")
     optional: tuple[str, ...] = ("text_pair", "group")
@@ -83,9 +83,9 @@ class TextClassification:
         )
         return Encoded(split=split, n_truncated=len(over), longest=longest)
 
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy of logits [batch, class], in fp32."""
-        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
+    def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of logits [batch, class] for each example, in fp32."""
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="none")
 
     def predictions(self, outputs: Any) -> torch.Tensor:
         """Return the most likely class of each example, NaN where a logit is not finite."""
@@ -96,7 +96,7 @@ class TextClassification:
     def score(
         self, predictions: NDArray[np.float64], targets: NDArray[np.int64]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return every metric and its standard error over examples."""
+        """Return every metric but the loss, and its standard error over examples."""
         classes = predictions.astype(np.int64)
         results = {name: metric(targets, classes) for name, metric in METRICS.items()}
         return {name: value for name, (value, _) in results.items()}, {name: se for name, (_, se) in results.items()}

@@ -39,7 +39,7 @@ class Choice:
     """A resolved training and what was measured for it.
 
     Attributes:
-        step_seconds: Median time of a round of training steps by `precision/kernel`; empty where nothing was open.
+        step_seconds: Median time of a training step, with LoRA in all layers, by `precision/kernel`.
     """
 
     training: Training
@@ -69,10 +69,6 @@ def choose_training(
     if device.startswith("cuda") and training.precision == "auto" and not torch.cuda.is_bf16_supported():
         precisions = ("fp32",)
     kernels = _open(training.kernel, get_args(Kernel))
-    if len(precisions) * len(kernels) == 1:
-        return Choice(
-            training=resolved.model_copy(update={"precision": precisions[0], "kernel": kernels[0]}), step_seconds={}
-        )
     base = load_base(
         model,
         find_task(data.task).head(data.labels),
@@ -86,7 +82,7 @@ def choose_training(
         resolved.model_copy(update={"precision": precision, "kernel": kernel})
         for precision, kernel in product(precisions, kernels)
     ]
-    seconds = _measure(base, data, candidates) if len(candidates) > 1 else [0.0]
+    seconds = _measure(base, data, candidates)
     plain, best = seconds[0], min(seconds)
     chosen = candidates[0] if best > PLAIN_MARGIN * plain else candidates[seconds.index(best)]
     named = {f"{c.precision}/{c.kernel}": round(s, 6) for c, s in zip(candidates, seconds, strict=True)}
@@ -113,7 +109,7 @@ def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list[float]:
-    """Return the median seconds of a round for each candidate, after a warm-up on one batch."""
+    """Return each candidate's median seconds per training step, after a warm-up on one batch."""
     kinds = block_kinds()
     blocks = [{"lora": {"rank": 8, "roles": "all"}}] if "lora" in kinds else []
     batches = _representative(Plan.of(data, candidates[0], seed=0))
@@ -132,7 +128,7 @@ def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list
                     taken.append(_round(attached, data, candidate, batches))
             if n_rounds > 0 and time.perf_counter() - started > BUDGET_SECONDS:
                 break
-    return [statistics.median(taken) for taken in times]
+    return [statistics.median(taken) / len(batches) for taken in times]
 
 
 def _representative(plan: Plan) -> list[Batch]:
@@ -153,7 +149,7 @@ def _round(attached: Attached, data: PreparedData, training: Training, batches: 
         for batch in batches:
             inputs = collate(data.train, batch.indices, batch.n_tokens, data, device)
             with autocast(training, device):
-                loss = task.loss(attached.model(**inputs.forward), inputs.labels)
+                loss = task.losses(attached.model(**inputs.forward), inputs.labels).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -62,17 +62,20 @@ def evaluate(
     Raises:
         FloatingPointError: An output is not finite.
     """
-    predictions = np.empty(len(split), dtype=np.float64)
+    predictions, losses = np.empty(len(split), dtype=np.float64), np.empty(len(split), dtype=np.float64)
     model.eval()
     with torch.inference_mode(), autocast(training, device):
         for indices, n_tokens in batches_by_length(split, training.evaluation_batch_size, data.max_length):
             if should_stop():
                 return None
             inputs = collate(split, indices, n_tokens, data, device)
-            predictions[indices] = task.predictions(model(**inputs.forward)).cpu().numpy()
+            outputs = model(**inputs.forward)
+            predictions[indices] = task.predictions(outputs).cpu().numpy()
+            losses[indices] = task.losses(outputs, inputs.labels).cpu().numpy()
     if not np.isfinite(predictions).all():
         raise FloatingPointError(
             f"{np.count_nonzero(~np.isfinite(predictions))} of {len(split)} outputs are not finite"
         )
     scores, standard_errors = task.score(predictions, split.labels)
+    scores["loss"], standard_errors["loss"] = float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
     return Evaluation(scores=scores, standard_errors=standard_errors, predictions=predictions)

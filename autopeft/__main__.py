@@ -1,0 +1,5 @@
+"""`python -m autopeft` is `autopeft`."""
+
+from autopeft.cli import main
+
+main(prog_name="autopeft")
