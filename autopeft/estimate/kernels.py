@@ -29,6 +29,8 @@ _QUADRATIC = frozenset(
         *(packet for packet in flop_registry if "attention" in str(packet)),
     }
 )
+_LARGEST_PACK_BYTES = 1_200_000
+"""What oneDNN packs of a weight at a time at most: about half of a core's second-level cache."""
 _KEY_BLOCK = 512
 """Keys that the CPU's flash attention takes at a time."""
 
@@ -52,10 +54,16 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
         formulas = {
             _FLASH: flash,
             _FLASH_BACKWARD: flash_backward,
-            _aten.mm: _packed_bytes,
-            _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right),
+            _aten.mm: lambda left, right, **_: _packed_bytes(left, right, n_threads),
+            _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right, n_threads),
         }
-    for name, formula in _QUANTIZED_SCRATCH.items():
+    quantized = {
+        **_QUANTIZED_SCRATCH,
+        "gemm_4bit": lambda hidden, _packed, shape, *_, **__: _dequantized_bytes(
+            hidden, shape, n_threads if device == "cpu" else None
+        ),
+    }
+    for name, formula in quantized.items():
         # bitsandbytes registers its operators when it is imported; before that no layer can use them.
         if hasattr(torch.ops.bitsandbytes, name):
             formulas[getattr(torch.ops.bitsandbytes, name)] = formula
@@ -97,16 +105,18 @@ def _flash_bytes(query: torch.Tensor, key: torch.Tensor, n_threads: int) -> int:
     """Return the workspace of the CPU's flash attention in the forward pass.
 
     Each thread has a block of scores, its sums and maxima, and a block of the output, in fp32. Reduced
-    precision adds the block of scores in that dtype, and keys and values packed for the matrix unit.
+    precision adds the block of scores and a block of keys in that dtype, and all keys and values packed for the
+    matrix unit of CPUs that have one.
 
     Source: `cpu_flash_attention` in aten/src/ATen/native/cpu/FlashAttentionKernel.cpp; equal to
-        the profiler's figure to the byte for fp32, lengths 64 to 2,048.
+        the profiler's figure to the byte, lengths 64 to 2,048.
     """
-    block = _query_block(query.shape[-2])
-    scores = block * min(_KEY_BLOCK, key.shape[-2])
+    block, key_block = _query_block(query.shape[-2]), min(_KEY_BLOCK, key.shape[-2])
+    scores = block * key_block
     n_bytes = 4 * n_threads * (scores + 2 * block + block * query.shape[-1])
     if query.itemsize < 4:
-        n_bytes += query.itemsize * n_threads * scores + 2 * key.numel() * key.itemsize
+        n_bytes += query.itemsize * n_threads * (scores + key_block * query.shape[-1])
+        n_bytes += 2 * key.numel() * key.itemsize
     return n_bytes
 
 
@@ -142,16 +152,31 @@ def _cuda_flash_backward_bytes(_grad: torch.Tensor, query: torch.Tensor, key: to
     return n_bytes
 
 
-def _packed_bytes(left: torch.Tensor, right: torch.Tensor, **_: Any) -> int:
-    """Return what a bf16 product packs: one copy of its right operand, which is a weight.
+def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> int:
+    """Return what a bf16 product of rows and a weight packs for the matrix unit.
 
-    Measured on an AVX512 + AMX CPU with oneDNN as in torch 2.13: 0 to 1 copies of a weight with one
-    thread, up to 2 with two. Where the left operand is transposed (a weight's gradient) the right one is
-    the long one; it is packed in pieces of up to 1 MB, which are left out.
+    The right operand is packed where enough rows share the work: always where it lies as it is used (the
+    backward), from as many rows as it has columns where it is transposed (the forward); once for each
+    thread where every thread has that many rows.
+
+    Measured, not documented: oneDNN as in torch 2.13 on an AVX512 + AMX CPU, 12 shapes of 64 to 4,096 by 64 to
+    4,096, 64 to 4,096 rows. With one thread it holds for all but the halves that some backward products of
+    few rows take; with two there are more exceptions.
+
+    Omits: fp32 sums of part of the result, for more than 2,000 channels; a weight's gradient, whose left
+        operand is transposed and whose pieces are under 1 MB.
     """
     if right.itemsize >= 4 or not left.is_contiguous():
         return 0
-    return right.numel() * right.itemsize
+    return _packed_weight_bytes(
+        left.shape[0], right.shape[1], right.numel() * right.itemsize, n_threads, transposed=not right.is_contiguous()
+    )
+
+
+def _packed_weight_bytes(n_rows: int, n_columns: int, n_bytes: int, n_threads: int, *, transposed: bool) -> int:
+    if n_rows >= n_threads * n_columns:
+        return n_threads * min(n_bytes, _LARGEST_PACK_BYTES)
+    return 0 if transposed and n_rows < n_columns else min(n_bytes, _LARGEST_PACK_BYTES)
 
 
 def _flash_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -164,10 +189,13 @@ def _flash_backward_flops(
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
-def _dequantized_bytes(hidden: torch.Tensor, _packed: torch.Tensor, shape: list[int], *_: Any, **__: Any) -> int:
-    """Return the size of a 4-bit weight, dequantized to the dtype of its input, and packed where that is bf16."""
-    n_copies = 1 if hidden.itemsize >= 4 else 2
-    return prod(shape) * hidden.itemsize * n_copies
+def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int | None) -> int:
+    """Return the size of a 4-bit weight, dequantized to the dtype of its input, and packed on a CPU if that is bf16."""
+    n_bytes = prod(shape) * hidden.itemsize
+    if hidden.itemsize >= 4 or n_threads is None:
+        return n_bytes
+    n_rows = hidden.numel() // hidden.shape[-1]
+    return n_bytes + _packed_weight_bytes(n_rows, shape[0], n_bytes, n_threads, transposed=True)
 
 
 def _int8_quantize_bytes(hidden: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -203,7 +231,6 @@ def _int8_product(
 
 
 _QUANTIZED_SCRATCH: Mapping[str, Formula] = {
-    "gemm_4bit": _dequantized_bytes,
     "int8_vectorwise_quant": _int8_quantize_bytes,
     "int8_mixed_scaled_mm": _int8_product_bytes,
 }

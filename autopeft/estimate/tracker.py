@@ -94,7 +94,10 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
-        """Count the storages of tensors under a category; known ones move to it."""
+        """Count the storages of tensors under a category; known ones move to it.
+
+        Storages that are there before the block must be registered: they would count from their first view on.
+        """
         for tensor in tensors:
             storage = tensor.untyped_storage()
             record = self._storages.get(storage._cdata)

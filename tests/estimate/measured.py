@@ -1,0 +1,100 @@
+"""What a real step takes, by torch's own profiler: the oracle of the dry run."""
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from autopeft.models.attach import Attached
+from autopeft.models.base import Head
+
+HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
+
+
+def allocated_peak(function: Callable[[], object]) -> int:
+    """Return the highest sum of what the allocator handed out and did not get back while a function ran."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+        result = function()
+    del result
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    live = peak = 0
+    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the storages behind tensors, each once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield every tensor that can be reached from a model's modules, whatever it is called."""
+    seen: set[int] = set()
+    stack: list[Any] = [value for module in model.modules() for value in vars(module).values()]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, torch.nn.Module):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+            stack.extend(vars(value).values())
+        elif isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple):
+            stack.extend(value)
+        elif type(value).__module__.startswith("bitsandbytes"):
+            stack.extend(vars(value).values())
+
+
+class RealRun:
+    """A design on a base with weights, and the bare loop around it."""
+
+    def __init__(self, attached: Attached, precision: str, *, batch_size: int, n_tokens: int) -> None:
+        self.model = attached.model
+        self.precision = precision
+        self.parameters = [p for group in attached.groups.values() for p in group]
+        self.optimizer = torch.optim.AdamW(self.parameters, fused=True)
+        mask = torch.ones(batch_size, n_tokens, dtype=torch.int64)
+        mask[:, n_tokens // 2 :] = 0
+        self.inputs = {"input_ids": torch.full_like(mask, 7), "attention_mask": mask}
+        if getattr(self.model.config, "type_vocab_size", 0) > 1:
+            self.inputs["token_type_ids"] = torch.zeros_like(mask)
+        self.labels = torch.zeros(batch_size, dtype=torch.int64)
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def train(self) -> None:
+        with self.autocast():
+            loss = torch.nn.functional.cross_entropy(self.model(**self.inputs).logits.float(), self.labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def evaluate(self) -> None:
+        with torch.inference_mode(), self.autocast():
+            self.model(**self.inputs).logits.float().argmax(dim=-1)
+
+    def training_peak(self) -> int:
+        """Return the peak of the second step, when the optimizer has its state."""
+        self.model.train()
+        self.train()
+        states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        return self._resident(self.labels, *states) + allocated_peak(self.train)
+
+    def evaluation_peak(self) -> int:
+        self.model.eval()
+        self.evaluate()
+        return self._resident() + allocated_peak(self.evaluate)
+
+    def _resident(self, *more: torch.Tensor) -> int:
+        return storage_bytes([*model_tensors(self.model), *self.inputs.values(), *more])

@@ -1,0 +1,257 @@
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from autopeft.errors import DesignError, ModelError
+from autopeft.estimate.estimator import Estimator, estimate
+from autopeft.estimate.kernels import flop_formulas
+from autopeft.models.attach import attach
+from autopeft.models.base import Base, build_meta
+from autopeft.spec.cost import Workload
+from autopeft.spec.design import Design
+from tests.estimate.conftest import BATCH_SIZE, N_TOKENS
+from tests.estimate.measured import HEAD, RealRun
+
+BLOCKS = {
+    "head": [],
+    "lora": [{"lora": {"rank": 8, "roles": ["query", "value"]}}],
+    "adapter": [{"adapter": {"size": 64, "mode": "serial", "at": ["attention", "mlp"]}}],
+    "prefix": [{"prefix": {"length": 16}}],
+    "hybrid": [
+        {"lora": {"rank": 4, "layers": [3, 4, 5]}},
+        {"adapter": {"size": 16, "mode": "parallel"}},
+        {"prefix": {"length": 4, "layers": [4, 5]}},
+    ],
+}
+TOLERANCE = 0.03
+
+
+def design(name: str, quantization: str = "none") -> Design:
+    return Design.from_dict({"quantization": quantization, "blocks": BLOCKS[name]})
+
+
+def real_run(base: Base, name: str, precision: str):
+    attached = attach(base, design(name, base.quantization))
+    return attached, RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_peaks_are_those_of_real_steps(
+    quantization: str,
+    precision: str,
+    kernel: str,
+    loaded: Callable[..., Base],
+    estimator: Callable[..., Estimator],
+):
+    """Torch's profiler, on the weighted model, in the second step of a bare loop; and in an evaluation."""
+    estimating = estimator(precision, kernel)
+    errors = {}
+    for name in ("lora", "hybrid") if quantization == "int8" else BLOCKS:
+        training, evaluation = estimating.steps(design(name, quantization))
+        attached, run = real_run(loaded(quantization, precision, kernel), name, precision)
+        with attached:
+            errors[name, "training"] = training.peak_bytes / run.training_peak() - 1
+            errors[name, "evaluation"] = evaluation.peak_bytes / run.evaluation_peak() - 1
+    assert max(map(abs, errors.values())) < TOLERANCE, errors
+    if precision == "fp32" and quantization != "int8":  # no kernel keeps a secret then
+        assert max(map(abs, errors.values())) < 1e-4, errors
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("name", ["lora", "hybrid"])
+def test_flops_are_those_that_torch_counts_in_a_real_step(
+    name: str, quantization: str, kernel: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
+):
+    """Exactly; torch is given the formulas that it lacks: CPU flash attention and 4-bit products."""
+    training, evaluation = estimator(kernel=kernel).steps(design(name, quantization))
+    attached, run = real_run(loaded(quantization, "fp32", kernel), name, "fp32")
+    with attached:
+        attached.model.train()
+        assert training.flops == counted(run.train)
+        attached.model.eval()
+        assert evaluation.flops == counted(run.evaluate)
+
+
+def counted(step: Callable[[], None]) -> int:
+    def raw(formula: Callable[..., int]) -> Callable[..., int]:
+        def wrapped(*args: object, **kwargs: object) -> int:
+            return formula(*args, **kwargs)
+
+        wrapped._get_raw = True  # tensors, not shapes
+        return wrapped
+
+    missing = {op: raw(formula) for op, formula in flop_formulas().items() if op not in flop_registry}
+    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_trainable_parameters_are_counted_not_computed(
+    name: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
+):
+    with attach(loaded(), design(name)) as attached:
+        trainable = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        head = sum(p.numel() for p in attached.model.classifier.parameters())
+        exported = sum(tensor.nbytes for tensor in attached.state().values())
+    answer = estimator()(design(name))
+    assert answer.trainable_params == trainable
+    assert answer.head_params == head
+    assert answer.adapter_bytes == exported
+
+
+def test_evaluation_counts_where_it_needs_more(estimator: Callable[..., Estimator]):
+    small = estimator(evaluation_batch_size=1)(design("head"))
+    large = estimator(evaluation_batch_size=256)(design("head"))
+    assert large.peak_memory > 1.5 * small.peak_memory
+    assert large.inference_flops == small.inference_flops
+
+
+def test_flops_of_a_full_training_follow_its_tokens(minilm: str):
+    def train_flops(n_tokens: int) -> int:
+        workload = Workload(
+            batch_size=4, evaluation_batch_size=4, max_tokens=64, n_steps=10, n_examples=40, n_train_tokens=n_tokens
+        )
+        return Estimator(base, workload=workload, precision="fp32", kernel="sdpa", device="cpu")(
+            design("lora")
+        ).train_flops
+
+    base = build_meta(minilm, HEAD)
+    training, _ = Estimator(
+        base,
+        workload=Workload(
+            batch_size=4, evaluation_batch_size=4, max_tokens=64, n_steps=10, n_examples=40, n_train_tokens=2560
+        ),
+        precision="fp32",
+        kernel="sdpa",
+        device="cpu",
+    ).steps(design("lora"))
+    assert train_flops(40 * 64) == 10 * training.flops
+    assert 0.45 * training.flops * 10 < train_flops(40 * 32) < 0.5 * training.flops * 10  # attention falls faster
+
+
+def test_an_estimator_leaves_its_base_as_it_was(minilm: str):
+    base = build_meta(minilm, HEAD)
+    before = {name: id(tensor) for name, tensor in base.model.state_dict(keep_vars=True).items()}
+    workload = Workload(batch_size=2, evaluation_batch_size=2, max_tokens=8, n_steps=1, n_examples=2, n_train_tokens=16)
+    estimating = Estimator(base, workload=workload, precision="bf16", kernel="sdpa", device="cpu")
+    for name in BLOCKS:
+        estimating(design(name))
+    base.verify()
+    assert {name: id(tensor) for name, tensor in base.model.state_dict(keep_vars=True).items()} == before
+    assert not base.model.training
+    assert all(tensor.is_meta for tensor in base.model.parameters())
+
+
+def test_the_same_design_is_estimated_once(estimator: Callable[..., Estimator]):
+    estimating = estimator()
+    first = estimating(design("hybrid"))
+    started = time.perf_counter()
+    assert estimating(design("hybrid")) is first
+    assert time.perf_counter() - started < 0.01
+
+
+def test_cuda_is_estimated_without_it(estimator: Callable[..., Estimator]):
+    """No figure of a GPU is at hand: only that its attention and dropout keep less than plain ones."""
+    cpu, cuda = (estimator("bf16", device=device, max_tokens=128)(design("hybrid")) for device in ("cpu", "cuda"))
+    assert cuda.trainable_params == cpu.trainable_params
+    assert cuda.base_bytes == cpu.base_bytes
+    assert cuda.base_bytes < cuda.peak_memory < cpu.peak_memory
+
+
+@pytest.fixture(scope="session")
+def llama_config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a folder that holds the configuration of a small Llama and nothing else."""
+    folder = tmp_path_factory.mktemp("llama")
+    transformers.LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        vocab_size=99,
+        pad_token_id=0,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_configuration_is_enough(llama_config: str):
+    answer = estimate(
+        llama_config, {"blocks": [{"lora": {"rank": 2, "roles": ["query"]}}]}, batch_size=2, sequence_length=16
+    )
+    assert answer.head_params == 64 * 2
+    assert answer.trainable_params == 2 * 2 * (64 + 64) + answer.head_params
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(llama_config))
+    frozen = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert answer.base_bytes == frozen
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["lora", "prefix"])
+def test_a_decoder_with_shared_keys_is_estimated_like_a_real_one(
+    llama_config: str, name: str, kernel: str, tmp_path: Path
+):
+    from autopeft.models.base import load_base
+
+    config = transformers.AutoConfig.from_pretrained(llama_config)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    blocks = {"lora": BLOCKS["lora"], "prefix": [{"prefix": {"length": 4, "layers": [1]}}]}[name]
+    chosen = Design.from_dict({"blocks": blocks})
+    base = build_meta(str(tmp_path), HEAD, kernel=kernel)
+    workload = Workload(
+        batch_size=4, evaluation_batch_size=4, max_tokens=32, n_steps=1, n_examples=4, n_train_tokens=128
+    )
+    training, evaluation = Estimator(base, workload=workload, precision="fp32", kernel=kernel, device="cpu").steps(
+        chosen
+    )
+    with attach(load_base(str(tmp_path), HEAD, kernel=kernel), chosen) as attached:
+        run = RealRun(attached, "fp32", batch_size=4, n_tokens=32)
+        assert training.peak_bytes == pytest.approx(run.training_peak(), rel=TOLERANCE)
+        assert evaluation.peak_bytes == pytest.approx(run.evaluation_peak(), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size >= 1"),
+        (
+            {"sequence_length": 65},
+            "sequence_length <= n_positions must hold, but got sequence_length=65, n_positions=64",
+        ),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, but got 'float16'"),
+        ({"design": {"blocks": [{"lora": {"rank": 100}}]}}, "rank <= hidden_size"),
+        ({"design": {"blocks": [{"lara": {"rank": 1}}]}}, "lara"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(llama_config: str, changes: dict[str, object], message: str):
+    with pytest.raises(DesignError, match=message.replace("(", r"\(")):
+        estimate(llama_config, **{"design": {"blocks": []}, "sequence_length": 16, **changes})
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path, llama_config: str):
+    with pytest.raises(ModelError, match=r"must have a config.json"):
+        estimate(str(tmp_path), {"blocks": []})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(ModelError, match="no-such-model"):
+        estimate(str(tmp_path), {"blocks": []})
+    with pytest.raises(ModelError, match="device must be one of cpu, cuda, but got 'mps'"):
+        estimate(llama_config, {"blocks": []}, sequence_length=16, device="mps")
+
+
+def test_an_estimator_needs_a_base_without_weights(loaded: Callable[..., Base], minilm: str):
+    workload = Workload(batch_size=1, evaluation_batch_size=1, max_tokens=8, n_steps=1, n_examples=1, n_train_tokens=8)
+    with pytest.raises(ModelError, match="meta device"):
+        Estimator(loaded(), workload=workload, precision="fp32", kernel="sdpa", device="cpu")
+    with pytest.raises(ModelError, match="built for the kernel"):
+        Estimator(build_meta(minilm, HEAD), workload=workload, precision="fp32", kernel="eager", device="cpu")
