@@ -197,7 +197,7 @@ def export(folder: str, target: str, trial: int | None, within: Any, limits: tup
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @_explain_errors
 def estimate(
-    model: str, design: str, batch_size: int, sequence_length: int, dtype: str, device: str, as_json: bool
+    model: str, design: str, batch_size: int, sequence_length: int, dtype: Any, device: Any, as_json: bool
 ) -> None:
     """Say what a design on MODEL would cost to train, without weights and without training."""
     from autopeft.api import estimate as estimate_design

@@ -189,7 +189,7 @@ def prepare_study(
             workload=load,
             precision=training.precision,  # type: ignore[arg-type]
             kernel=training.kernel,  # type: ignore[arg-type]
-            device=training.device.partition(":")[0],  # type: ignore[arg-type]
+            device=training.device.partition(":")[0],
         ),
         step_seconds=step_seconds,
     )

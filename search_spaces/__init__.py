@@ -1,0 +1,1 @@
+"""The search spaces that ship with autopeft: data, found by name."""

@@ -34,7 +34,7 @@ def first_complaint(error: ValidationError) -> dict[str, Any]:
     def rank(item: Any) -> tuple[bool, bool]:
         return item["type"] != "extra_forbidden", item["type"] == "literal_error"
 
-    first = dict(min(error.errors(), key=rank))
+    first: dict[str, Any] = dict(min(error.errors(), key=rank))
     first["loc"] = tuple(part for part in first["loc"] if isinstance(part, int) or part == part.lower())
     return first
 

@@ -98,15 +98,14 @@ def _split(
     needed = {role: column for role, column in chosen.items() if role != "group"}
     for role, name in sources.given.items():
         tables[role] = by_role(parts[name], needed, split=name)
-    how = f"by {chosen['group']}" if "group" in chosen else "stratified by label"
-    notes = [
-        f"{role}: {len(tables[role])} rows, "
-        + (f"split {sources.given[role]!r} of the data" if role in sources.given else f"from {sources.pool!r}")
-        for role in NAMES
-    ]
-    notes.append(f"columns: {', '.join(f'{role} = {column}' for role, column in chosen.items())}")
+    notes = [f"columns: {', '.join(f'{role} = {column}' for role, column in chosen.items())}"]
     if len(rows) > 1:
-        notes.append(f"{' and '.join(role for role in NAMES if role in rows)} were made {how}, seed {splits.seed}")
+        made = ", ".join(f"{role} {len(rows[role]):,}" for role in NAMES if role in rows)
+        how = f"no {chosen['group']} in two splits" if "group" in chosen else "stratified by label"
+        notes.append(f"splits were made from {len(pool):,} rows, {how}, seed {splits.seed}: {made}")
+    given = ", ".join(f"{role} from {sources.given[role]!r}" for role in NAMES if role in sources.given)
+    if given:
+        notes.append(f"splits of the data itself: {given}")
     return {role: tables[role] for role in NAMES}, parts[sources.pool].names.get(chosen.get("label", "")), notes
 
 

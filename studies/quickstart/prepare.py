@@ -41,4 +41,6 @@ def write_reviews(target: Path) -> pd.DataFrame:
 if __name__ == "__main__":
     write_model(HERE / "model")
     rows = write_reviews(HERE / "reviews.csv")
-    print(f"wrote {HERE / 'model'} and {HERE / 'reviews.csv'}: {len(rows):,} snippets of {rows['film'].nunique()} films")
+    print(
+        f"wrote {HERE / 'model'} and {HERE / 'reviews.csv'}: {len(rows):,} snippets of {rows['film'].nunique()} films"
+    )
