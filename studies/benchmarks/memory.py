@@ -4,8 +4,9 @@ Predicted: `Estimator`, without weights. Measured: a real `Worker` trains the de
 follows every allocation of the second, when the optimizer has its state. Neither sees the other.
 
 Designs x {none, nf4} x {fp32, bf16} x {sdpa, eager}. A batch whose examples are all of the same length needs less than
-is predicted: models leave their attention mask out then (up to 22 % less for bf16 with eager attention). Since one constant guess looks good
-where the base is most of the memory, the error on the part above the base weights and the rank correlation count too.
+is predicted: models leave their attention mask out then (a prediction up to 22 % too high, in bf16 with eager
+attention). Since one constant guess looks good where the base is most of the memory, the error on the part above the
+base weights and the rank correlation count too.
 
     python studies/benchmarks/memory.py
     python studies/benchmarks/memory.py --batch-size 8 --sequence-length 64 --threads 2
@@ -69,10 +70,12 @@ class Row:
 
     @property
     def error(self) -> float:
+        """Return the relative error of the prediction."""
         return self.predicted / self.measured - 1
 
     @property
     def error_above_base(self) -> float:
+        """Return the error relative to what is measured above the base weights."""
         return (self.predicted - self.measured) / (self.measured - self.base)
 
 
