@@ -80,6 +80,9 @@ class Lora(Technique):
                 f"rank <= hidden_size must hold, but got rank={self.rank}, hidden_size={model.hidden_size}; "
                 "lower lora.rank"
             )
+        if self.dora and quantization == "int8":
+            # bitsandbytes moves an int8 weight's scales at its first product, and peft then finds none for the norm.
+            raise DesignError("lora.dora needs a base that is not int8, but got quantization=int8; take nf4 or none")
         for linear in self._targets(model):
             if self.rank > min(linear.in_features, linear.out_features):
                 raise DesignError(
