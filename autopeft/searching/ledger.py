@@ -120,6 +120,7 @@ class Ledger:
                     cost=record.value(self._plan.cost.name),
                     loss=self._plan.metric.loss(record.rungs[rung].scores[self._plan.metric.name]),
                     tie=record.rungs[rung].scores.get("loss", 0.0),
+                    base=record.design.quantization,
                     slow_start=bool(blocks) and all(block.slow_start for block in blocks),
                 )
         return promotable(list(entries.values()), self._plan.halving)

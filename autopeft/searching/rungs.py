@@ -2,7 +2,8 @@
 
 Efficiency does not change with training length, so a rung that ranked on it would keep every tiny design
 alive. Trials are therefore compared on quality, against trials of about the same cost. Techniques that
-start slowly (prefixes, prompts) also compete among themselves, so that a slow start alone ends none.
+start slowly (prefixes, prompts) also compete among themselves, so that a slow start alone ends none. A quantized
+base costs some quality for memory that the strata may not count: the best trial of each base goes on as well.
 
 Source: asynchronous successive halving, Li et al. 2020, section 3.2; the strata and the quota are ours.
 """
@@ -25,6 +26,7 @@ class RungEntry:
         tie: Decides between equal losses, smaller is better: early on many trials still predict one class, and
             their validation loss alone tells them apart.
         slow_start: Whether all of the design's blocks improve late.
+        base: Quantization of the base.
     """
 
     trial: int
@@ -32,6 +34,7 @@ class RungEntry:
     loss: float
     tie: float = 0.0
     slow_start: bool = False
+    base: str = "none"
 
 
 def strata(entries: Sequence[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:
@@ -53,6 +56,7 @@ def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[
     Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum. Equal losses
     are told apart by `tie`, then by the earlier trial.
     """
+    bases = {entry.base: [other for other in entries if other.base == entry.base] for entry in entries}
     slow = [entry for entry in entries if entry.slow_start]
     chosen: set[int] = set()
     for group in (*strata(entries, rules), slow):
@@ -60,4 +64,5 @@ def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[
             : math.ceil(len(group) / rules.eta)
         ]
         chosen.update(entry.trial for entry in best)
+    chosen.update(min(group, key=lambda entry: (entry.loss, entry.tie, entry.trial)).trial for group in bases.values())
     return frozenset(chosen)

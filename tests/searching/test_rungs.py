@@ -51,6 +51,13 @@ def test_slow_techniques_keep_a_quota(entries: list[RungEntry], rules: EarlyStop
     assert len(passed) >= math.ceil(len(slow) / rules.eta)
 
 
+def test_the_best_of_each_base_goes_on() -> None:
+    plain = [RungEntry(trial=i, cost=i, loss=-0.9) for i in range(8)]
+    quantized = [RungEntry(trial=8 + i, cost=i, loss=-0.5 - 0.1 * i, base="nf4") for i in range(3)]
+    assert promotable([*plain, *quantized], EarlyStopping(strata=1)) >= {10}
+    assert not promotable([*plain, *quantized], EarlyStopping(strata=1)) & {8, 9}
+
+
 def test_cost_does_not_decide_within_a_stratum() -> None:
     cheap_and_bad = RungEntry(trial=0, cost=10, loss=-0.5)
     dear_and_good = RungEntry(trial=1, cost=99, loss=-0.9)
