@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "one class": (lambda s, p: csv(p, reviews(300).assign(label="good")), "good"),
     "label that train lacks": (new_label_in_validation, "excellent"),
     "empty text": (empty_text, "row 8"),
-    "role that the model lacks": (space(roles=[["mlp_gate"]]), "mlp_gate.*query"),
+    "role that the model lacks": (space(roles=[["mlp_gate"]]), "blocks.lora.roles.*query.*mlp_gate"),
     "rank above hidden size": (space(rank=[9000]), "rank=9000, hidden_size=32"),
     "budget that nothing meets": (
         lambda s, p: {"budget": {"trainable_params": 70}},

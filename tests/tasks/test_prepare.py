@@ -116,5 +116,7 @@ def test_unknown_tasks_and_metrics_are_refused(tiny_bert: str) -> None:
         StudyError, match="task must be one of text-classification, but got 'text-classificaton'; did you"
     ):
         find_task("text-classificaton")
-    with pytest.raises(StudyError, match="accuracy, macro_f1, matthews, but got 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(
+        StudyError, match="accuracy, macro_f1, matthews, loss, but got 'acuracy'; did you mean 'accuracy'"
+    ):
         prepare(reviews(40), model=tiny_bert, metric="acuracy")

@@ -19,7 +19,8 @@ def test_everything_is_resolved_by_what_was_measured(tiny_bert: str, data: Prepa
 def test_what_is_given_stays(tiny_bert: str, data: PreparedData) -> None:
     given = Training(precision="bf16", kernel="eager", device="cpu")
     choice = choose_training(tiny_bert, given, data)
-    assert (choice.training, choice.step_seconds) == (given, {})
+    assert choice.training == given
+    assert set(choice.step_seconds) == {"bf16/eager"}
     half = choose_training(tiny_bert, Training(kernel="eager", device="cpu"), data)
     assert half.training.kernel == "eager"
     assert set(half.step_seconds) == {"fp32/eager", "bf16/eager"}
