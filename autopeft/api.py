@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autopeft.estimate.estimator import estimate
+from autopeft.estimation.estimator import estimate
 from autopeft.executors.local import LocalExecutor
 from autopeft.models.artifact import load
 from autopeft.preparation import DryRun, PreparedStudy, dry_run, prepare_study

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import BudgetError, StudyError, StudyMismatchError
-from autopeft.estimate.estimator import Estimator
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import locate
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder

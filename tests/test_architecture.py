@@ -19,16 +19,16 @@ MAY_IMPORT = {
     "spec": {"errors"},
     "metrics": VALUES,
     "models": VALUES,
-    "estimate": {*VALUES, "models"},
+    "estimation": {*VALUES, "models"},
     "tasks": {*VALUES, "metrics", "models"},
-    "training": {*VALUES, "metrics", "models", "estimate", "tasks"},
+    "training": {*VALUES, "metrics", "models", "estimation", "tasks"},
     "executors": VALUES,
     "searching": {*VALUES, "executors"},
     "results": {*VALUES, "metrics", "searching"},
     "progress": VALUES,
     "doctor": {*VALUES, "models"},
-    "preparation": {*VALUES, "models", "estimate", "tasks", "training", "searching"},
-    "api": {*VALUES, "models", "estimate", "training", "executors", "searching", "results", "preparation"},
+    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "searching"},
+    "api": {*VALUES, "models", "estimation", "training", "executors", "searching", "results", "preparation"},
     "__main__": {"cli"},
     "cli": {*VALUES, "api", "preparation", "results", "progress", "doctor"},
     "__init__": {*VALUES, "api", "preparation", "results"},
@@ -40,7 +40,7 @@ GATES = {
     "bitsandbytes": {"models"},
     "ray": {"executors"},
     "transformers": {"models", "tasks", "training"},
-    "torch": {"models", "estimate", "tasks", "training", "doctor"},
+    "torch": {"models", "estimation", "tasks", "training", "doctor"},
     "datasets": {"tasks"},
     "plotly": {"results"},
     "matplotlib": {"results"},
@@ -82,7 +82,7 @@ def test_peft_and_bitsandbytes_have_one_gate_module(package: str) -> None:
 
 
 def test_the_two_arms_never_import_each_other() -> None:
-    training, searching = {"estimate", "tasks", "training", "models"}, {"searching", "executors", "results"}
+    training, searching = {"estimation", "tasks", "training", "models"}, {"searching", "executors", "results"}
     for arm, other in ((training, searching), (searching, training)):
         for name in arm:
             assert not MAY_IMPORT[name] & other
@@ -118,5 +118,6 @@ def test_the_public_surface() -> None:
     ]
     for name in autopeft.__all__:
         assert getattr(autopeft, name).__doc__, f"autopeft.{name} has no docstring"
+    assert callable(autopeft.estimate), "a subpackage of the same name would hide it"
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         autopeft.serach  # noqa: B018

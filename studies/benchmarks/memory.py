@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from autopeft.estimate.estimator import Estimator
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import build_meta
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design

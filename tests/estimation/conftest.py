@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from autopeft.estimate.estimator import Estimator
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import Base, build_meta, load_base
 from autopeft.spec.cost import Workload
-from tests.estimate.measured import HEAD
+from tests.estimation.measured import HEAD
 
 BATCH_SIZE, N_TOKENS = 8, 32
 

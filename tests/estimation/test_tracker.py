@@ -5,8 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
 
-from autopeft.estimate.tracker import StorageTracker
-from tests.estimate.measured import allocated_peak
+from autopeft.estimation.tracker import StorageTracker
+from tests.estimation.measured import allocated_peak
 
 N = 4 * 128 * 256  # bytes of one fp32 tensor [128, 256]
 

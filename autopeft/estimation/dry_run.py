@@ -12,10 +12,10 @@ from typing import Any, Self
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autopeft.estimate.cuda import CudaKernels
-from autopeft.estimate.fake_weights import fake_weights, tensors_of
-from autopeft.estimate.kernels import flop_formulas, is_attention, replacements, scratch_formulas
-from autopeft.estimate.tracker import Category, StorageTracker
+from autopeft.estimation.cuda import CudaKernels
+from autopeft.estimation.fake_weights import fake_weights, tensors_of
+from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
+from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.spec.training import Precision
 
@@ -68,7 +68,7 @@ class DryRun:
         self._attached = attached
         self._model = attached.model
         self._machine = machine
-        self._device = torch.device("cpu")  # CUDA is played on CPU tensors: see `autopeft.estimate.cuda`
+        self._device = torch.device("cpu")  # CUDA is played on CPU tensors: see `autopeft.estimation.cuda`
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []

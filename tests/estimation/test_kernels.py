@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from autopeft.estimate.cuda import CudaKernels
-from autopeft.estimate.kernels import scratch_formulas
-from autopeft.estimate.tracker import StorageTracker
-from tests.estimate.measured import allocated_peak
+from autopeft.estimation.cuda import CudaKernels
+from autopeft.estimation.kernels import scratch_formulas
+from autopeft.estimation.tracker import StorageTracker
+from tests.estimation.measured import allocated_peak
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from autopeft.estimate.quantized import PackedState
+from autopeft.estimation.quantized import PackedState
 
 Replace = Callable[[Any], Any]
 """From a meta tensor to the fake one in its place, of the same kind: a tensor or a parameter."""

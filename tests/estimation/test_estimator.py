@@ -9,14 +9,14 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimate.estimator import Estimator, estimate
-from autopeft.estimate.kernels import flop_formulas
+from autopeft.estimation.estimator import Estimator, estimate
+from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-from tests.estimate.conftest import BATCH_SIZE, N_TOKENS
-from tests.estimate.measured import HEAD, RealRun
+from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
+from tests.estimation.measured import HEAD, RealRun
 
 BLOCKS = {
     "head": [],

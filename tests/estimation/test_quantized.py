@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 
-from autopeft.estimate.estimator import Estimator
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.spec.design import Design
-from tests.estimate.measured import model_tensors, storage_bytes
+from tests.estimation.measured import model_tensors, storage_bytes
 
 LORA = [{"lora": {"rank": 4}}, {"adapter": {"size": 8}}]
 

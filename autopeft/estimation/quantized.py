@@ -1,7 +1,7 @@
 """A base on the meta device with quantized layers: bitsandbytes' own, holding packed weights without data.
 
 The layers are the real ones, so that attaching, hooks and the forward take the paths that they take
-in training. What a quantized product needs while it runs is in `autopeft.estimate.kernels`.
+in training. What a quantized product needs while it runs is in `autopeft.estimation.kernels`.
 """
 
 import copy

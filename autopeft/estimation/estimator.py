@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimate.dry_run import DryRun, Machine, StepCost
-from autopeft.estimate.fake_weights import tensors_of
-from autopeft.estimate.quantized import quantize_meta
+from autopeft.estimation.dry_run import DryRun, Machine, StepCost
+from autopeft.estimation.fake_weights import tensors_of
+from autopeft.estimation.quantized import quantize_meta
 from autopeft.models.attach import HEAD, Attached, attach
 from autopeft.models.base import Base, build_meta
 from autopeft.models.loading import Head
@@ -30,7 +30,7 @@ class Estimator:
     The design is really attached to the model on the meta device. Answers are kept by the design's key.
 
     Omits: memory outside of tensors (the Python process, the CUDA context), what an allocator reserves
-        beyond them, and what `autopeft.estimate.kernels` lists.
+        beyond them, and what `autopeft.estimation.kernels` lists.
     """
 
     version = VERSION

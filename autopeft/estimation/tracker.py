@@ -3,7 +3,7 @@
 The tensors may be fake (a dry run) or real: what is followed are storages, so that views and aliases
 count once, in-place operations count nothing, and what autograd saves counts for as long as autograd
 holds it. What this module does *not* know is what a kernel allocates for itself and frees before it
-returns; `autopeft.estimate.kernels` says that.
+returns; `autopeft.estimation.kernels` says that.
 """
 
 import weakref

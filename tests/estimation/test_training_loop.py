@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from autopeft.estimate.estimator import Estimator
+from autopeft.estimation.estimator import Estimator
 from autopeft.spec.design import Design
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Segment
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 from autopeft.training.worker import Worker, WorkerSetup
-from tests.estimate.conftest import BATCH_SIZE, N_TOKENS
-from tests.estimate.measured import HEAD
+from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
+from tests.estimation.measured import HEAD
 
 BLOCKS = [{"lora": {"rank": 8}}, {"adapter": {"size": 16}}]
 
