@@ -143,11 +143,7 @@ class SearchLoop:
 
     def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
         estimate = self._cost_model(baseline.design)
-        record = replace(
-            self._new_record(baseline.design, baseline.learning_rates, estimate),
-            baseline=baseline.name,
-            excess=excess(self._plan.limits, estimate),
-        )
+        record = replace(self._new_record(baseline.design, baseline.learning_rates, estimate), baseline=baseline.name)
         if all(value <= 0 for value in record.excess.values()):
             return self._store.add(record)
         over = max(record.excess, key=lambda name: record.excess[name])
