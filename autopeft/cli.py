@@ -5,7 +5,7 @@ Nothing heavy is imported before a command needs it: `--help` answers at once.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -91,29 +91,29 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 
 
 def _print_ready(study: "PreparedStudy") -> None:
-    from autopeft.spec.cost import format_cost
-
     data, training = study.data, study.training
-    limits = ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in study.limits.items())
     click.echo(f"model   {study.spec.model}: {study.model.n_layers} layers, {study.model.n_parameters:,} parameters")
     click.echo(f"data    {len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test")
     for note in data.notes:
         click.echo(f"        {note}")
     click.echo(f"space   {study.space.name}: {study.space.size(study.model):,} designs, learning rates besides")
-    click.echo(f"budget  {limits or 'none'}")
+    click.echo(f"budget  {_limit_words(study.limits)}")
     click.echo(f"device  {training.device}, {training.precision}, {training.kernel} attention")
 
 
-def _print_dry_run(answer: "DryRun") -> None:
+def _limit_words(limits: Mapping[str, int]) -> str:
     from autopeft.spec.cost import format_cost
+
+    return ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in limits.items()) or "none"
+
+
+def _print_dry_run(answer: "DryRun") -> None:
     from autopeft.spec.units import format_seconds
 
-    limits = ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in answer.limits.items())
     click.echo(f"space     {answer.size:,} designs, learning rates besides")
-    click.echo(f"budget    {limits or 'none'}")
+    click.echo(f"budget    {_limit_words(answer.limits)}")
     click.echo(f"feasible  {answer.feasible_share:.0%} of {answer.n_drawn} random designs")
-    seconds = answer.predicted_seconds
-    click.echo(f"time      about {format_seconds(seconds)} on one worker" if seconds else "time      not measured")
+    click.echo(f"time      about {format_seconds(answer.predicted_seconds)} on one worker")
     for note in answer.notes:
         click.echo(f"note      {note}")
 

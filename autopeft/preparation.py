@@ -259,13 +259,13 @@ class DryRun:
         size: Assignments of the space's discrete choices; learning rates do not count.
         feasible_share: Share of random designs within the budget.
         n_drawn: Random designs that the share was measured on.
-        predicted_seconds: Of the whole search on one worker, or None where no step was measured.
+        predicted_seconds: Of the whole search on one worker.
     """
 
     size: float
     feasible_share: float
     n_drawn: int
-    predicted_seconds: float | None
+    predicted_seconds: float
     limits: dict[str, int]
     notes: tuple[str, ...]
 
@@ -293,15 +293,13 @@ def dry_run(study: PreparedStudy) -> DryRun:
     )
 
 
-def _predicted_seconds(study: PreparedStudy) -> float | None:
+def _predicted_seconds(study: PreparedStudy) -> float:
     """Predict the time of the whole search from the measured step.
 
     Takes every design for as slow as a LoRA in all layers, an evaluation for a third of a training step per
     token, and the share of trials that pass a rung for `1 / eta`.
     """
-    step = study.step_seconds.get(f"{study.training.precision}/{study.training.kernel}")
-    if step is None:
-        return None
+    step = study.step_seconds[f"{study.training.precision}/{study.training.kernel}"]
     train = step * study.workload.n_steps
     evaluation = train / study.workload.n_examples * len(study.data.validation) / 3
     halving = study.spec.halving

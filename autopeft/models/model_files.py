@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ModelError
+from autopeft.spec.messages import first_line
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """Files of a hub repository that are fetched: configuration, tokenizer, weights; never a pickle."""
@@ -84,7 +85,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weigh
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ModelError(
             f"model must be a folder or a hub id that can be reached, but {name!r} is no folder here and the hub "
             f"says: {reason}; check the name, the network, HF_HUB_OFFLINE and your token, or give a local folder"

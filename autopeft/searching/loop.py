@@ -213,7 +213,7 @@ class SearchLoop:
                 why = "stopped on request" if self._should_stop() else "the time limit was reached"
                 self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason=why))
             case SegmentStatus.DIVERGED:
-                why = result.error.strip().splitlines()[-1] if result.error else "a score was not finite"
+                why = _last_line(result.error, otherwise="a score was not finite")
                 self._finish(replace(record, outcome=Outcome.FAILED, reason=why), learn=True)
             case SegmentStatus.OUT_OF_MEMORY:
                 self._finish(replace(record, outcome=Outcome.OUT_OF_MEMORY, reason=self._failure(result)))
@@ -262,7 +262,7 @@ class SearchLoop:
             self._emit(EventKind.FINISHED, record)
 
     def _failure(self, result: SegmentResult) -> str:
-        last_line = (result.error.strip().splitlines() or ["no error was given"])[-1]
+        last_line = _last_line(result.error, otherwise="no error was given")
         return f"{last_line} (see {self._folder.log(result.trial)})"
 
     def _write_predictions(self, split: str, result: SegmentResult) -> None:
@@ -294,3 +294,8 @@ class SearchLoop:
             n_refused=sum(self._proposals.n_refused.values()),
         )
         self._on_event(Event(kind=kind, trial=record, progress=progress, metric=self._plan.metric.name))
+
+
+def _last_line(error: str, *, otherwise: str) -> str:
+    """Return what a traceback ends with, or `otherwise` where there is none."""
+    return (error.strip().splitlines() or [otherwise])[-1]

@@ -25,6 +25,11 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
     return f"{name} is not a known key{nearest(name.rpartition('.')[2], names)}; known keys: {', '.join(names)}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library said, or the name of its error where it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def first_complaint(error: ValidationError) -> dict[str, Any]:
     """Return the complaint to show: unknown keys before wrong values, values before words that they are not.
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from autopeft.errors import DataError
-from autopeft.spec.messages import nearest, unknown_key
+from autopeft.spec.messages import first_line, nearest, unknown_key
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PAIRS = (
@@ -157,7 +157,7 @@ def _read_hub(name: str) -> dict[str, Table]:
     try:
         loaded = datasets.load_dataset(identifier, configuration or None)
     except Exception as error:  # the library raises a dozen kinds, all of which mean the same here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"data {name!r} is neither an existing path nor a data set that the hub gave ({reason}); check the name, "
             f"or give a path that ends with {', '.join(EXTENSIONS)}"

@@ -7,7 +7,7 @@ import pandas as pd
 from transformers import AutoConfig, AutoTokenizer
 
 from autopeft.errors import DataError, ModelError, StudyError
-from autopeft.spec.messages import one_of
+from autopeft.spec.messages import first_line, one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
 from autopeft.tasks.data import by_role, find_columns, read
@@ -133,7 +133,7 @@ def _load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # anything from a missing file to a missing optional package
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"model must have a tokenizer, but none could be loaded from {model!r} ({reason}); save one beside the "
             f"weights, or check the name"
@@ -145,7 +145,7 @@ def _position_limit(model: str, tokenizer: Any, *, revision: str | None, trust_r
     try:
         config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(
             f"{model!r} must have a configuration, but none could be read: {reason}; check the name"
         ) from None
