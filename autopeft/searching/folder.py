@@ -18,7 +18,7 @@ class StudyFolder:
 
     `study.journal` is the record; `study.json` is what was asked, chosen and measured once; `checkpoints/`
     holds what unfinished trials go on from, `adapters/` the trained designs, `predictions/` what paired
-    comparisons need, `logs/` the errors of failed trials.
+    comparisons need, `samples/` what designs wrote in the final check, `logs/` the errors of failed trials.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +46,10 @@ class StudyFolder:
     def predictions(self, split: str, trial: int | str) -> Path:
         """Return the path of a trial's predictions on a split, or of the split's `labels`."""
         return self.path / "predictions" / f"{split}-{trial}.json"
+
+    def samples(self, trial: int) -> Path:
+        """Return the path of what a design wrote in the final check."""
+        return self.path / "samples" / f"{trial}.json"
 
     def log(self, trial: int) -> Path:
         """Return the path of a failed trial's error."""

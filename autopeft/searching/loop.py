@@ -5,7 +5,7 @@ which process it trains in, nor how long a segment takes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import isfinite
 
 from optuna.trial import TrialState
@@ -99,6 +99,9 @@ class SearchLoop:
                 running -= 1
                 if result.status is SegmentStatus.DONE:
                     self._write_predictions("test", result)
+                    if result.samples:
+                        samples = [asdict(sample) for sample in result.samples]
+                        self._folder.write_json(self._folder.samples(result.trial), samples)
                     tests[str(result.trial)] = {
                         "scores": dict(result.scores),
                         "standard_errors": dict(result.standard_errors),

@@ -37,9 +37,14 @@ def losses(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float,
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
     """Return the non-dominated feasible trials that trained in full, cheapest first.
 
-    Of trials with equal values in every objective the earliest stands for all.
+    Of trials with equal values in every objective the earliest stands for all. The base model as it is, which
+    trains nothing, is a reference and no design.
     """
-    complete = [r for r in records if r.outcome is Outcome.COMPLETE and all(v <= 0 for v in r.excess.values())]
+    complete = [
+        r
+        for r in records
+        if r.outcome is Outcome.COMPLETE and r.baseline != "base" and all(v <= 0 for v in r.excess.values())
+    ]
     points = [losses(record, objectives) for record in complete]
     front: dict[tuple[float, ...], TrialRecord] = {}
     for record, point, kept in zip(complete, points, non_dominated(points), strict=True):

@@ -15,7 +15,7 @@ from autopeft.spec.trial import TrialRecord
 class Baseline:
     """A design that is trained in full besides the proposed ones, to compare them with."""
 
-    name: Literal["yardstick", "head"]
+    name: Literal["yardstick", "head", "base"]
     design: Design
     learning_rates: Mapping[str, float]
 

@@ -1,5 +1,6 @@
 """A study's folder as one value, while it is searched and long after."""
 
+import json
 from pathlib import Path
 
 from autopeft.errors import ResultError
@@ -10,6 +11,7 @@ from autopeft.spec.objective import find_objective
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
+from autopeft.spec.trial import Sample
 
 
 def read_state(path: str | Path) -> StudyState:
@@ -37,6 +39,15 @@ def read_state(path: str | Path) -> StudyState:
         trials=store.records(),
         n_refused=store.fact("n_refused") or {},
         tests={int(number): TestScore(**scores) for number, scores in (store.fact("tests") or {}).items()},
+        samples=_samples(folder),
         notes=tuple(values["notes"]),
         facts=values["facts"],
     )
+
+
+def _samples(folder: StudyFolder) -> dict[int, tuple[Sample, ...]]:
+    files = sorted(folder.samples(0).parent.glob("*.json"))
+    return {
+        int(file.stem): tuple(Sample(**values) for values in json.loads(file.read_text(encoding="utf-8")))
+        for file in files
+    }

@@ -39,6 +39,8 @@ _ALL = (
     Objective(name="macro_f1", direction="maximize", kind="quality", label="macro F1", best=1.0, worst=0.0),
     Objective(name="matthews", direction="maximize", kind="quality", label="Matthews correlation", best=1.0, worst=0.0),
     Objective(name="loss", direction="minimize", kind="quality", label="loss", best=0.0),
+    Objective(name="perplexity", direction="minimize", kind="quality", label="perplexity", best=1.0),
+    Objective(name="token_accuracy", direction="maximize", kind="quality", label="token accuracy", best=1.0, worst=0.0),
     Objective(name="trainable_params", direction="minimize", kind="cost", label="trainable parameters"),
     Objective(name="peak_memory", direction="minimize", kind="cost", unit="B", label="peak memory"),
     Objective(name="train_flops", direction="minimize", kind="cost", unit="FLOP", label="training compute"),

@@ -9,7 +9,7 @@ from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import Objective, find_objective
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
-from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.trial import Outcome, Sample, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class StudyState:
         trials: Every trial in the record, by number; of a chain of continued trials, all links.
         n_refused: Proposals that were never trained, by the limit they broke or `requirement`.
         tests: The final check, by trial number.
+        samples: What designs wrote in the final check, by trial number; empty where the task writes nothing.
         notes: What preparation had to say: how splits were made, how much was truncated.
         facts: Versions, hashes, and whatever else was chosen or measured once.
     """
@@ -49,6 +50,7 @@ class StudyState:
     trials: tuple[TrialRecord, ...]
     n_refused: Mapping[str, int] = field(default_factory=dict)
     tests: Mapping[int, TestScore] = field(default_factory=dict)
+    samples: Mapping[int, tuple[Sample, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,6 +74,11 @@ class StudyState:
         """Return the default design that the front is measured against, where it trained in full."""
         complete = (t for t in self.trials if t.baseline == "yardstick" and t.outcome is Outcome.COMPLETE)
         return next(complete, None)
+
+    @property
+    def base(self) -> TrialRecord | None:
+        """Return the base model as it is, untrained, where the task can score it."""
+        return next((t for t in self.trials if t.baseline == "base" and t.outcome is Outcome.COMPLETE), None)
 
     @property
     def chains(self) -> tuple[TrialRecord, ...]:

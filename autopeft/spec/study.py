@@ -50,6 +50,23 @@ class EarlyStopping(BaseModel):
         return rungs
 
 
+class RayOptions(BaseModel):
+    """Workers on Ray.
+
+    Attributes:
+        address: Of a running cluster (`auto`, or host:port); None starts a local Ray for the search.
+        cpus_per_worker: Cores, and threads, of each worker; None shares this machine's cores out evenly.
+        gpus_per_worker: GPUs of each worker, below 1 to share one; None gives each a whole one where there are any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["ray"] = "ray"
+    address: str | None = None
+    cpus_per_worker: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+
+
 class StudySpec(BaseModel):
     """What a search is asked; the same keys in Python, in a study file and after `--set`.
 
@@ -63,6 +80,8 @@ class StudySpec(BaseModel):
         budget: Limits by cost objective, such as `{"trainable_params": "2%", "peak_memory": "8GiB"}`.
         n_trials: Designs that start training; refused designs and the yardstick do not count.
         timeout: Seconds, or a text such as `2h`; None for no limit.
+        executor: `local` trains in this process; `ray`, or the values of `RayOptions`, in `n_workers` others.
+        n_workers: Designs that train at the same time.
         sampler: `auto` is Optuna's multi-objective TPE.
         yardstick: A design trained besides; None for none.
     """
@@ -87,7 +106,7 @@ class StudySpec(BaseModel):
     output_dir: str = "runs"
     sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"
     early_stopping: Literal["auto", "off"] | EarlyStopping = "auto"
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "ray"] | RayOptions = "local"
     n_workers: Annotated[int, Field(gt=0)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
     yardstick: dict[str, Any] | None = DEFAULT_YARDSTICK
@@ -131,8 +150,15 @@ class StudySpec(BaseModel):
     @model_validator(mode="after")
     def _one_worker(self) -> "StudySpec":
         if self.executor == "local" and self.n_workers != 1:
-            raise ValueError("executor local runs in this process, with n_workers=1")
+            raise ValueError("executor local runs in this process, with n_workers=1; take executor ray for more")
         return self
+
+    @property
+    def ray(self) -> RayOptions | None:
+        """Return how workers run on Ray, or None where they do not."""
+        if self.executor == "local":
+            return None
+        return RayOptions() if self.executor == "ray" else self.executor
 
     @property
     def folder(self) -> Path:
@@ -174,7 +200,12 @@ def make_study(values: Mapping[str, Any], *, file: YamlFile | None = None) -> St
 
 
 def _known_keys(location: tuple[int | str, ...]) -> Sequence[str]:
-    nested: dict[str, type[BaseModel]] = {"training": Training, "splits": Splits, "early_stopping": EarlyStopping}
+    nested: dict[str, type[BaseModel]] = {
+        "training": Training,
+        "splits": Splits,
+        "early_stopping": EarlyStopping,
+        "executor": RayOptions,
+    }
     model = nested.get(str(location[0]), StudySpec) if len(location) > 1 else StudySpec
     return list(model.model_fields)
 

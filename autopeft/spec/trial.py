@@ -64,6 +64,21 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a trained design writes when it is asked.
+
+    Attributes:
+        prompt: What it was given.
+        output: What it wrote, greedily decoded.
+        reference: What the data has there.
+    """
+
+    prompt: str
+    output: str
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentResult:
     """What a worker returns; a failure is data, never an exception.
 
@@ -73,7 +88,9 @@ class SegmentResult:
         standard_errors: Of each score, over the examples of the split.
         checkpoint: Bytes of a safetensors file to continue from; adapter, optimizer and counters.
         artifact: Files of the exportable adapter folder, by name; only of a trial that trained in full.
-        predictions: Predicted class or value of each example of the evaluated split, in its order.
+        predictions: What the model made of each example of the evaluated split, in its order, as the task
+            defines it: the predicted class, or a row of numbers that its metrics are computed from.
+        samples: Outputs of a task that generates, made in the final check.
         losses: Mean training loss of each step of the segment.
         error: What went wrong, with its traceback, where something did.
     """
@@ -86,7 +103,8 @@ class SegmentResult:
     measured: Measured = field(default_factory=Measured)
     checkpoint: bytes | None = None
     artifact: Mapping[str, bytes] = field(default_factory=dict)
-    predictions: tuple[float, ...] = ()
+    predictions: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
+    samples: tuple[Sample, ...] = ()
     losses: tuple[float, ...] = ()
     error: str = ""
 
@@ -111,7 +129,8 @@ class TrialRecord:
         continues: Number of the trial whose checkpoint this one went on from.
         reason: Why it ended as it did, in a sentence, where that is not plain.
         baseline: `yardstick` for the default design that the front is measured against, `head` for the
-            new modules alone, empty for a design that the search proposed.
+            new modules alone, `base` for the base model as it is, where it has no new module and can be scored
+            untrained (it is no design: never on the front); empty for a design that the search proposed.
     """
 
     number: int
@@ -128,7 +147,7 @@ class TrialRecord:
     examples: int = 0
     continues: int | None = None
     reason: str = ""
-    baseline: Literal["", "yardstick", "head"] = ""
+    baseline: Literal["", "yardstick", "head", "base"] = ""
 
     def value(self, name: str) -> float:
         """Return the score or the predicted cost called `name`, NaN where there is none."""

@@ -1,0 +1,48 @@
+"""What all commands share: exit codes, and errors in one line."""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import ParamSpec
+
+import click
+
+EXIT_CODES = """\b
+Exit codes:
+  0    the command did what was asked
+  2    the request cannot be carried out: a file, a key, a value, a model, data
+  3    no design of the space fits the budget
+  4    the search ended, and no design trained in full
+  5    trial after trial failed
+  130  stopped by Ctrl-C or SIGTERM; the same command resumes
+"""
+OK, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+
+P = ParamSpec("P")
+
+
+def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn autopeft's own errors into one line and an exit code; anything else is a bug and keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from autopeft.errors import AutopeftError, BudgetError, SearchError
+
+        try:
+            command(*args, **kwargs)
+        except AutopeftError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            code = {BudgetError: OVER_BUDGET, SearchError: FAILED}.get(type(error), BAD_REQUEST)
+            sys.exit(code)
+        except KeyboardInterrupt:
+            click.secho("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def limit_words(limits: Mapping[str, int]) -> str:
+    """Say a budget in words."""
+    from autopeft.spec.cost import format_cost
+
+    return ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in limits.items()) or "none"

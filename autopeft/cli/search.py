@@ -1,0 +1,81 @@
+"""`autopeft search`: run a study, or say what running it would do."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors, limit_words
+
+if TYPE_CHECKING:
+    from autopeft.preparation import DryRun, PreparedStudy
+    from autopeft.results.result import SearchResult
+
+
+@click.command()
+@click.argument("study", type=click.Path(dir_okay=False))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as n_trials=20.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what a search would do; train nothing.")
+@explain_errors
+def search(study: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Run the search that the file STUDY describes; the same command again resumes it."""
+    from rich.console import Console
+
+    from autopeft.api import run_study
+    from autopeft.preparation import DryRun
+    from autopeft.progress import watch, write_log
+    from autopeft.results.result import SearchResult
+    from autopeft.spec.study import load_study
+
+    spec = load_study(study, overrides)
+    console = Console()
+    if dry_run:
+        answer = run_study(spec, dry=True)
+        assert isinstance(answer, DryRun)
+        _print_dry_run(answer)
+        return
+    console.print(f"checking {study}", highlight=False)
+    with watch(console) as show, write_log(spec.folder / "search.log") as log:
+        result = run_study(spec, callbacks=(show, log), on_ready=_print_ready)
+    assert isinstance(result, SearchResult)
+    _print_result(console, result)
+    if result.interrupted:
+        click.secho(f"stopped; resume with: autopeft search {study}", fg="yellow")
+        sys.exit(INTERRUPTED)
+    if not len(result.front):
+        sys.exit(EMPTY_FRONT)
+
+
+def _print_ready(study: "PreparedStudy") -> None:
+    data, training = study.data, study.training
+    click.echo(f"model   {study.spec.model}: {study.model.n_layers} layers, {study.model.n_parameters:,} parameters")
+    click.echo(f"data    {len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test")
+    for note in data.notes:
+        click.echo(f"        {note}")
+    click.echo(f"space   {study.space.name}: {study.space.size(study.model):,} designs, learning rates besides")
+    click.echo(f"budget  {limit_words(study.limits)}")
+    click.echo(f"device  {training.device}, {training.precision}, {training.kernel} attention")
+
+
+def _print_dry_run(answer: "DryRun") -> None:
+    from autopeft.spec.units import format_seconds
+
+    click.echo(f"space     {answer.size:,} designs, learning rates besides")
+    click.echo(f"budget    {limit_words(answer.limits)}")
+    click.echo(f"feasible  {answer.feasible_share:.0%} of {answer.n_drawn} random designs")
+    click.echo(f"time      about {format_seconds(answer.predicted_seconds)} on one worker")
+    for note in answer.notes:
+        click.echo(f"note      {note}")
+
+
+def _print_result(console: Any, result: "SearchResult") -> None:
+    from autopeft.results.terminal import front_table, leaderboard_table
+
+    console.print(leaderboard_table(result.state))
+    console.print(front_table(result.state))
+    console.print(result.summary(), highlight=False)
+    for name, path in result.paths().items():
+        console.print(f"{name:9} {path}", highlight=False, soft_wrap=True)
+
+
+COMMANDS = (search,)
