@@ -12,13 +12,15 @@ from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import locate
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
+from autopeft.searching.hypervolume import FACT as HYPERVOLUME
+from autopeft.searching.hypervolume import make_box
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.spec.block import block_class
 from autopeft.spec.cost import Budget, Workload, excess, format_cost
 from autopeft.spec.design import Design
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
-from autopeft.spec.objective import find_objective
+from autopeft.spec.objective import COSTS, find_objective
 from autopeft.spec.space import DEFAULT_HEAD_LEARNING_RATE, RandomChooser, SearchSpace
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
@@ -41,6 +43,7 @@ class PreparedStudy:
 
     Attributes:
         step_seconds: Measured seconds of a training step by `precision/kernel`.
+        box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
     """
 
     spec: StudySpec
@@ -53,6 +56,7 @@ class PreparedStudy:
     workload: Workload
     estimator: Estimator
     step_seconds: dict[str, float] = field(default_factory=dict)
+    box: dict[str, Any] | None = None
 
     def worker_setup(self) -> WorkerSetup:
         """Return what every worker of the study needs."""
@@ -98,6 +102,7 @@ class PreparedStudy:
                 "n_test": len(self.data.test),
                 "max_tokens": self.workload.max_tokens,
                 "step_seconds": self.step_seconds,
+                HYPERVOLUME: self.box or self._make_box(),
                 "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
                 "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             },
@@ -115,6 +120,24 @@ class PreparedStudy:
             "training": self.spec.training.model_dump(mode="json"),
             "seed": self.spec.seed,
         }
+
+    def _make_box(self) -> dict[str, Any]:
+        """Return the hypervolume's ideal and reference point."""
+        if self.model.n_head_parameters:
+            options = self.space.quantization.extremes(self.model.n_layers)
+            designs = [Design(quantization=quantization) for quantization in options]
+        else:
+            # Without new modules the empty design trains nothing: the smallest of the space, for each quantization.
+            ordered = sorted(self.space.smallest(self.model), key=self.estimator.trainable_params, reverse=True)
+            designs = list({design.quantization: design for design in ordered}.values())
+        estimates = [self.estimator(design) for design in designs]
+        return make_box(
+            [find_objective(name) for name in self.spec.objectives],
+            cheapest={name: min(estimate.cost(name) for estimate in estimates) for name in COSTS},
+            limits=self.limits,
+            model=self.model,
+            n_labels=len(self.data.labels),
+        ).to_dict()
 
     def _baselines(self) -> tuple[Baseline, ...]:
         head = Baseline(name="head", design=Design(), learning_rates={"head": DEFAULT_HEAD_LEARNING_RATE})
@@ -192,6 +215,7 @@ def prepare_study(
             device=training.device.partition(":")[0],
         ),
         step_seconds=step_seconds,
+        box=None if known is None else known["facts"].get(HYPERVOLUME),
     )
     if known is not None and folder is not None:
         _check_same(known["fingerprints"], study.fingerprints(), folder)

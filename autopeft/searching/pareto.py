@@ -34,17 +34,26 @@ def losses(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float,
     return tuple(objective.loss(record.value(objective.name)) for objective in objectives)
 
 
+def eligible(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the feasible trials that trained in full: those that may stand on a front.
+
+    The base model as it is, which trains nothing, is a reference and no design.
+    """
+    return [
+        record
+        for record in records
+        if record.outcome is Outcome.COMPLETE
+        and record.baseline != "base"
+        and all(value <= 0 for value in record.excess.values())
+    ]
+
+
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
     """Return the non-dominated feasible trials that trained in full, cheapest first.
 
-    Of trials with equal values in every objective the earliest stands for all. The base model as it is, which
-    trains nothing, is a reference and no design.
+    Of trials with equal values in every objective the earliest stands for all.
     """
-    complete = [
-        r
-        for r in records
-        if r.outcome is Outcome.COMPLETE and r.baseline != "base" and all(v <= 0 for v in r.excess.values())
-    ]
+    complete = eligible(records)
     points = [losses(record, objectives) for record in complete]
     front: dict[tuple[float, ...], TrialRecord] = {}
     for record, point, kept in zip(complete, points, non_dominated(points), strict=True):

@@ -191,4 +191,6 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         continues=attributes["continues"],
         reason=attributes["reason"],
         baseline=attributes["baseline"],
+        started_at=trial.datetime_start.timestamp() if trial.datetime_start else None,
+        ended_at=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
     )

@@ -131,6 +131,8 @@ class TrialRecord:
         baseline: `yardstick` for the default design that the front is measured against, `head` for the
             new modules alone, `base` for the base model as it is, where it has no new module and can be scored
             untrained (it is no design: never on the front); empty for a design that the search proposed.
+        started_at, ended_at: When, in seconds since 1970, where the record has kept it; not part of what makes
+            two trials equal.
     """
 
     number: int
@@ -148,6 +150,8 @@ class TrialRecord:
     continues: int | None = None
     reason: str = ""
     baseline: Literal["", "yardstick", "head", "base"] = ""
+    started_at: float | None = field(default=None, compare=False)
+    ended_at: float | None = field(default=None, compare=False)
 
     def value(self, name: str) -> float:
         """Return the score or the predicted cost called `name`, NaN where there is none."""
