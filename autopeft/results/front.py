@@ -7,7 +7,7 @@ from typing import overload
 import pandas as pd
 
 from autopeft.results.leaderboard import make_leaderboard
-from autopeft.results.wording import format_score, outcome_words
+from autopeft.results.wording import format_score, marked_words, outcome_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
@@ -45,7 +45,7 @@ class Front(Sequence[TrialRecord]):
         metric, cost = self._state.metric, self._state.cost.name
         lines = [
             f"  {record.number:>5}  {format_score(record.scores, record.standard_errors, metric):>15}  "
-            f"{format_cost(cost, record.value(cost)):>10}  {record.design.describe()}"
+            f"{format_cost(cost, record.value(cost)):>10}  {marked_words(record)}"
             for record in self._records
         ]
         return "\n".join([f"Front of {len(self)} (trial, {metric}, {cost}, design)", *lines])

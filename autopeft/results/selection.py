@@ -37,7 +37,11 @@ def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]
     front = pareto_front(within, objectives)
     if front:
         return front
-    finished = [t for t in scored if t.outcome is Outcome.COMPLETE and all(v <= 0 for v in t.excess.values())]
+    finished = [
+        t
+        for t in scored
+        if t.outcome is Outcome.COMPLETE and t.baseline != "base" and all(v <= 0 for v in t.excess.values())
+    ]
     if not finished:
         raise ResultError(why_empty(state))
     smallest = {name: min(trial.estimate.cost(name) for trial in finished) for name in amounts}

@@ -8,9 +8,11 @@ from autopeft.results.front import why_empty
 from autopeft.results.selection import gain_over_yardstick, knee
 from autopeft.results.wording import (
     count_designs,
+    design_words,
     format_difference,
     format_ratio,
     format_score,
+    marked_words,
     outcome_words,
     verdict,
 )
@@ -49,19 +51,19 @@ def gain_sentences(comparer: Comparer) -> list[str]:
     cheap = gain.cheapest_as_good
     if cheap is not None and cheap.trial.value(state.cost.name) < gain.yardstick.value(state.cost.name):
         ratio = format_ratio(cheap.trial.value(state.cost.name), gain.yardstick.value(state.cost.name))
-        lead = f"With {ratio} less {state.cost.label}, at no lower validation score"
+        lead = f"With {ratio} less {state.cost.label}, at no worse validation score"
         sentences.append(_sentence(state, lead, cheap))
     return sentences
 
 
 def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:
     trial = comparison.trial
-    who = f"{lead}: {trial.design.describe()} (trial {trial.number})"
+    who = f"{lead}: {design_words(trial)} (trial {trial.number})"
     if trial.number == comparison.reference.number:
-        return f"{who}, which is the yardstick itself: no design that costs no more scored higher."
+        return f"{who}, which is the yardstick itself: no design that costs no more scored better."
     difference = comparison.soundest
     where = difference.split + ("" if difference.paired else ", not paired: predictions are missing")
-    text = f"{who}, {state.quality.label} {format_difference(difference)} on {where}: {verdict(difference)}."
+    text = f"{who}, {state.quality.label} {format_difference(difference, state.quality)} on {where}: {verdict(difference)}."
     if comparison.test is None:
         text += " This is the split it was chosen on, so the gain looks larger than it is."
     return text
@@ -86,4 +88,4 @@ def summarize(state: StudyState, *, interrupted: bool = False) -> str:
 def _line(state: StudyState, name: str, trial: TrialRecord) -> str:
     score = format_score(trial.scores, trial.standard_errors, state.metric)
     cost = format_cost(state.cost.name, trial.value(state.cost.name))
-    return f"  {name}: {score}, {cost} {state.cost.label}, {trial.design.describe()} (trial {trial.number})"
+    return f"  {name}: {score}, {cost} {state.cost.label}, {marked_words(trial)}, trial {trial.number}"

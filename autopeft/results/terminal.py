@@ -15,7 +15,15 @@ from rich.text import Text
 
 from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import ranked
-from autopeft.results.wording import MISSING, SERVING, count_designs, format_score, outcome_words
+from autopeft.results.wording import (
+    MISSING,
+    SERVING,
+    count_designs,
+    direction_words,
+    format_score,
+    marked_words,
+    outcome_words,
+)
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
@@ -116,7 +124,7 @@ def front_table(state: StudyState) -> TrialTable:
         title=f"Front by {names}: {count_designs(len(front))}" if front else "No front",
         columns=_columns(state, front),
         styles=tuple("" for _ in front),
-        note=f"{state.metric} on validation and test ± standard error" if front else why_empty(state),
+        note=_score_note(state) if front else why_empty(state),
     )
 
 
@@ -137,7 +145,7 @@ def leaderboard_table(state: StudyState) -> TrialTable:
         title=f"All {len(trials)} trials of {state.spec.study_name}",
         columns=(number, marks, outcome, *rest),
         styles=tuple("bold" if trial.number in front else _STYLES[trial.outcome] for trial in trials),
-        note=f"* on the front; {state.metric} on validation and test ± standard error",
+        note=f"* on the front; {_score_note(state)}",
     )
 
 
@@ -170,8 +178,14 @@ def _columns(state: StudyState, trials: Sequence[TrialRecord]) -> tuple[Column, 
     )
 
 
+def _score_note(state: StudyState) -> str:
+    """Say what the score columns hold."""
+    direction = f" ({words})" if (words := direction_words(state.quality)) else ""
+    return f"{state.quality.label}{direction} on validation and test ± standard error"
+
+
 def _words(trial: TrialRecord) -> str:
-    words = trial.design.describe() + (" (yardstick)" if trial.baseline == "yardstick" else "")
+    words = marked_words(trial)
     broken = trial.outcome in (Outcome.FAILED, Outcome.OUT_OF_MEMORY) and trial.reason
     return f"{words}\n{trial.reason}" if broken else words
 

@@ -6,10 +6,12 @@ from math import isfinite
 from autopeft.results.comparison import Difference, interval
 from autopeft.spec.cost import format_cost
 from autopeft.spec.design import Serving
-from autopeft.spec.objective import OBJECTIVES, find_objective
+from autopeft.spec.objective import OBJECTIVES, Objective, find_objective
 from autopeft.spec.trial import Outcome, TrialRecord
 
 MISSING = "–"
+BASELINE_MARKS = {"yardstick": "yardstick", "head": "baseline", "base": "base model"}
+"""What each baseline is marked with beside its design."""
 SERVING: dict[Serving, str] = {"merge": "mergeable", "peft": "stock PEFT", "autopeft": "autopeft only"}
 """What each way of serving is called."""
 
@@ -17,6 +19,33 @@ SERVING: dict[Serving, str] = {"merge": "mergeable", "peft": "stock PEFT", "auto
 def outcome_words(outcome: Outcome) -> str:
     """Return an outcome as words."""
     return outcome.value.replace("_", " ")
+
+
+def design_words(trial: TrialRecord) -> str:
+    """Say what a trial trained; the base model as it is trained nothing, and is no design."""
+    return "no adapter, untrained" if trial.baseline == "base" else trial.design.describe()
+
+
+def marked_words(trial: TrialRecord) -> str:
+    """Return `design_words` with the baseline's mark behind it: `LoRA r=8 on query, value (yardstick)`."""
+    mark = BASELINE_MARKS.get(trial.baseline)
+    return design_words(trial) + (f" ({mark})" if mark else "")
+
+
+def direction_words(objective: Objective) -> str:
+    """Say which way is good, for a metric where that is not what most people expect; else nothing."""
+    return "lower is better" if objective.kind == "quality" and objective.direction == "minimize" else ""
+
+
+def quality_title(objective: Objective) -> str:
+    """Return what an axis of a quality metric is called: `perplexity on validation (lower is better)`."""
+    direction = direction_words(objective)
+    return f"{objective.label} on validation" + (f" ({direction})" if direction else "")
+
+
+def decimals(value: float) -> int:
+    """Return how many decimals a score is written with: three, and fewer from 10 on (a perplexity of 1,234)."""
+    return next((places for limit, places in ((10, 3), (100, 2), (1000, 1)) if abs(value) < limit), 0)
 
 
 def count_designs(number: int) -> str:
@@ -29,7 +58,8 @@ def format_score(scores: Mapping[str, float], standard_errors: Mapping[str, floa
     value, error = scores.get(name, float("nan")), standard_errors.get(name, float("nan"))
     if not isfinite(value):
         return MISSING
-    return f"{value:.3f} ± {error:.3f}" if isfinite(error) else f"{value:.3f}"
+    places = decimals(value)
+    return f"{value:,.{places}f} ± {error:,.{places}f}" if isfinite(error) else f"{value:,.{places}f}"
 
 
 def format_interval(scores: Mapping[str, float], standard_errors: Mapping[str, float], name: str) -> str:
@@ -38,14 +68,24 @@ def format_interval(scores: Mapping[str, float], standard_errors: Mapping[str, f
     if not (isfinite(value) and isfinite(error)):
         return ""
     low, high = interval(value, error, find_objective(name))
-    return f"{low:.3f} to {high:.3f}"
+    places = decimals(value)
+    return f"{low:,.{places}f} to {high:,.{places}f}"
 
 
-def format_difference(difference: Difference) -> str:
-    """Write a difference with its standard error and interval."""
+def format_difference(difference: Difference, objective: Objective) -> str:
+    """Write a difference with its standard error and interval, with the sign that the metric itself has.
+
+    A `Difference` is positive where the first design is better; of a metric that is better when lower, such a
+    difference is written as the fall that it is.
+    """
     low, high = difference.interval
-    text = f"{_signed(difference.value)} ± {difference.standard_error:.3f}"
-    return f"{text} (95 % interval {_signed(low)} to {_signed(high)})"
+    value = difference.value
+    if objective.direction == "minimize":
+        value, low, high = -value, -high, -low
+    places = decimals(max(abs(low), abs(high)))
+    text = f"{_signed(value, places)} ± {difference.standard_error:,.{places}f}"
+    direction = f"; {words}" if (words := direction_words(objective)) else ""
+    return f"{text} (95 % interval {_signed(low, places)} to {_signed(high, places)}{direction})"
 
 
 def verdict(difference: Difference) -> str:
@@ -74,7 +114,7 @@ def reason_words(record: TrialRecord, limits: Mapping[str, int]) -> str:
     return "; ".join(over) if over and record.outcome is Outcome.INFEASIBLE else record.reason
 
 
-def _signed(value: float) -> str:
+def _signed(value: float, places: int) -> str:
     """Write a number with its sign and a real minus; zero has none."""
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+    text = f"{value:+,.{places}f}"
+    return text[1:] if float(text.replace(",", "")) == 0 else text.replace("-", "−")
