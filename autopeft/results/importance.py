@@ -8,7 +8,7 @@ The parameters are derived from the designs themselves: each field of each block
 rates, and the quantization. Not known here: what the search space would have allowed but no trial tried.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 from typing import Any
@@ -205,17 +205,16 @@ def _shuffle(table: Array, rows: NDArray[np.int64], parameter: Parameter, rng: n
     that has it, or loses the whole block, so that no row has settings of a block that is not there.
     """
     changed = table[rows].copy()
-    columns = list(parameter.columns)
-    donors = np.flatnonzero(parameter.present)
-    if parameter.block:
-        on = parameter.present[rows]
-        drawn = parameter.present[rng.integers(len(table), size=len(rows))]
-        changed[np.ix_(on & ~drawn, columns)] = table[np.flatnonzero(~parameter.present)[0], columns]
-        gained = ~on & drawn
-        changed[np.ix_(gained, columns)] = table[np.ix_(rng.choice(donors, size=int(gained.sum())), columns)]
+    columns = np.array(parameter.columns)
+    donors, others = np.flatnonzero(parameter.present), np.flatnonzero(~parameter.present)
+    has = parameter.present[rows]
+    if not parameter.block:
+        replaced, sources = np.flatnonzero(has), rng.choice(donors, size=int(has.sum()))
     else:
-        has = parameter.present[rows]
-        changed[np.ix_(has, columns)] = table[np.ix_(rng.choice(donors, size=int(has.sum())), columns)]
+        drawn = parameter.present[rng.integers(len(table), size=len(rows))]
+        replaced = np.flatnonzero(has != drawn)
+        sources = np.where(has[replaced], others[0], rng.choice(donors, size=len(replaced)))
+    changed[np.ix_(replaced, columns)] = table[np.ix_(sources, columns)]
     return changed
 
 
@@ -246,10 +245,8 @@ def _tabulate(state: StudyState, rows: Sequence[_Row], *, learning_rates: bool) 
         for name, values in _block_choices(state, kind, trials):
             add(f"{kind}.{name}", values)
         if learning_rates:
-            add(
-                f"{kind}.learning_rate",
-                [_rate(trial, kind) if kind in trial.design.kinds else None for trial in trials],
-            )
+            rates = [_rate(trial, kind) if kind in trial.design.kinds else None for trial in trials]
+            add(f"{kind}.learning_rate", rates)
         if not present.all():
             places = tuple(range(first, len(columns)))
             parameters.append(Parameter(name=f"{kind}.use", columns=places, present=present, block=kind))
@@ -269,20 +266,18 @@ def _block_choices(
     A field that says no more than the size does (alpha, where a space sets it to twice the rank) is left out.
     """
     blocks = [[block for block in trial.design.blocks if block.kind == kind] for trial in trials]
-    cls = block_class(kind)
-    sizes = [_same([getattr(block, cls.size_field) for block in own]) for own in blocks]
-    for name in cls.model_fields:
-        if name == "layers":
-            continue
-        values = [_same([getattr(block, name) for block in own]) for own in blocks]
-        if name == cls.size_field or not _one_to_one(sizes, values):
+    fields, size_field = block_class(kind).model_fields, block_class(kind).size_field
+    shared = {name: [_same([getattr(block, name) for block in own]) for own in blocks] for name in fields}
+    for name, values in shared.items():
+        repeats_size = size_field is not None and name != size_field and _one_to_one(shared[size_field], values)
+        if name != "layers" and not repeats_size:
             yield name, _numbers(values)
     n_layers = state.model.n_layers
     yield "layers", [_layer_switches(own, n_layers) if own else None for own in blocks]
 
 
 def _layer_switches(blocks: Sequence[Block], n_layers: int) -> list[float]:
-    """Return, for each layer, the size of the block there (0 for none), and before them the number of layers."""
+    """Return the number of layers that have a block, and for each layer whether it has: one choice, many columns."""
     used = set[int]()
     for block in blocks:
         used.update(range(n_layers) if block.layers == "all" else block.layers)

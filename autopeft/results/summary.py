@@ -63,7 +63,8 @@ def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:
         return f"{who}, which is the yardstick itself: no design that costs no more scored better."
     difference = comparison.soundest
     where = difference.split + ("" if difference.paired else ", not paired: predictions are missing")
-    text = f"{who}, {state.quality.label} {format_difference(difference, state.quality)} on {where}: {verdict(difference)}."
+    amount = format_difference(difference, state.quality)
+    text = f"{who}, {state.quality.label} {amount} on {where}: {verdict(difference)}."
     if comparison.test is None:
         text += " This is the split it was chosen on, so the gain looks larger than it is."
     return text
