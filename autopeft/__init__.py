@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autopeft.api import load as load
     from autopeft.api import open_study as open
     from autopeft.api import search as search
+    from autopeft.prediction import predict as predict
     from autopeft.preparation import DryRun as DryRun
     from autopeft.results.result import SearchResult as SearchResult
     from autopeft.spec.block import Block as Block
@@ -33,6 +34,7 @@ _HOMES = {
     "open": "api:open_study",
     "load": "api",
     "estimate": "api",
+    "predict": "prediction",
     "DryRun": "preparation",
     "SearchResult": "results.result",
     "Block": "spec.block",

@@ -1,7 +1,7 @@
 """What all commands share: exit codes, and errors in one line."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import ParamSpec
 
@@ -39,6 +39,14 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def pairs(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
+    """Read what a repeated option such as `--columns text=review` says."""
+    for text in texts:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is not {form}", param_hint=option)
+    return dict(text.split("=", 1) for text in texts)
 
 
 def limit_words(limits: Mapping[str, int]) -> str:

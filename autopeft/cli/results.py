@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from autopeft.cli.base import explain_errors
+from autopeft.cli.base import explain_errors, pairs
 
 
 @click.command()
@@ -58,11 +58,9 @@ def export(folder: str, target: str, trial: int | None, within: Any, limits: tup
     """Copy a trained adapter of the study in FOLDER to TARGET, ready for autopeft.load."""
     from autopeft.api import open_study
 
-    for limit in limits:
-        if "=" not in limit:
-            raise click.BadParameter(f"{limit!r} is not COST=AMOUNT", param_hint="--limit")
+    amounts = pairs(limits, "--limit", "COST=AMOUNT")
     result = open_study(folder)
-    chosen = result.best(within=within, **dict(limit.split("=", 1) for limit in limits)) if trial is None else trial
+    chosen = result.best(within=within, **amounts) if trial is None else trial
     path = result.export(chosen, target)
     click.echo(f"{path}: {result.trial(chosen).design.describe()}")
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from autopeft.errors import ArtifactError
 from autopeft.models import peft_gate
-from autopeft.models.attach import HEAD, Attached, attach
+from autopeft.models.attach import Attached, attach
 from autopeft.models.base import open_checkpoint
 from autopeft.models.loading import Checkpoint, Head, read_tokenizer
 from autopeft.models.model_files import fingerprint, locate
@@ -37,8 +37,8 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         attached: The trained design, still attached.
         metadata: What is worth knowing of the training, JSON-ready: scores, steps, data.
     """
-    stock = is_stock(attached)
     base = attached.base
+    stock = attached.design.exports_to_peft(base.summary)
     description = {
         "schema_version": SCHEMA_VERSION,
         "format": "peft" if stock else "autopeft",
@@ -54,15 +54,8 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
     files = _stock_files(attached) if stock else {TENSOR_FILE: _to_bytes(attached.state())}
     return {
         DESCRIPTION_FILE: json.dumps(description, indent=2, sort_keys=True).encode(),
-        "README.md": _model_card(attached, metadata, stock=stock).encode(),
         **files,
     }
-
-
-def is_stock(attached: Attached) -> bool:
-    """Return whether the design exports as a folder that stock peft can load."""
-    design = attached.design
-    return len(design.kinds) == 1 and all(block.exports_to_peft(attached.base.summary) for block in design.blocks)
 
 
 def load(
@@ -88,7 +81,7 @@ def load(
         ModelError: The base cannot be loaded.
     """
     folder = Path(path)
-    description = _read_description(folder)
+    description = read_description(folder)
     try:
         design = Design.from_dict(description["design"])
         origin = description["base_model"]
@@ -124,6 +117,7 @@ def load(
             parameter
         ) in model.parameters():  # and no buffers: rotary frequencies stay in fp32, as transformers keeps them
             parameter.data = parameter.data.to(number_type)
+    base.model.config.autopeft = description  # who has the model knows what it was trained for
     return model.requires_grad_(False).eval(), read_tokenizer(base_folder)
 
 
@@ -155,7 +149,12 @@ def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
         raise ArtifactError(f"peft cannot open the adapter in {folder}: {error}; export it again") from error
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what `autopeft.json` of an exported folder says: its design, its base model, its metadata.
+
+    Raises:
+        ArtifactError: The folder is not an export, or is damaged.
+    """
     file = folder / DESCRIPTION_FILE
     if not folder.is_dir():
         raise ArtifactError(f"an exported adapter is a folder, but no folder is at {str(folder)!r}; check the path")
@@ -204,29 +203,3 @@ def _device_map(device_map: Any) -> Any:
     if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
         return {"": device_map}
     return {"": device_map} if isinstance(device_map, torch.device | int) else device_map
-
-
-def _model_card(attached: Attached, metadata: Mapping[str, Any], *, stock: bool) -> str:
-    """Return a README with what hubs read at its top, what the adapter is, and how to load it."""
-    name = attached.base.summary.name
-    scores = metadata.get("scores")
-    lines = ["---", f"base_model: {json.dumps(name)}", f"library_name: {'peft' if stock else 'autopeft'}", "---", ""]
-    lines += [f"# {attached.design.describe()}", "", f"An adapter for `{name}`, found by autopeft.", ""]
-    n_head = sum(parameter.numel() for parameter in attached.groups[HEAD])
-    lines += [f"- trainable parameters: {attached.n_trainable:,}, of which {n_head:,} in the head"]
-    if isinstance(scores, Mapping):
-        lines += [f"- {metric}: {value:.4f}" for metric, value in scores.items() if isinstance(value, float)]
-    if attached.base.head.labels:
-        lines += [f"- classes: {', '.join(attached.base.head.labels)}"]
-    lines += [
-        "",
-        "```python",
-        "import autopeft",
-        "",
-        'model, tokenizer = autopeft.load("path/to/this/folder")',
-        "```",
-        "",
-    ]
-    if stock:
-        lines += ["It is a stock PEFT folder too: `peft.PeftModel.from_pretrained(base, folder)` opens it.", ""]
-    return "\n".join(lines)

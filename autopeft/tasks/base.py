@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import StudyError
 from autopeft.models.base import Head
+from autopeft.models.losses import IGNORED
 from autopeft.spec.messages import one_of
 
 
@@ -30,22 +31,33 @@ class TokenizedSplit:
         input_ids: Token ids of all examples, one after the other; int32.
         token_type_ids: Segment ids of the same shape, or None where the model takes none.
         offsets: Example `i` is `input_ids[offsets[i]:offsets[i + 1]]`; int64, `n_examples + 1` long.
-        labels: Class index of each example; int64.
+        labels: Class index of each example, int64; or, `per_token`, of the shape and dtype of `input_ids`: the
+            token itself where it is to be predicted from those before it, `IGNORED` elsewhere.
+        per_token: Whether labels are those of tokens.
     """
 
     input_ids: NDArray[np.int32]
     token_type_ids: NDArray[np.int32] | None = None
     offsets: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    per_token: bool = False
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens of each example."""
         return np.diff(self.offsets)
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Return what predictions of examples are compared with: the class, or the number of target tokens, of each."""
+        if not self.per_token:
+            return self.labels
+        n_before = np.concatenate([[0], np.cumsum(self.labels != IGNORED)])
+        return np.diff(n_before[self.offsets])
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -64,6 +76,7 @@ class PreparedData:
         fingerprint: SHA-256 over the tokens, labels and order of all splits.
         notes: What people should know: how the splits were made, what was truncated, what is shared.
         max_length: Longest input in tokens that any split may hold.
+        columns: The data's column by role.
     """
 
     task: str
@@ -77,20 +90,47 @@ class PreparedData:
     fingerprint: str
     notes: tuple[str, ...] = ()
     max_length: int
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A split after tokenization, with what truncation did to it.
+    """A split after tokenization, with what the limit on its length did to it.
 
     Attributes:
-        n_truncated: Examples that were longer than the limit.
-        longest: Tokens of the longest example before truncation.
+        n_truncated: Examples that were longer than the limit, and lost what was over.
+        n_cut: Texts that were longer than the limit, and became several examples.
+        longest: Tokens of the longest example before that.
     """
 
     split: TokenizedSplit
     n_truncated: int
+    n_cut: int = 0
     longest: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a model does on a split.
+
+    Attributes:
+        scores: Every metric of the task.
+        standard_errors: Of each score, over the examples.
+        predictions: For each example, in the order of the split, what `autopeft.metrics` compares designs by: the
+            class, [n_examples], or a row of numbers, [n_examples, n_columns].
+    """
+
+    scores: dict[str, float]
+    standard_errors: dict[str, float]
+    predictions: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WritingPrompt:
+    """What a trained model is asked to go on from, and what the data has there; token ids."""
+
+    prompt: NDArray[np.int32]
+    reference: NDArray[np.int32]
 
 
 class Task(Protocol):
@@ -98,16 +138,16 @@ class Task(Protocol):
 
     Attributes:
         name: In study files and on the command line.
-        metrics: Names of the quality metrics that `score` returns.
+        metrics: Names of the quality metrics that `evaluation` returns.
         default_metric: Used where a study names none.
-        required: Column roles that the data must have.
+        forms: What data can look like: column roles that belong together, of one form or another.
         optional: Column roles that the data may have.
     """
 
     name: str
     metrics: tuple[str, ...]
     default_metric: str
-    required: tuple[str, ...]
+    forms: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
 
     def head(self, labels: Sequence[str]) -> Head:
@@ -122,18 +162,19 @@ class Task(Protocol):
         """
 
     def encode(self, table: pd.DataFrame, tokenizer: Any, *, max_length: int, labels: Sequence[str]) -> Encoded:
-        """Tokenize the examples of one split, truncated to `max_length` tokens."""
+        """Tokenize the examples of one split, truncated to `max_length` tokens; what is to be predicted may lack."""
 
-    def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each example of a batch, in fp32; training minimises their mean."""
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return what training minimises on a batch, a scalar in fp32."""
 
-    def predictions(self, outputs: Any) -> torch.Tensor:
-        """Return one prediction for each example of the batch; NaN where the model's output is not finite."""
+    def rows(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return what an evaluation keeps of each example of a batch, [batch, column]; NaN where it is not finite."""
 
-    def score(
-        self, predictions: NDArray[np.float64], targets: NDArray[np.int64]
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return every metric but `loss`, and its standard error over examples."""
+    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[np.int64]) -> Evaluation:
+        """Return scores and predictions of a whole split from its rows and its `targets`."""
+
+    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:
+        """Return what a trained model is asked to write on, always the same; nothing where the task does not write."""
 
 
 @cache

@@ -49,7 +49,7 @@ def prepare(
     """
     found = find_task(task)
     metric = _metric(found, metric)
-    tables, names, notes = _split(data, found, columns, splits or Splits())
+    tables, chosen, names, notes = _split(data, found, columns, splits or Splits())
     tokenizer = _load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     limit = _position_limit(model, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
     max_length = _max_length((training or Training()).max_length, limit)
@@ -73,6 +73,7 @@ def prepare(
         fingerprint=fingerprint([tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=int(pad)),
         notes=(*notes, *_overlap(tables), _truncation(encoded, max_length)),
         max_length=max_length,
+        columns=chosen,
     )
 
 
@@ -86,8 +87,8 @@ def _metric(task: Task, metric: str | None) -> str:
 
 def _split(
     data: Any, task: Task, columns: Mapping[str, str] | None, splits: Splits
-) -> tuple[dict[str, pd.DataFrame], tuple[str, ...] | None, list[str]]:
-    """Return checked tables by role, the classes that the data declares, and how the splits were made."""
+) -> tuple[dict[str, pd.DataFrame], dict[str, str], tuple[str, ...] | None, list[str]]:
+    """Return checked tables, the column of each role, the classes that the data declares, how splits were made."""
     parts = read(data)
     sources = find_sources(list(parts), splits)
     header = [str(column) for column in parts[sources.pool].rows.columns]
@@ -106,7 +107,8 @@ def _split(
     given = ", ".join(f"{role} from {sources.given[role]!r}" for role in NAMES if role in sources.given)
     if given:
         notes.append(f"splits of the data itself: {given}")
-    return {role: tables[role] for role in NAMES}, parts[sources.pool].names.get(chosen.get("label", "")), notes
+    declared = parts[sources.pool].names.get(chosen.get("label", ""))
+    return {role: tables[role] for role in NAMES}, chosen, declared, notes
 
 
 def _overlap(tables: Mapping[str, pd.DataFrame]) -> list[str]:

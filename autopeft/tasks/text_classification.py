@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from autopeft.errors import DataError
 from autopeft.metrics import METRICS
 from autopeft.models.base import Head
-from autopeft.tasks.base import Encoded, TokenizedSplit
+from autopeft.spec.task import TASKS
+from autopeft.tasks.base import Encoded, Evaluation, TokenizedSplit, WritingPrompt
+
+NO_LABEL = -1
+"""Class index of an example whose label nobody knows."""
+_FACTS = TASKS["text-classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +26,13 @@ class TextClassification:
 
     name: str = "text-classification"
     metrics: tuple[str, ...] = (*METRICS, "loss")
-    default_metric: str = "accuracy"
-    required: tuple[str, ...] = ("text", "label")
+    default_metric: str = _FACTS.default_metric
+    forms: tuple[tuple[str, ...], ...] = (("text", "label"),)
     optional: tuple[str, ...] = ("text_pair", "group")
 
     def head(self, labels: Sequence[str]) -> Head:
         """Return a classification head with these classes."""
-        return Head(auto_class="AutoModelForSequenceClassification", labels=tuple(labels))
+        return Head(auto_class=_FACTS.auto_class, labels=tuple(labels))
 
     def labels(self, tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None) -> tuple[str, ...]:
         """Return the classes: as declared, else numbers in numeric and words in alphabetic order.
@@ -79,27 +84,38 @@ class TextClassification:
             input_ids=_flat(ids),
             token_type_ids=None if types is None else _flat(types),
             offsets=offsets,
-            labels=np.array([index[label] for label in table["label"]], dtype=np.int64),
+            labels=np.array([index[label] for label in table["label"]], dtype=np.int64)
+            if "label" in table
+            else np.full(len(ids), NO_LABEL, dtype=np.int64),
         )
         return Encoded(split=split, n_truncated=len(over), longest=longest)
 
-    def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of logits [batch, class] for each example, in fp32."""
-        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="none")
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy of logits [batch, class], in fp32."""
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
 
-    def predictions(self, outputs: Any) -> torch.Tensor:
-        """Return the most likely class of each example, NaN where a logit is not finite."""
+    def rows(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return the most likely class of each example and its loss."""
         logits = outputs.logits.float()
-        best: torch.Tensor = logits.argmax(dim=-1).float()
-        return best.masked_fill(~logits.isfinite().all(dim=-1), float("nan"))
+        best = logits.argmax(dim=-1).float()
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        rows = torch.stack([best, losses], dim=-1)
+        return rows.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), float("nan"))
 
-    def score(
-        self, predictions: NDArray[np.float64], targets: NDArray[np.int64]
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return every metric but the loss, and its standard error over examples."""
-        classes = predictions.astype(np.int64)
-        results = {name: metric(targets, classes) for name, metric in METRICS.items()}
-        return {name: value for name, (value, _) in results.items()}, {name: se for name, (_, se) in results.items()}
+    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[np.int64]) -> Evaluation:
+        """Return every metric, and the predicted classes."""
+        predictions, losses = rows.T
+        results = {name: metric(targets, predictions.astype(np.int64)) for name, metric in METRICS.items()}
+        results["loss"] = float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
+        return Evaluation(
+            scores={name: value for name, (value, _) in results.items()},
+            standard_errors={name: error for name, (_, error) in results.items()},
+            predictions=predictions,
+        )
+
+    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:  # noqa: ARG002
+        """Return nothing: a class is all that the model answers."""
+        return []
 
 
 def _ordered(labels: set[str]) -> list[str]:

@@ -1,12 +1,26 @@
 """From flat token arrays to the padded tensors of one forward pass."""
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.models.losses import IGNORED
+from autopeft.tasks.base import TokenizedSplit
+
+
+class Padding(Protocol):
+    """What fills a batch up to its longest example; `PreparedData` says it."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """Return the token to fill with."""
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """Return the side to fill on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,7 +29,7 @@ class Inputs:
 
     Attributes:
         forward: Keyword arguments of the model; each [batch, token].
-        labels: What the task's loss compares with; [batch].
+        labels: What the task's loss compares with; [batch], or [batch, token] with `IGNORED` at padding.
     """
 
     forward: dict[str, torch.Tensor]
@@ -28,7 +42,7 @@ class Inputs:
 
 
 def collate(
-    split: TokenizedSplit, indices: NDArray[np.int64], n_tokens: int, data: PreparedData, device: torch.device
+    split: TokenizedSplit, indices: NDArray[np.int64], n_tokens: int, data: Padding, device: torch.device
 ) -> Inputs:
     """Pad examples of a split to `n_tokens` and put them on the device."""
     lengths = split.lengths[indices]
@@ -46,9 +60,10 @@ def collate(
     }
     if split.token_type_ids is not None:
         forward["token_type_ids"] = _fill(split.token_type_ids[tokens], mask, 0)
+    labels = _fill(split.labels[tokens], mask, IGNORED) if split.per_token else split.labels[indices]
     return Inputs(
         forward={name: torch.from_numpy(array).to(device) for name, array in forward.items()},
-        labels=torch.from_numpy(split.labels[indices]).to(device),
+        labels=torch.from_numpy(labels).to(device),
     )
 
 

@@ -16,10 +16,10 @@ from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Measured
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
-from autopeft.tasks.base import PreparedData, TokenizedSplit, find_task
+from autopeft.tasks.base import Evaluation, PreparedData, TokenizedSplit, find_task
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
-from autopeft.training.evaluate import Evaluation, evaluate, n_padded_tokens
+from autopeft.training.evaluate import evaluate, n_padded_tokens
 from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.plan import Plan, full_examples
 
@@ -219,6 +219,7 @@ class Worker:
             "task": data.task,
             "labels": list(data.labels),
             "max_length": data.max_length,
+            "columns": dict(data.columns),
             "revision": self.setup.revision,
             "data_fingerprint": data.fingerprint,
             "trial": segment.trial,
