@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.spec.messages import first_line
+from autopeft.spec.yaml_file import read_yaml
 
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""Files of a hub repository that are fetched: configuration, tokenizer, weights; never a pickle."""
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
+"""Files of a hub repository that are fetched: configuration, tokenizer, weights, terms; never a pickle."""
 
 
 def locate(
@@ -68,6 +70,35 @@ def fingerprint(folder: Path) -> str:
 def _file_hash(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # the key of the cache
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_licence(folder: Path) -> str | None:
+    """Return the licence that a model's folder states, or None where it states none.
+
+    The front matter of its card comes first (an identifier such as `apache-2.0`, or the name of another
+    licence), then the first line of its LICENSE file (such as `MIT License`).
+    """
+    card = folder / "README.md"
+    if card.is_file() and (stated := _front_matter(card.read_text(encoding="utf-8", errors="replace"))):
+        licence = stated.get("license_name") if stated.get("license") == "other" else stated.get("license")
+        if licence:
+            return ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
+    for file in sorted(folder.glob("LICENSE*")):
+        lines = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+        return next((line for line in lines if line), None)
+    return None
+
+
+def _front_matter(text: str) -> Mapping[str, Any]:
+    """Return the YAML between the `---` lines that a card begins with; empty where there is none."""
+    start, _, rest = text.partition("---\n")
+    if start.strip() or "\n---" not in rest:
+        return {}
+    try:
+        values: Mapping[str, Any] = read_yaml(rest.partition("\n---")[0], name="README.md", error=ModelError).values
+        return values
+    except ModelError:
+        return {}
 
 
 def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weights: bool) -> Path:
