@@ -10,7 +10,7 @@ from typing import Any
 from autopeft.errors import BudgetError, StudyError, StudyMismatchError
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import build_meta
-from autopeft.models.model_files import locate
+from autopeft.models.model_files import find_licence, locate
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
 from autopeft.searching.hypervolume import FACT as HYPERVOLUME
 from autopeft.searching.hypervolume import make_box
@@ -43,6 +43,7 @@ class PreparedStudy:
 
     Attributes:
         step_seconds: Measured seconds of a training step by `precision/kernel`.
+        licence: Of the base model, as its folder states it; None where it states none.
         box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
     """
 
@@ -56,6 +57,7 @@ class PreparedStudy:
     workload: Workload
     estimator: Estimator
     step_seconds: dict[str, float] = field(default_factory=dict)
+    licence: str | None = None
     box: dict[str, Any] | None = None
 
     def worker_setup(self) -> WorkerSetup:
@@ -101,6 +103,7 @@ class PreparedStudy:
                 "n_validation": len(self.data.validation),
                 "n_test": len(self.data.test),
                 "max_tokens": self.workload.max_tokens,
+                "licence": self.licence,
                 "step_seconds": self.step_seconds,
                 HYPERVOLUME: self.box or self._make_box(),
                 "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
@@ -164,7 +167,7 @@ def prepare_study(
         StudyMismatchError: The folder holds a study of something else.
     """
     metric = _metric(spec)
-    locate(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    model_folder = locate(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     if space is None:
         space = SearchSpace.load(spec.space) if isinstance(spec.space, str) else SearchSpace.from_dict(spec.space)
     prepared_data = prepare(
@@ -215,6 +218,7 @@ def prepare_study(
             device=training.device.partition(":")[0],
         ),
         step_seconds=step_seconds,
+        licence=find_licence(model_folder),
         box=None if known is None else known["facts"].get(HYPERVOLUME),
     )
     if known is not None and folder is not None:
