@@ -5,7 +5,7 @@ This module does not know: experts (several maps with one role in a layer get no
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -192,6 +192,7 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
     config = model.config.get_text_config()
     n_new = logical_numel(model.get_submodule(path) for path in new_modules)
     n_heads = int(config.num_attention_heads)
+    layers, inputs = find_layers(model), signature(model.base_model.forward).parameters
     return ModelSummary(
         name=name,
         architecture=type(model).__name__,
@@ -205,11 +206,29 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
         head_size=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
         vocabulary_size=int(getattr(config, "vocab_size", 0)),
-        n_positions=_n_positions(model),
+        n_positions=n_positions(model),
         has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
-        takes_cache="past_key_values" in signature(model.base_model.forward).parameters,
-        layers=find_layers(model),
+        takes_cache="past_key_values" in inputs,
+        # the text of an encoder-decoder enters twice
+        takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
+        is_decoder=_is_decoder(model, layers),
+        layers=layers,
     )
+
+
+def _is_decoder(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:
+    """Return what the attention says of itself; where it says nothing, whether there is a causal model alone."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    owned = (inner for inner in model.get_submodule(layers[0].path).modules() if hasattr(inner, "is_causal"))
+    attention = next(owned, None)
+    if attention is not None:
+        return bool(attention.is_causal)
+    kind = model.config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def logical_numel(modules: Iterable[nn.Module]) -> int:
@@ -223,7 +242,7 @@ def logical_numel(modules: Iterable[nn.Module]) -> int:
     return sum(sizes.values())
 
 
-def _n_positions(model: "PreTrainedModel") -> int | None:
+def n_positions(model: "PreTrainedModel") -> int | None:
     """Return the longest input in tokens; RoBERTa-like models lose the positions up to the padding's."""
     declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if declared is None:

@@ -126,10 +126,11 @@ class Technique(Block):
     """A block with the code that attaches it; subclass it, decorate with `register`, and that is all.
 
     Class attributes:
-        stage: Techniques attach in ascending stage: 0 wraps linear maps, 1 hooks into what is then there.
+        stage: Techniques attach in ascending stage: 0 wraps linear maps or changes the input, 1 wraps what is then
+            there, 2 hooks into it.
     """
 
-    stage: ClassVar[int] = 1
+    stage: ClassVar[int] = 2
 
     def attach(self, site: Site) -> None:
         """Change the model; called inside a transaction, with torch's generator seeded."""

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
 from autopeft.errors import DesignError
 from autopeft.spec.messages import explain, one_of
@@ -50,7 +50,8 @@ class Block(BaseModel):
 
     Class attributes:
         kind: Name in files and on the command line.
-        size_field: The field that says how large the block is; 0 in a search space leaves it out.
+        size_field: The field that says how large the block is, or None; 0 in a search space leaves the block out.
+        whole_model: Whether the technique belongs to the model as a whole: such a block has no layers to choose.
         space_fields: Names that a search space may give besides the fields themselves.
         default_learning_rate: Used where a space gives none.
         slow_start: Whether the technique improves late, so that early stopping keeps it a quota.
@@ -60,13 +61,30 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     kind: ClassVar[str]
-    size_field: ClassVar[str]
+    size_field: ClassVar[str | None] = None
+    whole_model: ClassVar[bool] = False
     space_fields: ClassVar[frozenset[str]] = frozenset()
     default_learning_rate: ClassVar[float] = 1e-3
     slow_start: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
 
     layers: Layers = "all"
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, layers: Layers) -> Layers:
+        if cls.whole_model and layers != "all":
+            raise ValueError(f"{cls.kind} belongs to the model as a whole and has no layers: leave layers out")
+        return layers
+
+    @property
+    def n_input_tokens(self) -> int:
+        """Return how many tokens the block puts before every input; they take positions and computation."""
+        return 0
+
+    def conflicts(self) -> Mapping[str, str]:
+        """Return the quantizations and the other kinds that the block cannot go with, each with the reason."""
+        return {}
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Raise `DesignError` where the block is illegal on this model; subclasses add rules."""
@@ -96,7 +114,9 @@ class Block(BaseModel):
 
     def describe(self) -> str:
         """Say in words what the block is, without its layers."""
-        return f"{self.kind} {self.size_field}={getattr(self, self.size_field)}"
+        return (
+            self.kind if self.size_field is None else f"{self.kind} {self.size_field}={getattr(self, self.size_field)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return `{kind: settings}`, JSON-ready."""

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autopeft.spec.block import Layers
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -20,10 +22,10 @@ class Choice:
         """Return values such that a rule that holds for them holds for all: every option."""
         return self.options
 
-    def fewest(self, n_layers: int) -> tuple[int, ...]:
+    def fewest(self, n_layers: int) -> Layers:
         """Return the shortest option, where the options are layers."""
-        options = [tuple(range(n_layers)) if option == "all" else tuple(option) for option in self.options]
-        return min(options, key=len)
+        options: tuple[Layers, ...] = self.options
+        return min(options, key=lambda layers: n_layers if layers == "all" else len(layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,9 @@ class AllLayers:
         """Return how many sets of layers there are."""
         return 1
 
-    def fewest(self, n_layers: int) -> tuple[int, ...]:
+    def fewest(self, n_layers: int) -> Layers:
         """Return the smallest set of layers above none."""
-        return tuple(range(n_layers))
+        return "all"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ class Design:
         """Raise `DesignError` where the design is illegal on this model."""
         for block in self.blocks:
             block.check(model, self.quantization)
+            for other, reason in block.conflicts().items():
+                if other in (self.quantization, *self.kinds):
+                    raise DesignError(f"{block.describe()} cannot go with {other}: {reason}; leave out one of the two")
         for kind in self.kinds:
             block_class(kind).check_together([block for block in self.blocks if block.kind == kind], model)
 
@@ -69,15 +72,17 @@ class Design:
         """Return how the trained design is served; see `Serving`."""
         if self.quantization == "none" and all(block.mergeable for block in self.blocks):
             return "merge"
-        if len(self.kinds) <= 1 and all(block.exports_to_peft(model) for block in self.blocks):
-            return "peft"
-        return "autopeft"
+        return "peft" if self.exports_to_peft(model) else "autopeft"
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return whether the export is a folder that stock PEFT loads: blocks of one kind that it can express."""
+        return len(self.kinds) == 1 and all(block.exports_to_peft(model) for block in self.blocks)
 
     def describe(self) -> str:
         """Say in words what the design is."""
         base = [] if self.quantization == "none" else [f"{self.quantization} base"]
         parts = [
-            block.describe() + ("" if block.layers == "all" else f" in layers {_ranges(block.layers)}")
+            block.describe() + ("" if block.layers == "all" else f" in {_name_layers(block.layers)}")
             for block in self.blocks
         ]
         return " + ".join(parts or ["head only"]) + "".join(f", {part}" for part in base)
@@ -113,12 +118,13 @@ class Design:
         return cls(blocks=tuple(made), quantization=values.get("quantization", "none"))
 
 
-def _ranges(indices: tuple[int, ...]) -> str:
-    """Write sorted indices compactly: (0, 1, 2, 5) becomes 0-2, 5."""
+def _name_layers(indices: tuple[int, ...]) -> str:
+    """Write sorted indices compactly: (0, 1, 2, 5) becomes layers 0-2, 5."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:
             runs[-1].append(index)
         else:
             runs.append([index])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer{'' if len(indices) == 1 else 's'} {ranges}"

@@ -47,6 +47,8 @@ class ModelSummary:
         n_positions: Longest sequence in tokens, or None where positions are not limited.
         has_attention_interface: Whether the attention can be given prefixes in chosen layers.
         takes_cache: Whether it takes keys and values of earlier tokens, as stock prefix tuning needs.
+        takes_embeddings: Whether its input can be given as embeddings, so that a prompt fits before the text.
+        is_decoder: Whether a token sees earlier ones only, so that heads read the last one.
     """
 
     name: str
@@ -65,6 +67,8 @@ class ModelSummary:
     has_attention_interface: bool
     layers: tuple[LayerSummary, ...]
     takes_cache: bool = True
+    takes_embeddings: bool = True
+    is_decoder: bool = False
 
     @property
     def n_layers(self) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autopeft.errors import DesignError, SpaceError
-from autopeft.spec.block import Block, block_class, make_block
+from autopeft.spec.block import Block, Layers, block_class, make_block
 from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, LayerRule, OwnLayers, Param, SameAs
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
@@ -86,6 +86,16 @@ class BlockSpace:
         """Return the technique."""
         return block_class(self.kind)
 
+    @property
+    def size(self) -> Param | None:
+        """Return the choice of the block's size, or None where the technique has no size."""
+        return None if self.block.size_field is None else self.fields[self.block.size_field]
+
+    @property
+    def any_size(self) -> dict[str, Any]:
+        """Return settings with which a block can be made to try another one."""
+        return {} if self.block.size_field is None else {self.block.size_field: 1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
@@ -133,7 +143,7 @@ class SearchSpace:
         """Ask `chooser` for one design on `model`, in canonical form."""
         quantization = _pick(chooser, "quantization", self.quantization, model)
         used = [b for b in self.blocks if _pick(chooser, f"{b.kind}.use", b.use, model)]
-        layer_sets: dict[str, tuple[int, ...]] = {}
+        layer_sets: dict[str, Layers] = {}
         blocks: list[Block] = []
         rates = {"head": self._rate(chooser, "head", self.head_learning_rate, DEFAULT_HEAD_LEARNING_RATE, model)}
         for space in used:
@@ -149,7 +159,7 @@ class SearchSpace:
         """Return the requirement that a design breaks, or an empty string."""
         if self.any_of and not set(self.any_of) & set(design.kinds):
             return f"require.any_of: {', '.join(self.any_of)}"
-        if self.stock_only and design.serving(model) == "autopeft":
+        if self.stock_only and not design.exports_to_peft(model):
             return "require.export: peft"
         try:
             design.check(model)
@@ -201,8 +211,9 @@ class SearchSpace:
                 for option in param.extremes(model.n_layers):
                     if name == space.block.size_field and option == 0:
                         continue
-                    settings = {space.block.size_field: 1, name: option}
-                    self._check_option(space.kind, name, settings, model)
+                    self._check_option(space.kind, name, {**space.any_size, name: option}, model)
+            if space.block.size_field is None:
+                self._check_option(space.kind, "use", {}, model)
             if isinstance(space.layers, LastLayers | Groups):
                 try:
                     space.layers.check(model.n_layers)
@@ -210,7 +221,7 @@ class SearchSpace:
                     raise self.error(f"blocks.{space.kind}.layers", str(error)) from None
             elif isinstance(space.layers, Choice):
                 for layers in space.layers.options:
-                    self._check_option(space.kind, "layers", {space.block.size_field: 1, "layers": layers}, model)
+                    self._check_option(space.kind, "layers", {**space.any_size, "layers": layers}, model)
 
     def smallest(self, model: ModelSummary) -> tuple[Design, ...]:
         """Return designs that are as small as the space allows: the candidates for its cheapest one."""
@@ -249,30 +260,34 @@ class SearchSpace:
         return default if param is None else float(_pick(chooser, f"{kind}.learning_rate", param, model))
 
     def _draw_block(
-        self, chooser: Chooser, space: BlockSpace, layer_sets: dict[str, tuple[int, ...]], model: ModelSummary
+        self, chooser: Chooser, space: BlockSpace, layer_sets: dict[str, Layers], model: ModelSummary
     ) -> list[Block]:
+        if isinstance(space.layers, Groups):
+            return self._draw_groups(chooser, space, space.layers, model)
+        settings = {name: _pick(chooser, f"{space.kind}.{name}", param, model) for name, param in space.fields.items()}
+        owner, rule = self._owner(space)
+        if owner not in layer_sets:
+            layer_sets[owner] = _pick_layers(chooser, owner, rule, model)
+        layers = layer_sets[owner]
+        left_out = not layers or (space.block.size_field is not None and settings[space.block.size_field] == 0)
+        return [] if left_out else [make_block(space.kind, {**settings, "layers": layers})]
+
+    def _draw_groups(self, chooser: Chooser, space: BlockSpace, rule: Groups, model: ModelSummary) -> list[Block]:
         size_field = space.block.size_field
-        groups = space.layers.split(model.n_layers) if isinstance(space.layers, Groups) else None
+        assert size_field is not None, "a space file gives groups to techniques with a size only"
         settings = {
             name: _pick(chooser, f"{space.kind}.{name}", param, model)
             for name, param in space.fields.items()
-            if groups is None or name != size_field
+            if name != size_field
         }
-        if groups is None:
-            owner, rule = self._owner(space)
-            if owner not in layer_sets:
-                layer_sets[owner] = _pick_layers(chooser, owner, rule, model)
-            sized = [(settings.pop(size_field), layer_sets[owner])]
-        else:
-            param = space.fields[size_field]
-            sized = [
-                (_pick(chooser, f"{space.kind}.{size_field}.{i}", param, model), group)
-                for i, group in enumerate(groups)
-            ]
+        sizes = [
+            (_pick(chooser, f"{space.kind}.{size_field}.{i}", space.fields[size_field], model), layers)
+            for i, layers in enumerate(rule.split(model.n_layers))
+        ]
         return [
             make_block(space.kind, {**settings, size_field: size, "layers": layers})
-            for size, layers in sized
-            if size != 0 and layers
+            for size, layers in sizes
+            if size != 0
         ]
 
 
@@ -296,18 +311,18 @@ def _label(option: Any) -> Any:
     return "+".join(map(str, option)) if isinstance(option, tuple) else option
 
 
-def _pick_layers(chooser: Chooser, kind: str, rule: OwnLayers, model: ModelSummary) -> tuple[int, ...]:
+def _pick_layers(chooser: Chooser, kind: str, rule: OwnLayers, model: ModelSummary) -> Layers:
     n = model.n_layers
     match rule:
         case AllLayers():
-            return tuple(range(n))
+            return "all"
         case AnyLayers():
             return tuple(i for i in range(n) if chooser.choice(f"{kind}.layers.{i}", (True, False)))
         case LastLayers():
             return tuple(range(n - int(_pick(chooser, f"{kind}.layers.last", rule.counts, model)), n))
         case Choice():
-            picked = _pick(chooser, f"{kind}.layers", rule, model)
-            return tuple(range(n)) if picked == "all" else tuple(picked)
+            picked: Layers = _pick(chooser, f"{kind}.layers", rule, model)
+            return picked
     raise TypeError(f"no layers can be drawn from {rule!r}")
 
 
@@ -317,17 +332,20 @@ def _options_of_use(use: Param) -> tuple[bool, ...]:
 
 def _block_count(space: BlockSpace, model: ModelSummary) -> float:
     n = model.n_layers
-    counts = [param.count(n) for name, param in space.fields.items() if name != space.block.size_field]
-    size = space.fields[space.block.size_field].count(n)
-    return math.prod(counts) * (size ** len(space.layers.split(n)) if isinstance(space.layers, Groups) else size)
+    counts = math.prod(param.count(n) for name, param in space.fields.items() if name != space.block.size_field)
+    if space.size is None:
+        return counts
+    size = space.size.count(n)
+    return counts * (size ** len(space.layers.split(n)) if isinstance(space.layers, Groups) else size)
 
 
 def _smallest_fields(space: BlockSpace, model: ModelSummary) -> dict[str, Any]:
     """Return the first option of each field, and the smallest size above 0."""
     fields = {name: param.extremes(model.n_layers)[0] for name, param in space.fields.items()}
-    size = space.block.size_field
-    sizes = [option for option in space.fields[size].extremes(model.n_layers) if option]
-    return {**fields, size: min(sizes, default=1)}
+    if space.size is None:
+        return fields
+    sizes = [option for option in space.size.extremes(model.n_layers) if option]
+    return {**fields, str(space.block.size_field): min(sizes, default=1)}
 
 
 def _smallest_blocks(space: BlockSpace, rule: OwnLayers, model: ModelSummary) -> list[Block]:
@@ -336,9 +354,9 @@ def _smallest_blocks(space: BlockSpace, rule: OwnLayers, model: ModelSummary) ->
     open_fields = {
         name: param.extremes(model.n_layers) for name, param in space.fields.items() if name in ("roles", "at")
     }
-    leaves_out = 0 in space.fields[space.block.size_field].extremes(model.n_layers)
+    leaves_out = space.size is not None and 0 in space.size.extremes(model.n_layers)
     every_group = isinstance(rule, Groups) and not leaves_out
-    layers = tuple(range(model.n_layers)) if every_group else rule.fewest(model.n_layers)
+    layers = "all" if every_group else rule.fewest(model.n_layers)
     return [
         make_block(space.kind, {**base, **dict(zip(open_fields, options, strict=True)), "layers": layers})
         for options in itertools.product(*open_fields.values())

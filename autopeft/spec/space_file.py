@@ -88,16 +88,23 @@ class _Reader:
             raise self._error(key, str(error)) from None
         fields = [name for name in (*block.model_fields, *sorted(block.space_fields)) if name != "layers"]
         values = self._mapping(key, value, ("use", "layers", "learning_rate", *fields))
+        if block.whole_model and "layers" in values:
+            raise self._error(
+                f"{key}.layers", f"{kind} belongs to the model as a whole and has no layers: leave it out"
+            )
         use = self._param(f"{key}.use", values.get("use", True))
         self._options(f"{key}.use", use, (True, False))
         params = {name: self._field(f"{key}.{name}", block, name, values[name]) for name in fields if name in values}
-        if block.size_field not in params:
+        if block.size_field is not None and block.size_field not in params:
             raise self._error(key, f"{block.size_field} is required, such as {block.size_field}: [4, 16, 64]")
+        layers = self._layers(f"{key}.layers", values.get("layers", "all"), kinds)
+        if block.size_field is None and isinstance(layers, Groups):
+            raise self._error(f"{key}.layers", f"groups differ in their size, but {kind} has none; take last or any")
         return BlockSpace(
             kind=kind,
             use=use,
             fields=params,
-            layers=self._layers(f"{key}.layers", values.get("layers", "all"), kinds),
+            layers=layers,
             learning_rate=self._rate(f"{key}.learning_rate", values.get("learning_rate")),
         )
 
@@ -107,7 +114,7 @@ class _Reader:
         for option in param.extremes(1):
             if name == block.size_field and option == 0:
                 continue
-            settings = {} if name == block.size_field else {block.size_field: 1}
+            settings = {} if block.size_field is None else {block.size_field: 1}
             try:
                 block.model_validate({**settings, name: option})
             except ValueError as error:

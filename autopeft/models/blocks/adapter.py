@@ -50,7 +50,7 @@ class Adapter(Technique):
     """
 
     kind: ClassVar[str] = "adapter"
-    size_field: ClassVar[str] = "size"
+    size_field: ClassVar[str | None] = "size"
     # A prior, not a measurement: inside the range 3e-5 to 3e-3 that Houlsby et al. sweep.
     default_learning_rate: ClassVar[float] = 1e-3
 

@@ -36,7 +36,7 @@ class Lora(Technique):
     """
 
     kind: ClassVar[str] = "lora"
-    size_field: ClassVar[str] = "rank"
+    size_field: ClassVar[str | None] = "rank"
     space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
     # A prior, not a measurement: Hu et al. (appendix D) use 2e-4 to 5e-4 on models of 125 M parameters and
     # more; the small models that searches run on here, with short trainings, want more.
@@ -80,15 +80,18 @@ class Lora(Technique):
                 f"rank <= hidden_size must hold, but got rank={self.rank}, hidden_size={model.hidden_size}; "
                 "lower lora.rank"
             )
-        if self.dora and quantization == "int8":
-            # bitsandbytes moves an int8 weight's scales at its first product, and peft then finds none for the norm.
-            raise DesignError("lora.dora needs a base that is not int8, but got quantization=int8; take nf4 or none")
         for linear in self._targets(model):
             if self.rank > min(linear.in_features, linear.out_features):
                 raise DesignError(
                     f"rank <= min(in_features, out_features) must hold, but got rank={self.rank} for {linear.path} of "
                     f"{linear.in_features} x {linear.out_features}; lower lora.rank"
                 )
+
+    def conflicts(self) -> Mapping[str, str]:
+        """Return int8 for DoRA."""
+        if not self.dora:
+            return {}
+        return {"int8": "bitsandbytes moves an int8 weight's scales at its first product, and DoRA's norm needs them"}
 
     @classmethod
     def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:

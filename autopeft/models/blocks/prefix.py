@@ -42,7 +42,7 @@ class Prefix(Technique):
     """
 
     kind: ClassVar[str] = "prefix"
-    size_field: ClassVar[str] = "length"
+    size_field: ClassVar[str | None] = "length"
     # A prior, not a measurement: prefixes start small and reach the loss through attention alone, and are
     # usually trained at about ten times the rate of LoRA.
     default_learning_rate: ClassVar[float] = 1e-2
