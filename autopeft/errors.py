@@ -53,5 +53,9 @@ class SearchError(AutopeftError, RuntimeError):
     """A search that cannot go on, such as one whose trials all fail."""
 
 
+class ExecutorError(AutopeftError, RuntimeError):
+    """Workers that cannot be started, or a cluster that cannot be reached."""
+
+
 class MissingDependencyError(AutopeftError, ImportError):
     """An optional package that the requested feature needs and that is not installed."""

@@ -1,7 +1,9 @@
 """What tests share: real weights that ship in a package, plain values, and no network."""
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,6 +66,25 @@ def make_summary(n_layers: int = 6) -> ModelSummary:
         has_attention_interface=True,
         layers=layers,
     )
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Run a local Ray of two cores for the whole session, whatever this machine has: executors use it as they find it."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        logging_level=logging.CRITICAL,
+        log_to_driver=False,
+        object_store_memory=128 * 2**20,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What every executor must do; a new one joins by being added to EXECUTORS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -8,6 +8,7 @@ from autopeft.executors.base import Executor
 from autopeft.executors.local import LocalExecutor
 from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.spec.design import Design
+from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 
 
@@ -31,9 +32,37 @@ def segment(trial: int, stop: int = 10) -> Segment:
     return Segment(trial=trial, design=Design(), learning_rates={"head": 1e-3}, seed=0, stop=stop, full=100)
 
 
-@pytest.fixture(params=EXECUTORS)
-def make(request: pytest.FixtureRequest) -> Make:
-    return EXECUTORS[request.param]
+def make_echo(setup: object) -> Echo:
+    """Make a worker from a recipe, as remote executors do."""
+    return Echo()
+
+
+def make_ray(n_workers: int) -> Make:
+    def make(stop: Callable[[], bool]) -> Executor:
+        from autopeft.executors.ray import RayExecutor
+        from autopeft.executors.ray_cluster import RayCluster
+
+        cluster = RayCluster(RayOptions(cpus_per_worker=1), n_workers=n_workers)
+        return RayExecutor(cluster, make_echo, None, stop)
+
+    return make
+
+
+@pytest.fixture(params=[*EXECUTORS, *(pytest.param(f"ray-{n}", marks=pytest.mark.ray) for n in (1, 2))])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    kind, _, number = request.param.partition("-")
+    if kind == "ray":
+        request.getfixturevalue("local_ray")
+    maker = make_ray(int(number)) if kind == "ray" else EXECUTORS[request.param]
+    made: list[Executor] = []
+
+    def make_and_keep(stop: Callable[[], bool]) -> Executor:
+        made.append(maker(stop))
+        return made[-1]
+
+    yield make_and_keep
+    for executor in made:
+        executor.close()
 
 
 def test_every_segment_comes_back_once(make: Make) -> None:

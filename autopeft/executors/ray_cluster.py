@@ -1,0 +1,195 @@
+"""The Ray that workers run on: one that this process uses already, a cluster, or a local one started on demand."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError
+from autopeft.executors.placement import Share, share_out
+from autopeft.spec.study import RayOptions
+
+try:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+except ImportError as error:
+    raise MissingDependencyError(
+        f"executor ray needs the package ray ({error}); run pip install ray, or take executor=local"
+    ) from None
+
+T = TypeVar("T")
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Of a local Ray: holds the data and what is on its way; Ray takes a disk for what is beyond it."""
+START_SECONDS = 300.0
+"""Within which a worker must have started; a first import from a slow disk takes a minute."""
+FORWARDED = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
+"""Variables of this process that workers on other machines need too."""
+
+
+class RayCluster:
+    """A Ray to run workers on, connected to when it is first needed.
+
+    A Ray that this process uses already is used as it is. Otherwise the one at `options.address` is joined, or a local
+    one started. What was started or joined here is left by `close`.
+
+    Args:
+        options: Address, and what each worker gets.
+        n_workers: Workers that will run at the same time.
+        device: What the study trains on.
+    """
+
+    def __init__(self, options: RayOptions, *, n_workers: int, device: str = "auto") -> None:
+        self.n_workers = n_workers
+        self._options = options
+        self._device = device
+        self._share: Share | None = None
+        self._connected_here = False
+
+    @property
+    def share(self) -> Share:
+        """Return what each worker gets.
+
+        Raises:
+            ExecutorError: Ray cannot be started or reached, or its workers cannot run autopeft.
+            StudyError: It has no room for the workers.
+        """
+        if self._share is None:
+            self._share = self._connect()
+        return self._share
+
+    @property
+    def n_threads(self) -> int:
+        """Return the threads of each worker; raises what `share` raises."""
+        return self.share.n_cpus
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Return the options of a task or an actor that is one worker."""
+        return _placement(self.share)
+
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call a function once where workers run, and return its answer; autopeft's errors come back as they are."""
+        task = ray.remote(max_retries=0)(function).options(**self.placement)
+        try:
+            return ray.get(task.remote(*args, **kwargs))  # type: ignore[no-any-return]
+        except RayTaskError as error:
+            if isinstance(error.cause, AutopeftError):
+                raise error.cause from None
+            raise ExecutorError(f"{function.__name__} failed on a worker of Ray: {last_line(error)}") from error
+        except RayError as error:
+            raise ExecutorError(f"a worker of Ray was lost in {function.__name__}: {last_line(error)}") from error
+
+    def close(self) -> None:
+        """Leave Ray, and stop it where it was started here. Can be called twice."""
+        if self._connected_here:
+            self._connected_here = False
+            with _own_signals():
+                ray.shutdown()
+        self._share = None
+
+    def _connect(self) -> Share:
+        if not ray.is_initialized():
+            _start(self._options.address)
+            self._connected_here = True
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            share = share_out(nodes, self.n_workers, self._options, self._device)
+            _probe(share)
+        except BaseException:
+            self.close()
+            raise
+        return share
+
+
+def _start(address: str | None) -> None:
+    """Join the Ray at an address, or start a local one, without a word in the user's terminal."""
+    if address is not None:
+        _check_reachable(address)
+    quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    local = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with _own_signals():
+            ray.init(**quiet, **(local if address is None else {"address": address}))
+    except (Exception, SystemExit) as error:  # Ray ends the process where a cluster does not answer
+        where = "a local Ray cannot be started" if address is None else f"the Ray at {address!r} cannot be joined"
+        raise ExecutorError(f"{where}: {error}; see executor.address, or take executor=local") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `ExecutorError` where nothing answers: Ray itself tries for minutes, and then ends the process."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # `auto`, or something that Ray explains itself
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ExecutorError(
+            f"executor.address must be that of a running Ray, but nothing answers at {address!r} ({error}); "
+            "start one with `ray start --head`, or leave the address out for a local Ray"
+        ) from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's handlers: Ray replaces the one of SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _placement(share: Share) -> dict[str, Any]:
+    # Set for the process: libraries read it when they are loaded, and their threads must not fight over cores.
+    variables = {"OMP_NUM_THREADS": str(share.n_cpus), "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    if not share.n_gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return {"num_cpus": share.n_cpus, "num_gpus": share.n_gpus, "runtime_env": {"env_vars": variables}}
+
+
+def _probe(share: Share) -> None:
+    """Raise `ExecutorError` unless a worker starts, with the autopeft of this process."""
+    try:
+        task = ray.remote(max_retries=0)(_autopeft_version).options(**_placement(share))
+        there = ray.get(task.remote(), timeout=START_SECONDS)
+    except GetTimeoutError:
+        raise ExecutorError(never_started()) from None
+    except RayError as error:
+        raise ExecutorError(
+            f"workers on Ray must be able to import autopeft and what it needs, but: {last_line(error)}; "
+            "install autopeft on every node"
+        ) from error
+    if there != version("autopeft"):
+        raise ExecutorError(
+            f"every node must have the same autopeft, but here is {version('autopeft')} and a worker has {there}; "
+            "install the same version on every node"
+        )
+
+
+def _autopeft_version() -> str:
+    return version("autopeft")
+
+
+def never_started() -> str:
+    """Say that no worker started, and what Ray has left."""
+    free = {name: round(amount, 2) for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+    return (
+        f"a worker must start within {START_SECONDS:g} s, but none did; Ray has {free or 'nothing'} free now: "
+        "wait for what else runs there to end, or ask for less under executor"
+    )
+
+
+def last_line(error: BaseException) -> str:
+    """Return what an error of Ray ends with: the error on the worker, below its traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
