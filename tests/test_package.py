@@ -18,6 +18,6 @@ def test_the_wheel_holds_spaces_templates_and_types(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     spaces = {f"autopeft/search_spaces/{path.name}" for path in (ROOT / "search_spaces").iterdir() if path.is_file()}
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "autopeft").rglob("*.py")}
-    results = {f"autopeft/results/{path.name}" for path in (ROOT / "autopeft" / "results").glob("*.[hc]*")}
+    results = {f"autopeft/results/{path.name}" for path in (ROOT / "autopeft" / "results").glob("*.[hcm]*")}
     missing = (spaces | code | results | {"autopeft/py.typed"}) - names
     assert not missing

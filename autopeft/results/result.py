@@ -13,6 +13,7 @@ from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import Front
 from autopeft.results.front_file import front_values
 from autopeft.results.leaderboard import make_leaderboard
+from autopeft.results.model_card import write_card
 from autopeft.results.wording import outcome_words
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.state import StudyState
@@ -113,7 +114,7 @@ class SearchResult:
         raise ResultError(f"a trial must be one of 0 to {len(self.state.trials) - 1}, but got {number}")
 
     def export(self, trial: TrialRecord | int, path: str | Path) -> Path:
-        """Copy a trained design's adapter, which `autopeft.load` reads, to a new folder.
+        """Copy a trained design's adapter, which `autopeft.load` reads, to a new folder, with its model card.
 
         Raises:
             ResultError: The trial did not train in full, its adapter is not there, or the folder is not empty.
@@ -131,6 +132,7 @@ class SearchResult:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ResultError(f"an export goes to a new or an empty folder, but {target} has content; choose another")
         shutil.copytree(source, target, dirs_exist_ok=True)
+        write_card(self.state, record, target)
         return target
 
     def plot(self) -> "Figure":
@@ -154,11 +156,15 @@ class SearchResult:
         return {what: self.state.folder / name for what, name in names.items()}
 
     def save(self) -> dict[str, Path]:
-        """Write `front.json`, `front.png` and `report.html` into the study's folder, and return `paths`."""
+        """Write `front.json`, `front.png`, `report.html` and the adapters' model cards, and return `paths`."""
         paths = self.paths()
         StudyFolder(self.state.folder).write_json(paths["front"], front_values(self.state))
         self.plot().savefig(paths["picture"], dpi=150)
         self.report(paths["report"])
+        for record in self.state.trials:
+            adapter = StudyFolder(self.state.folder).adapter(record.number)
+            if record.outcome is Outcome.COMPLETE and (adapter / "autopeft.json").is_file():
+                write_card(self.state, record, adapter)
         return paths
 
     def summary(self) -> str:

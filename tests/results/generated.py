@@ -86,7 +86,8 @@ class Builder:
             **fields,
         )
         if outcome is Outcome.COMPLETE:
-            self._write(f"adapters/{number}/autopeft.json", {"schema_version": 1, "design": design.to_dict()})
+            described = {"schema_version": 1, "design": design.to_dict(), "format": "autopeft", "metadata": {}}
+            self._write(f"adapters/{number}/autopeft.json", described)
             self._write(f"adapters/{number}/adapter_model.safetensors", "not read here")
         if tested:
             test_scores, test_errors = self._score(
