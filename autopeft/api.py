@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.estimation.estimator import estimate
-from autopeft.executors.local import LocalExecutor
+from autopeft.executors.base import Executor, Site
+from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.models.artifact import load
 from autopeft.preparation import DryRun, PreparedStudy, dry_run, prepare_study
+from autopeft.progress import call_each, show_progress, write_log
 from autopeft.results.result import SearchResult
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
@@ -18,7 +20,7 @@ from autopeft.searching.sampler import Sampler
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Budget
-from autopeft.spec.event import Callback, Event
+from autopeft.spec.event import Callback
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec, make_study
 from autopeft.spec.training import Training
@@ -34,6 +36,7 @@ def search(
     budget: Mapping[str, str | float] | Budget | None = None,
     training: Mapping[str, Any] | Training | None = None,
     callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
     dry_run: bool = False,
     **study: Any,
 ) -> SearchResult | DryRun:
@@ -47,7 +50,9 @@ def search(
         space: Name in search_spaces/, path to a YAML file, its values, or a `SearchSpace`.
         budget: Limits on a design's estimate, checked before it is trained.
         training: How designs are trained; see `autopeft.Training`.
-        callbacks: Called with each `autopeft.Event`, in this process.
+        callbacks: Called with each `autopeft.Event`, in this process. One that raises is reported once, and the
+            search goes on.
+        progress: Whether to show how far the search is, on standard error; None shows it in terminals and notebooks.
         dry_run: Validate everything, say how large and how feasible the space is, and train nothing.
         **study: The other keys of `autopeft.StudySpec`: model, columns, task, metric, objectives, n_trials,
             timeout, study_name, output_dir, sampler, early_stopping, seed and more.
@@ -71,7 +76,7 @@ def search(
         values["model"] = str(study["model"])
     known_space = space if isinstance(space, SearchSpace) else None
     spec = make_study(values)
-    return run_study(spec, data=in_memory, space=known_space, callbacks=callbacks, dry=dry_run)
+    return run_study(spec, data=in_memory, space=known_space, callbacks=callbacks, progress=progress, dry=dry_run)
 
 
 def run_study(
@@ -80,6 +85,7 @@ def run_study(
     data: Any = None,
     space: SearchSpace | None = None,
     callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
     dry: bool = False,
     on_ready: Callable[[PreparedStudy], None] = lambda _: None,
 ) -> SearchResult | DryRun:
@@ -90,20 +96,27 @@ def run_study(
         data: The data itself, where it is in memory.
         space: The space itself, where it is in memory.
         callbacks: Called with each event.
+        progress: Whether to show how far the search is; None shows it in terminals and notebooks.
         dry: Train nothing.
         on_ready: Called once everything is checked and before the first trial.
     """
     folder = StudyFolder(spec.folder)
     if dry:
-        return dry_run(prepare_study(spec, data=data, space=space))
+        with _site(spec) as site:
+            return dry_run(prepare_study(spec, data=data, space=space, site=site))
     folder.acquire()
     try:
-        study = prepare_study(spec, data=data, space=space, folder=folder)
-        on_ready(study)
-        _describe(study, folder)
-        with _stop_on_signal() as stop:
-            _search(study, folder, callbacks, stop)
-            result = SearchResult(read_state(folder.path), interrupted=stop.is_set())
+        with _site(spec) as site:
+            study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
+            on_ready(study)
+            _describe(study, folder)
+            with (
+                write_log(folder.path / "search.log") as log,
+                show_progress(progress) as show,
+                _stop_on_signal() as stop,
+            ):
+                _search(study, folder, call_each((show, *callbacks), log), stop, site)
+        result = SearchResult(read_state(folder.path), interrupted=stop.is_set())
         result.save()
         return result
     finally:
@@ -120,24 +133,45 @@ def open_study(path: str | Path) -> SearchResult:
 
 
 def _describe(study: PreparedStudy, folder: StudyFolder) -> None:
-    """Write the resolved study file, and the labels that paired comparisons need."""
+    """Write the resolved study file, and what paired comparisons hold predictions against."""
     folder.write_json(folder.description, study.description())
-    folder.write_json(folder.predictions("validation", "labels"), study.data.validation.labels.tolist())
-    folder.write_json(folder.predictions("test", "labels"), study.data.test.labels.tolist())
+    folder.write_json(folder.predictions("validation", "labels"), study.data.validation.targets.tolist())
+    folder.write_json(folder.predictions("test", "labels"), study.data.test.targets.tolist())
 
 
-def _search(study: PreparedStudy, folder: StudyFolder, callbacks: Sequence[Callback], stop: threading.Event) -> None:
+@contextmanager
+def _site(spec: StudySpec) -> Iterator[Site]:
+    """Give the place where designs of a study train, and leave it afterwards."""
+    if spec.ray is None:
+        yield ThisProcess()
+        return
+    from autopeft.executors.ray_cluster import RayCluster
+
+    cluster = RayCluster(spec.ray, n_workers=spec.n_workers, device=spec.training.device)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _executor(study: PreparedStudy, site: Site, should_stop: Callable[[], bool]) -> Executor:
+    if isinstance(site, ThisProcess):
+        return LocalExecutor(lambda: make_worker(study.worker_setup()), should_stop)
+    from autopeft.executors.ray import RayExecutor
+    from autopeft.executors.ray_cluster import RayCluster
+
+    assert isinstance(site, RayCluster)
+    return RayExecutor(site, make_worker, study.worker_setup(), should_stop)
+
+
+def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: threading.Event, site: Site) -> None:
     plan, spec = study.plan(), study.spec
     store = StudyStore.create(folder.journal, name=spec.study_name, objectives=plan.objectives)
     seed = spec.seed + len(store.records())  # a resumed sampler must not repeat the draws of its first run
     sampler = Sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
     store.teach(sampler)
 
-    def on_event(event: Event) -> None:
-        for callback in callbacks:
-            callback(event)
-
-    executor = LocalExecutor(lambda: make_worker(study.worker_setup()), stop.is_set)
+    executor = _executor(study, site, stop.is_set)
     try:
         loop = SearchLoop(
             plan,

@@ -7,8 +7,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from autopeft.errors import BudgetError, StudyError, StudyMismatchError
+from autopeft.errors import BudgetError, DesignError, SpaceError, StudyError, StudyMismatchError
 from autopeft.estimation.estimator import Estimator
+from autopeft.executors.base import Site
+from autopeft.executors.local import ThisProcess
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import find_licence, locate
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
@@ -59,6 +61,24 @@ class PreparedStudy:
     step_seconds: dict[str, float] = field(default_factory=dict)
     licence: str | None = None
     box: dict[str, Any] | None = None
+
+    def smallest(self) -> list[Design]:
+        """Return the designs of the space that can be its cheapest, fewest parameters first.
+
+        Raises:
+            SpaceError: With none of them the longest input fits into the model.
+        """
+        designs, refusal = self.space.smallest(self.model), ""
+        fitting = []
+        for design in designs:
+            try:
+                self.estimator.check(design)
+                fitting.append(design)
+            except DesignError as error:
+                refusal = str(error)
+        if designs and not fitting:
+            raise SpaceError(f"some design of the space {self.space.name} must fit the data, but none does: {refusal}")
+        return sorted(fitting, key=self.estimator.trainable_params)
 
     def worker_setup(self) -> WorkerSetup:
         """Return what every worker of the study needs."""
@@ -131,8 +151,7 @@ class PreparedStudy:
             designs = [Design(quantization=quantization) for quantization in options]
         else:
             # Without new modules the empty design trains nothing: the smallest of the space, for each quantization.
-            ordered = sorted(self.space.smallest(self.model), key=self.estimator.trainable_params, reverse=True)
-            designs = list({design.quantization: design for design in ordered}.values())
+            designs = list({design.quantization: design for design in reversed(self.smallest())}.values())
         estimates = [self.estimator(design) for design in designs]
         return make_box(
             [find_objective(name) for name in self.spec.objectives],
@@ -143,16 +162,23 @@ class PreparedStudy:
         ).to_dict()
 
     def _baselines(self) -> tuple[Baseline, ...]:
-        head = Baseline(name="head", design=Design(), learning_rates={"head": DEFAULT_HEAD_LEARNING_RATE})
+        rates = {"head": DEFAULT_HEAD_LEARNING_RATE} if self.model.new_modules else {}
+        # Without new modules nothing of an empty design trains: it is the base model as it is.
+        least = Baseline(name="head" if self.model.new_modules else "base", design=Design(), learning_rates=rates)
         if self.spec.yardstick is None:
-            return (head,)
+            return (least,)
         design = Design.from_dict(self.spec.yardstick).resolve(self.model)
-        rates = {kind: block_class(kind).default_learning_rate for kind in design.kinds}
-        return (Baseline(name="yardstick", design=design, learning_rates={**head.learning_rates, **rates}), head)
+        rates |= {kind: block_class(kind).default_learning_rate for kind in design.kinds}
+        return (Baseline(name="yardstick", design=design, learning_rates=rates), least)
 
 
 def prepare_study(
-    spec: StudySpec, *, data: Any = None, space: SearchSpace | None = None, folder: StudyFolder | None = None
+    spec: StudySpec,
+    *,
+    data: Any = None,
+    space: SearchSpace | None = None,
+    folder: StudyFolder | None = None,
+    site: Site | None = None,
 ) -> PreparedStudy:
     """Read and check everything that a study names.
 
@@ -161,11 +187,13 @@ def prepare_study(
         data: The data itself, where it is in memory; `spec.data` otherwise.
         space: The space itself, where it is in memory; `spec.space` otherwise.
         folder: Where the study may have run before; what was chosen then is used again.
+        site: Where designs will train, and speed is measured; here by default.
 
     Raises:
         StudyError, ModelError, DataError, SpaceError, BudgetError: What the study names cannot be used.
         StudyMismatchError: The folder holds a study of something else.
     """
+    site = site or ThisProcess()
     metric = _metric(spec)
     model_folder = locate(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     if space is None:
@@ -190,8 +218,13 @@ def prepare_study(
     if known is not None:
         training, step_seconds = Training(**known["training"]), known["facts"]["step_seconds"]
     else:
-        choice = choose_training(
-            spec.model, training, prepared_data, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        choice = site.call(
+            choose_training,
+            spec.model,
+            training,
+            prepared_data,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
         )
         training, step_seconds = choice.training, choice.step_seconds
     load = workload(prepared_data, training)
@@ -216,6 +249,7 @@ def prepare_study(
             precision=training.precision,  # type: ignore[arg-type]
             kernel=training.kernel,  # type: ignore[arg-type]
             device=training.device.partition(":")[0],
+            n_threads=site.n_threads,
         ),
         step_seconds=step_seconds,
         licence=find_licence(model_folder),
@@ -256,10 +290,10 @@ def _short(value: Any) -> str:
 
 
 def _check_budget(study: PreparedStudy) -> None:
-    """Raise `BudgetError` where not even the smallest design of the space fits."""
+    """Raise `BudgetError` where not even the smallest design of the space fits, `SpaceError` where no input does."""
+    candidates = study.smallest()
     if not study.limits:
         return
-    candidates = sorted(study.space.smallest(study.model), key=study.estimator.trainable_params)
     best: tuple[float, str] | None = None
     for design in candidates:
         if study.estimator.trainable_params(design) > study.limits.get("trainable_params", math.inf) and best:
@@ -304,7 +338,7 @@ def dry_run(study: PreparedStudy) -> DryRun:
     draws = [study.space.draw(chooser, study.model) for _ in range(N_DRY_RUN_DRAWS)]
     designs = [draw.design for draw in draws if not draw.violation]
     limit = study.limits.get("trainable_params", math.inf)
-    light = [design for design in designs if study.estimator.trainable_params(design) <= limit]
+    light = [design for design in designs if _fits(study, design) and study.estimator.trainable_params(design) <= limit]
     share = len(light) / max(1, len(designs))
     others = set(study.limits) - {"trainable_params"}
     if others and light:
@@ -319,6 +353,15 @@ def dry_run(study: PreparedStudy) -> DryRun:
         limits=study.limits,
         notes=study.data.notes,
     )
+
+
+def _fits(study: PreparedStudy, design: Design) -> bool:
+    """Return whether the longest input fits into the model beside what the design puts before it."""
+    try:
+        study.estimator.check(design)
+    except DesignError:
+        return False
+    return True
 
 
 def _predicted_seconds(study: PreparedStudy) -> float:

@@ -1,9 +1,22 @@
 """What the search loop asks of an executor, and what an executor asks of a worker."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from autopeft.spec.trial import Segment, SegmentResult
+
+T = TypeVar("T")
+
+
+class Site(Protocol):
+    """Where designs will train: what depends on the place is asked of it."""
+
+    @property
+    def n_threads(self) -> int | None:
+        """Return the threads of each worker; None for as many as here."""
+
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call a function once where workers run, and return its answer."""
 
 
 class SegmentWorker(Protocol):

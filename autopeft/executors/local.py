@@ -2,9 +2,22 @@
 
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from autopeft.executors.base import SegmentWorker
 from autopeft.spec.trial import Segment, SegmentResult
+
+T = TypeVar("T")
+
+
+class ThisProcess:
+    """The site of a `LocalExecutor`."""
+
+    n_threads: int | None = None
+
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call a function here."""
+        return function(*args, **kwargs)
 
 
 class LocalExecutor:
