@@ -88,6 +88,17 @@ class Estimator:
             self._estimates[design.key] = self._estimate(design)
         return self._estimates[design.key]
 
+    def check(self, design: Design) -> None:
+        """Raise `DesignError` where what the design puts before the longest input leaves it too few positions."""
+        longest, n_positions = self._workload.max_tokens, self._bases["none"].summary.n_positions
+        for block in design.blocks:
+            if n_positions is not None and block.n_input_tokens and block.n_input_tokens + longest > n_positions:
+                raise DesignError(
+                    f"{block.kind}.length + longest input <= n_positions must hold, but got length="
+                    f"{block.n_input_tokens}, longest input={longest}, n_positions={n_positions}; lower "
+                    f"training.max_length (the length of the inputs) or {block.kind}.length"
+                )
+
     def trainable_params(self, design: Design) -> int:
         """Return how many parameters train, exactly, by attaching the design and no more.
 
@@ -109,6 +120,7 @@ class Estimator:
             return self._steps(attached)
 
     def _attach(self, design: Design) -> Attached:
+        self.check(design)
         # New tensors are made on the meta device even where a library, copying a layer, does not say so.
         with torch.device("meta"):
             return attach(self._base(design.quantization), design)
@@ -131,7 +143,7 @@ class Estimator:
                 adapter_bytes=_adapter_bytes(attached),
                 base_bytes=base_bytes,
                 peak_memory=max(training.peak_bytes, evaluation.peak_bytes),
-                train_flops=_scale(training, self._workload),
+                train_flops=_scale(training, self._workload, sum(block.n_input_tokens for block in design.blocks)),
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
                 serving=design.serving(attached.base.summary),
                 version=self.version,
@@ -226,14 +238,21 @@ def _adapter_bytes(attached: Attached) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
-def _scale(step: StepCost, workload: Workload) -> int:
+def _scale(step: StepCost, workload: Workload, n_added_tokens: int) -> int:
     """Return the FLOPs of a full training from those of one step of the longest examples.
+
+    Args:
+        step: At the longest length.
+        workload: What the full training reads.
+        n_added_tokens: What the design puts before every input.
 
     Omits: the spread of lengths. Attention grows with the square of the length, and is taken at the
         mean length: too low by the variance of the batches' lengths over their squared mean, on a part
-        that is itself under a tenth at 128 tokens of MiniLM. Evaluations are not training.
+        that is itself under a tenth at 128 tokens of MiniLM. A head that reads each token of the text is
+        taken to read the added ones too. Evaluations are not training.
     """
-    mean_tokens = workload.n_train_tokens / workload.n_examples
-    linear = (step.flops - step.attention_flops) / (workload.batch_size * workload.max_tokens)
-    attention = step.attention_flops / (workload.batch_size * workload.max_tokens**2)
-    return round(workload.n_train_tokens * (linear + attention * mean_tokens))
+    longest = workload.max_tokens + n_added_tokens
+    n_tokens = workload.n_train_tokens + n_added_tokens * workload.n_examples
+    linear = (step.flops - step.attention_flops) / (workload.batch_size * longest)
+    attention = step.attention_flops / (workload.batch_size * longest**2)
+    return round(n_tokens * (linear + attention * n_tokens / workload.n_examples))

@@ -57,7 +57,7 @@ class SearchPlan:
 
 
 class CostModel(Protocol):
-    """Answers what a design costs before it is trained."""
+    """Answers what a design costs before it is trained; raises `DesignError` for one that cannot be."""
 
     def __call__(self, design: Design) -> Estimate:
         """Return the full estimate."""

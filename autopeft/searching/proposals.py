@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from autopeft.errors import BudgetError
+from autopeft.errors import BudgetError, DesignError
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
 from autopeft.searching.sampler import Proposal, Sampler
@@ -26,7 +26,8 @@ class Proposals:
     """Accepts or refuses what the sampler proposes.
 
     Attributes:
-        n_refused: Refused proposals by the limit that they broke most, or `requirement`, or `duplicate`.
+        n_refused: Refused proposals by the limit that they broke most, or `requirement` (of the space), `illegal`
+            (the cost model refused the design, as where a prompt leaves the longest input no room) or `duplicate`.
     """
 
     def __init__(
@@ -53,24 +54,40 @@ class Proposals:
             BudgetError: Too many proposals in a row were over the budget.
         """
         in_a_row: Counter[str] = Counter()
+        illegal = ""
         while in_a_row["duplicate"] < MAX_DUPLICATES_IN_A_ROW:
             proposal = self._sampler.propose(at_random=sum(in_a_row.values()) >= N_REFUSALS_BEFORE_RANDOM)
-            reason = self._cheap_refusal(proposal)
-            estimate = None if reason else self._cost_model(proposal.draw.design)
-            over = {} if estimate is None else excess(self._limits, estimate)
-            if estimate is not None and all(value <= 0 for value in over.values()):
+            try:
+                reason, estimate = self._judge(proposal)
+            except DesignError as error:  # legal on the model, but not with this data
+                reason, estimate, illegal = "illegal", None, f": {error}"
+            if estimate is not None:
                 return proposal, estimate
-            reason = reason or max(over, key=lambda name: over[name])
             in_a_row[reason] += 1
             self._refuse(proposal, reason, on_refused)
             if sum(in_a_row.values()) >= MAX_REFUSALS_IN_A_ROW:
                 tightest, count = in_a_row.most_common(1)[0]
-                limit = format_cost(tightest, self._limits[tightest]) if tightest in self._limits else ""
+                limit = f" {format_cost(tightest, self._limits[tightest])}" if tightest in self._limits else ""
                 raise BudgetError(
-                    f"{sum(in_a_row.values())} proposals in a row were refused, {count} of them by {tightest} {limit}; "
-                    "raise that limit, or choose a space with smaller designs"
+                    f"{sum(in_a_row.values())} proposals in a row were refused, {count} of them by {tightest}{limit}"
+                    f"{illegal if tightest == 'illegal' else '; raise that limit'}, or take a space of smaller designs"
                 )
         return None
+
+    def _judge(self, proposal: Proposal) -> tuple[str, Estimate | None]:
+        """Return why a proposal is refused and None, or an empty string and its estimate.
+
+        Raises:
+            DesignError: The cost model finds the design illegal.
+        """
+        reason = self._cheap_refusal(proposal)
+        if reason:
+            return reason, None
+        estimate = self._cost_model(proposal.draw.design)
+        over = excess(self._limits, estimate)
+        if all(value <= 0 for value in over.values()):
+            return "", estimate
+        return max(over, key=lambda name: over[name]), None
 
     def _cheap_refusal(self, proposal: Proposal) -> str:
         """Return why a proposal is refused without a full estimate, or an empty string."""
@@ -88,7 +105,7 @@ class Proposals:
         self.n_refused[reason] += 1
         self._store.set_fact("n_refused", dict(self.n_refused))
         n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._ledger.records.values())
-        if reason == "requirement" and self.n_refused[reason] <= self._n_recorded_at_most:
+        if reason in ("requirement", "illegal") and self.n_refused[reason] <= self._n_recorded_at_most:
             self._sampler.refuse(proposal, {reason: 1.0}, learn=True)
             return
         if reason not in self._limits or n_recorded >= self._n_recorded_at_most:

@@ -28,7 +28,7 @@ def cost(design: Design, model: ModelSummary) -> Estimate:
     """Count parameters by hand: enough to tell designs apart."""
     n = model.n_head_parameters
     for block in design.blocks:
-        size = getattr(block, block.size_field)
+        size = 1 if block.size_field is None else getattr(block, block.size_field)
         n += 768 * size * len(block.layer_indices(model))
     return Estimate(
         trainable_params=n,

@@ -71,7 +71,7 @@ class Prompt(Technique):
             )
 
     @classmethod
-    def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
+    def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:  # noqa: ARG003
         """Refuse two prompts: they would be one longer prompt."""
         if len(blocks) > 1:
             raise DesignError(f"a design can have one prompt, but this one has {len(blocks)}; add their lengths")
