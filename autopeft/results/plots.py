@@ -5,9 +5,10 @@ from math import isfinite
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
 from autopeft.results.comparison import Z_95
+from autopeft.results.wording import quality_title
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
@@ -24,6 +25,18 @@ def axis_title(state: StudyState) -> str:
     return f"{state.cost.label} (predicted, log scale)"
 
 
+def drawn(state: StudyState) -> list[TrialRecord]:
+    """Return the trials that have a place over the logarithm of the first cost: every one, the base model left out."""
+    return [trial for trial in state.chains if trial.baseline != "base" and trial.value(state.cost.name) > 0]
+
+
+def is_wide(state: StudyState) -> bool:
+    """Return whether scores differ so much that only a logarithm shows them all: perplexities from 12 to 4,000."""
+    values = [trial.value(state.metric) for trial in scored(state.chains, state.metric)]
+    has_scale = state.quality.worst is None and len(values) > 0 and min(values) > 0
+    return has_scale and max(values) > 10 * min(values)
+
+
 def scored(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     """Return the trials that have a finite score."""
     return [trial for trial in trials if isfinite(trial.scores.get(metric, float("nan")))]
@@ -31,7 +44,7 @@ def scored(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
 
 def cost_ticks(state: StudyState) -> list[float]:
     """Return round values on the first cost's axis: powers of two for bytes, else steps within powers of ten."""
-    costs = [trial.value(state.cost.name) for trial in state.chains]
+    costs = [trial.value(state.cost.name) for trial in drawn(state)]
     if not costs:
         return []
     low, high = min(costs) / 1.5, max(costs) * 1.5
@@ -44,7 +57,7 @@ def cost_ticks(state: StudyState) -> list[float]:
 def without_score(state: StudyState) -> list[TrialRecord]:
     """Return the trials that ended before any score."""
     numbers = {trial.number for trial in scored(state.chains, state.metric)}
-    return [trial for trial in state.chains if trial.number not in numbers]
+    return [trial for trial in drawn(state) if trial.number not in numbers]
 
 
 def draw_front(state: StudyState) -> Figure:
@@ -57,11 +70,11 @@ def draw_front(state: StudyState) -> Figure:
     axes = figure.add_subplot()
     front = pareto_front(state.trials, state.objectives)
     on_front = {record.number for record in front}
-    rest = [trial for trial in state.chains if trial.number not in on_front and trial is not state.yardstick]
+    rest = [trial for trial in drawn(state) if trial.number not in on_front and trial is not state.yardstick]
     complete = [trial for trial in scored(rest, state.metric) if trial.outcome is Outcome.COMPLETE]
     partial = [trial for trial in scored(rest, state.metric) if trial.outcome is not Outcome.COMPLETE]
     _scatter(axes, state, complete, color=OTHER_COLOR, label="trained in full")
-    _scatter(axes, state, partial, color="none", edgecolors=OTHER_COLOR, label="stopped or broken off, last score")
+    _scatter(axes, state, partial, color="none", edgecolors=OTHER_COLOR, label="stopped, last score")
     if unscored := without_score(state):
         costs = [trial.value(state.cost.name) for trial in unscored]
         axes.plot(
@@ -77,6 +90,10 @@ def draw_front(state: StudyState) -> Figure:
         _scatter(axes, state, [yardstick], color=YARDSTICK_COLOR, marker="D", s=45, label="yardstick", zorder=4)
     if (limit := state.limits.get(state.cost.name)) is not None:
         axes.axvline(limit, color=OTHER_COLOR, linestyle=":", linewidth=1, label="budget")
+    if (base := state.base) is not None and base in scored([base], state.metric):
+        axes.axhline(
+            base.value(state.metric), color=OTHER_COLOR, linestyle="--", linewidth=1, label="base model, untrained"
+        )
     _dress(axes, state)
     return figure
 
@@ -111,13 +128,16 @@ def _draw_line(axes: Axes, state: StudyState, front: Sequence[TrialRecord]) -> N
 def _dress(axes: Axes, state: StudyState) -> None:
     """Label the axes, and take off whatever says nothing."""
     axes.set_xscale("log")
+    if is_wide(state):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
     low, high = axes.get_xlim()
     ticks = [tick for tick in cost_ticks(state) if low <= tick <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([format_cost(state.cost.name, tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(axis_title(state))
-    axes.set_ylabel(f"{state.quality.label} on validation")
+    axes.set_ylabel(quality_title(state.quality))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,36 +1,37 @@
 """The report: one HTML file that opens without a network, in light and in dark, on wide and narrow screens."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from io import SEEK_END, StringIO
-from pathlib import Path
-from statistics import median
+from math import isfinite
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 from ruamel.yaml import YAML
 
-from autopeft.results.charts import front_chart, memory_chart, rung_chart
+from autopeft.results.cards import Pick, make_card, picks
+from autopeft.results.charts import front_chart, memory_chart, rung_chart, time_chart
 from autopeft.results.comparison import Comparer
+from autopeft.results.diagnostics import MIN_RANKED, Written, memory_errors, rung_counts, throughput, written
 from autopeft.results.front import why_empty
+from autopeft.results.importance import Importance, Importances, importances
 from autopeft.results.leaderboard import ranked
-from autopeft.results.selection import best, knee
-from autopeft.results.summary import gain_sentences
+from autopeft.results.summary import gain_sentences, headline
 from autopeft.results.wording import (
+    BASELINE_MARKS,
     MISSING,
     SERVING,
     count_designs,
+    design_words,
+    direction_words,
     format_interval,
     format_score,
     outcome_words,
     reason_words,
 )
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
@@ -49,40 +50,74 @@ OUTCOME_MEANINGS: dict[Outcome, str] = {
 }
 """What each outcome means, for readers who have not met the words."""
 
+N_BARS = 8
+"""Choices that are shown for each objective: what comes after them is small."""
+N_SIDE_BY_SIDE = 5
+"""Designs whose texts are shown side by side; the others are folded away."""
 
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """A design that the report recommends for a reason."""
-
-    names: tuple[str, ...]
-    trial: TrialRecord
-    code: str
+_COLUMNS = (
+    ("Trial", True),
+    ("Design", False),
+    ("Outcome", False),
+    ("Validation", True),
+    ("Test", True),
+    ("Trainable", True),
+    ("Memory", True),
+    ("Measured", True),
+    ("Trained", True),
+    ("Time", True),
+    ("Serving", False),
+)
+"""Columns of the table of all trials, and whether they hold numbers."""
 
 
 def render_report(state: StudyState, *, interrupted: bool = False) -> str:
     """Return the report as HTML; texts that people wrote are escaped."""
     front = pareto_front(state.trials, state.objectives)
-    yardstick = state.yardstick
     comparer = Comparer(state)
-    figures = {"front": front_chart(state), "memory": memory_chart(state), "rungs": rung_chart(state)}
+    figures = {
+        "front": front_chart(state),
+        "memory": memory_chart(state),
+        "time": time_chart(state),
+        "rungs": rung_chart(state),
+    }
     counts = Counter(trial.outcome for trial in state.chains)
+    chosen = picks(comparer) if front else ()
+    references = [trial for trial in (state.yardstick, state.base) if trial is not None and trial not in front]
     return _template().render(
         state=state,
         interrupted=interrupted,
-        summary=_summary(state),
+        n_running=counts[Outcome.RUNNING],
+        headline=headline(comparer),
+        tagline=_tagline(state),
         why_empty="" if front else why_empty(state),
         gains=gain_sentences(comparer),
+        direction=direction_words(state.quality),
         front=front,
-        yardstick=yardstick,
-        reference=[yardstick] if yardstick is not None and yardstick not in front else [],
-        picks=_picks(comparer) if front else [],
+        front_numbers={trial.number for trial in front},
+        yardstick=state.yardstick,
+        references=references,
+        picks=chosen,
+        cards={trial.number: make_card(state, trial).to_dict() for trial in state.chains},
+        importances=[importances(state, objective) for objective in state.objectives],
         figures={name: figure.to_plotly_json() for name, figure in figures.items() if figure is not None},
-        memory_error=_memory_error(state),
+        rungs=rung_counts(state),
+        min_ranked=MIN_RANKED,
+        memory_errors=memory_errors(state),
+        speed=throughput(state),
+        samples=_samples(state, chosen),
+        n_side_by_side=N_SIDE_BY_SIDE,
         outcomes=[(outcome, counts[outcome], OUTCOME_MEANINGS[outcome]) for outcome in Outcome if counts[outcome]],
+        kinds=sorted({kind for trial in state.chains for kind in trial.design.kinds}),
+        columns=_COLUMNS,
+        # Of these columns the largest value is what a reader looks for first.
+        higher=[3, 4] if state.quality.direction == "maximize" else [],
         trials=ranked(state),
+        summary=_summary(state),
         study_yaml=study_yaml(state),
         facts=sorted(state.facts.items()),
         css=_read("report.css"),
+        js=_read("report.js"),
         plotly_js=get_plotlyjs(),
     )
 
@@ -103,7 +138,9 @@ def _read(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(
         bytes=format_bytes,
         cost=lambda value, name: format_cost(name, value),
@@ -111,21 +148,50 @@ def _template() -> Template:
         seconds=format_seconds,
         score=lambda source, name: format_score(source.scores, source.standard_errors, name) if source else MISSING,
         interval=lambda source, name: format_interval(source.scores, source.standard_errors, name) if source else "",
+        number=_number,
         outcome=outcome_words,
+        words=design_words,
+        mark=lambda trial: BASELINE_MARKS[trial.baseline],
         serving=lambda trial: SERVING[trial.estimate.serving],
         reason=reason_words,
         designs=count_designs,
         fact=_fact,
+        telling=_telling,
         label=lambda name: OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " "),
     )
-    return environment.from_string(_read("report.html"))
+    return environment.get_template("report.html")
+
+
+def _number(source: Any, name: str) -> str:
+    """Return a score as the page's script reads it to sort by; nothing where there is none."""
+    value = source.scores.get(name, float("nan")) if source else float("nan")
+    return repr(float(value)) if isfinite(value) else ""
+
+
+def _telling(found: Importances) -> list[Importance]:
+    """Return the choices that stand out from the noise of shuffling, the most important first."""
+    return [part for part in found.parameters if part.value > max(0.005, 2 * part.standard_error)][:N_BARS]
+
+
+def _samples(state: StudyState, chosen: tuple[Pick, ...]) -> tuple[Written, ...]:
+    by_number: dict[int, TrialRecord] = {trial.number: trial for trial in state.trials}
+    return written(state, [by_number[pick.card.number] for pick in chosen])
+
+
+def _tagline(state: StudyState) -> str:
+    """Return model, data and budget on one line."""
+    return f"{state.model.name} · {state.spec.data} · budget: {_budget(state)}"
+
+
+def _budget(state: StudyState) -> str:
+    limits = [f"{OBJECTIVES[name].label} ≤ {format_cost(name, limit)}" for name, limit in state.limits.items()]
+    return "; ".join(limits) or "none"
 
 
 def _summary(state: StudyState) -> list[tuple[str, str]]:
-    """Return the facts at the head of the report."""
+    """Return what was asked, and what it took."""
     spec, training = state.spec, state.training
     space = spec.space if isinstance(spec.space, str) else "given in the study"
-    limits = [f"{OBJECTIVES[name].label} ≤ {format_cost(name, limit)}" for name, limit in state.limits.items()]
     spent = sum(t.measured.train_seconds + t.measured.evaluation_seconds for t in state.chains)
     timeout = f", at most {format_seconds(spec.timeout)} for each call" if spec.timeout else ""
     return [
@@ -136,7 +202,7 @@ def _summary(state: StudyState) -> list[tuple[str, str]]:
         ("Data", f"{spec.data} ({spec.task})"),
         ("Search space", space),
         ("Objectives", ", ".join(objective.label for objective in state.objectives)),
-        ("Budget", "; ".join(limits) or "none"),
+        ("Budget", _budget(state)),
         (
             "Full training",
             f"{state.n_full_examples:,} examples, batches of {training.batch_size}, {training.precision}, "
@@ -154,38 +220,3 @@ def _fact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_fact(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _picks(comparer: Comparer) -> list[Pick]:
-    """Return best, knee and cheapest within one standard error; a design that is several of them comes once."""
-    chosen = {
-        "Best": best(comparer, None, None, {}),
-        "Knee": knee(comparer.state),
-        "Cheapest within one standard error of the best": best(comparer, None, "1se", {}),
-    }
-    numbers = dict.fromkeys(trial.number for trial in chosen.values())
-    return [
-        Pick(
-            names=tuple(name for name, trial in chosen.items() if trial.number == number),
-            trial=next(trial for trial in chosen.values() if trial.number == number),
-            code=f"model, processor = autopeft.load(\n    {json.dumps(_adapter(comparer.state, number))}\n)",
-        )
-        for number in numbers
-    ]
-
-
-def _adapter(state: StudyState, number: int) -> str:
-    """Return an adapter's folder as one would type it: relative to the working folder where it is below that."""
-    folder, here = StudyFolder(state.folder).adapter(number), Path.cwd()
-    shown = folder.relative_to(here) if folder.is_absolute() and folder.is_relative_to(here) else folder
-    return shown.as_posix()
-
-
-def _memory_error(state: StudyState) -> Mapping[str, Any] | None:
-    """Return how far the predicted peak memory was off, over the trials where it was measured."""
-    errors = [
-        abs(trial.estimate.peak_memory / trial.measured.peak_memory - 1)
-        for trial in state.chains
-        if trial.measured.peak_memory
-    ]
-    return {"n": len(errors), "median": median(errors), "max": max(errors)} if errors else None

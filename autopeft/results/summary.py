@@ -5,7 +5,7 @@ from collections import Counter
 from autopeft.errors import ResultError
 from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
-from autopeft.results.selection import gain_over_yardstick, knee
+from autopeft.results.selection import best, gain_over_yardstick, knee
 from autopeft.results.wording import (
     count_designs,
     design_words,
@@ -21,6 +21,13 @@ from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 
+_AGAINST = {
+    "clearly better": "is clearly better than",
+    "clearly worse": "is clearly worse than",
+    "within noise: a tie": "ties with",
+    "the same answers": "gives the same answers as",
+}
+
 
 def count_words(state: StudyState) -> str:
     """Say how many trials ended in which way: `12 complete, 5 stopped, 3 infeasible; 9 proposals refused`."""
@@ -28,6 +35,35 @@ def count_words(state: StudyState) -> str:
     text = ", ".join(f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome])
     refused = sum(state.n_refused.values())
     return (text or "no trials") + (f"; {refused} proposals refused before training" if refused else "")
+
+
+def headline(comparer: Comparer) -> str:
+    """Say in one sentence what the study found."""
+    state = comparer.state
+    front = pareto_front(state.trials, state.objectives)
+    if not front:
+        return f"There is no front yet: {why_empty(state)}."
+    top, tied = best(comparer, None, None, {}), best(comparer, None, "1se", {})
+    test = state.tests.get(top.number)
+    split, scores, errors = (
+        ("test", test.scores, test.standard_errors)
+        if test is not None
+        else ("validation", top.scores, top.standard_errors)
+    )
+    share = f"{format_score(scores, errors, state.metric)} on {split}"
+    cost = state.cost
+    text = (
+        f"The best of {count_designs(len(front))} on the front reaches {state.quality.label} {share} "
+        f"with {format_cost(cost.name, top.value(cost.name))} {cost.label}"
+    )
+    if tied.number != top.number:
+        ratio = format_ratio(tied.value(cost.name), top.value(cost.name))
+        text += f"; one with {ratio} less is within one standard error of it"
+    yardstick = state.yardstick
+    if yardstick is not None and yardstick.number != top.number:
+        words = _AGAINST[verdict(comparer.compare(top, yardstick).soundest)]
+        text += f"{', and it' if tied.number == top.number else '; it'} {words} the yardstick"
+    return text + "."
 
 
 def gain_sentences(comparer: Comparer) -> list[str]:

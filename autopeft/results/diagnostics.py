@@ -1,0 +1,144 @@
+"""How a search went: what rungs stopped, how far predictions were off, and what designs wrote side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome, TrialRecord
+
+MIN_RANKED = 8
+"""Fewer trials than this have no rank correlation worth a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungCount:
+    """What happened at one rung.
+
+    Attributes:
+        share: Of the full training.
+        reached: Trials that were scored there.
+        stopped: Trials that ended there.
+        rank_correlation: Spearman's, of the score there with the final one, over trials that trained in full; None
+            where they are too few. Trials that the rung stopped are missing from it.
+    """
+
+    rung: int
+    share: float
+    reached: int
+    stopped: int
+    rank_correlation: float | None
+    n_ranked: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Relative errors of a prediction over trials."""
+
+    n: int
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Floating-point operations per second of training steps, over trials.
+
+    Attributes:
+        low, high: The quartiles.
+        off: Median relative error of the times that `median` predicts for the trials it was fitted on.
+    """
+
+    n: int
+    median: float
+    low: float
+    high: float
+    off: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What designs wrote for one prompt, in the order of the columns; an empty text where one has none."""
+
+    prompt: str
+    reference: str
+    outputs: tuple[tuple[TrialRecord, str], ...]
+
+
+def rung_counts(state: StudyState) -> tuple[RungCount, ...]:
+    """Return what happened at each rung, the first one first."""
+    numbers = sorted({rung.rung for trial in state.chains for rung in trial.rungs})
+    return tuple(_rung_count(state, number) for number in numbers)
+
+
+def _rung_count(state: StudyState, number: int) -> RungCount:
+    scored = [(trial, rung) for trial in state.chains for rung in trial.rungs if rung.rung == number]
+    stopped = [t for t, rung in scored if t.outcome is Outcome.STOPPED and t.examples <= rung.examples]
+    pairs = [
+        (rung.scores[state.metric], trial.value(state.metric))
+        for trial, rung in scored
+        if trial.outcome is Outcome.COMPLETE and state.metric in rung.scores
+    ]
+    here, final = np.array(pairs).T if pairs else (np.array([]), np.array([]))
+    varied = len(pairs) >= MIN_RANKED and np.ptp(here) > 0 and np.ptp(final) > 0
+    return RungCount(
+        rung=number,
+        share=median(rung.examples for _, rung in scored) / state.n_full_examples,
+        reached=len(scored),
+        stopped=len(stopped),
+        rank_correlation=float(spearmanr(here, final).statistic) if varied else None,
+        n_ranked=len(pairs),
+    )
+
+
+def memory_errors(state: StudyState) -> Errors | None:
+    """Return how far the predicted peak memory was off, None where none was measured."""
+    errors = [
+        abs(trial.estimate.peak_memory / trial.measured.peak_memory - 1)
+        for trial in state.chains
+        if trial.measured.peak_memory
+    ]
+    return Errors(n=len(errors), median=median(errors), largest=max(errors)) if errors else None
+
+
+def timed(state: StudyState) -> list[TrialRecord]:
+    """Return the trials whose training steps took a measured time."""
+    return [t for t in state.chains if t.measured.train_seconds > 0 and t.examples > 0 and t.baseline != "base"]
+
+
+def trained_flops(state: StudyState, trial: TrialRecord) -> float:
+    """Return the predicted floating-point operations of as much of the training as was done."""
+    return trial.estimate.train_flops * trial.examples / state.n_full_examples
+
+
+def throughput(state: StudyState) -> Throughput | None:
+    """Return how fast training steps ran, None where none was timed."""
+    trials = timed(state)
+    if not trials:
+        return None
+    seconds = np.array([trial.measured.train_seconds for trial in trials])
+    flops = np.array([trained_flops(state, trial) for trial in trials])
+    low, middle, high = (float(value) for value in np.quantile(flops / seconds, (0.25, 0.5, 0.75)))
+    off = float(np.median(np.abs(flops / middle / seconds - 1)))
+    return Throughput(n=len(trials), median=middle, low=low, high=high, off=off)
+
+
+def written(state: StudyState, first: Sequence[TrialRecord]) -> tuple[Written, ...]:
+    """Return what the base model, the yardstick, `first` and then the other designs wrote, by prompt."""
+    by_number = {trial.number: trial for trial in state.trials}
+    wanted = [trial for trial in (state.base, state.yardstick, *first) if trial is not None]
+    numbers = dict.fromkeys([*(trial.number for trial in wanted), *state.samples])
+    columns = [number for number in numbers if number in state.samples and number in by_number]
+    prompts = {s.prompt: s.reference for number in columns for s in state.samples[number]}
+    outputs = {number: {s.prompt: s.output for s in state.samples[number]} for number in columns}
+    return tuple(
+        Written(
+            prompt=prompt,
+            reference=reference,
+            outputs=tuple((by_number[n], outputs[n][prompt]) for n in columns if prompt in outputs[n]),
+        )
+        for prompt, reference in prompts.items()
+    )
