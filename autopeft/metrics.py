@@ -1,9 +1,13 @@
-"""Quality metrics of classification: a score, its standard error over the examples, and paired differences.
+"""Quality metrics: a score, its standard error over the examples, and paired differences.
+
+A classification has one predicted class for each example. A language model has a row of two numbers: the summed
+negative log-likelihood of the example's target tokens, and how many of them are right; what stands for its
+label is the number of its target tokens.
 
 Both arms use this module: training scores a split with it, results compare two designs on the same split.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,12 +53,53 @@ METRICS: dict[str, Callable[[Ints, Ints], tuple[float, float]]] = {
 """Every metric of classification by name: targets and predictions in, value and standard error out."""
 
 
+def _token_metric(name: str) -> Callable[[Ints, Floats], tuple[float, float]]:
+    """Return a metric of target tokens by name, and the standard error of the ratio that it is a function of.
+
+    The error is over examples, whose tokens depend on each other.
+
+    Source: the delta method for a ratio of sums; Cochran 1977, "Sampling Techniques", eq. 6.13.
+    """
+
+    def metric(n_targets: Ints, rows: Floats) -> tuple[float, float]:
+        value, influences = _token_influences(name, n_targets, rows)
+        return value, float(np.sqrt((influences**2).sum()))
+
+    return metric
+
+
+def _token_influences(name: str, n_targets: Ints, rows: Floats) -> tuple[float, Floats]:
+    """Return a metric over all target tokens, and by how much each example moves it, to first order."""
+    sums = rows[:, 1] if name == "token_accuracy" else rows[:, 0]
+    ratio = float(sums.sum() / n_targets.sum())
+    influences = (sums - ratio * n_targets) / n_targets.sum()
+    if name != "perplexity":
+        return ratio, influences
+    with np.errstate(over="ignore"):  # infinity is the answer then
+        perplexity = float(np.exp(ratio))
+    return perplexity, influences * perplexity
+
+
+TOKEN_METRICS: dict[str, Callable[[Ints, Floats], tuple[float, float]]] = {
+    name: _token_metric(name) for name in ("perplexity", "loss", "token_accuracy")
+}
+"""Every metric of a language model by name: target tokens of each example and rows in, value and standard error out."""
+
+
+def can_pair(name: str, predictions: ArrayLike) -> bool:
+    """Return whether a metric is a function of such predictions: classes, or rows of a language model."""
+    return name in (TOKEN_METRICS if np.ndim(predictions) == 2 else METRICS)
+
+
 def score(name: str, labels: ArrayLike, predictions: ArrayLike) -> float:
-    """Return the metric called `name` of predicted class indices.
+    """Return the metric called `name` of predicted class indices, or of a language model's rows.
 
     Raises:
         ResultError: There is no such metric, or the lengths differ.
     """
+    if np.ndim(predictions) == 2:
+        targets, (rows,) = _checked(TOKEN_METRICS, name, labels, [predictions])
+        return TOKEN_METRICS[name](targets, rows)[0]
     targets, (classes,) = _classes(name, labels, [predictions])
     return METRICS[name](targets, classes)[0]
 
@@ -63,13 +108,18 @@ def paired_difference(name: str, labels: ArrayLike, a: ArrayLike, b: ArrayLike) 
     """Return `score(a) - score(b)` on the same examples, and the standard error of that difference.
 
     For accuracy the standard error is exact in form: the deviation over examples of (a is right) - (b is
-    right), over the root of their number. For the other metrics both are scored on the same seeded bootstrap
-    resamples of the examples. Examples that a and b answer alike cancel, so this is never the error
+    right), over the root of their number. For the metrics of a language model it is that of the difference of
+    what each example adds to both, by the delta method. For the other metrics both are scored on the same seeded
+    bootstrap resamples of the examples. Examples that a and b answer alike cancel, so this is never the error
     that two independent splits would have.
 
     Raises:
         ResultError: There is no such metric, or the lengths differ.
     """
+    if np.ndim(a) == 2:
+        n_targets, rows = _checked(TOKEN_METRICS, name, labels, [a, b])
+        (value, moves), (other, other_moves) = (_token_influences(name, n_targets, part) for part in rows)
+        return value - other, float(np.sqrt(((moves - other_moves) ** 2).sum()))
     targets, (first, second) = _classes(name, labels, [a, b])
     if name == "accuracy":
         gains = (first == targets).astype(np.float64) - (second == targets)
@@ -81,12 +131,20 @@ def paired_difference(name: str, labels: ArrayLike, a: ArrayLike, b: ArrayLike) 
 
 def _classes(name: str, labels: ArrayLike, predictions: Sequence[Any]) -> tuple[Ints, list[Ints]]:
     """Return labels and predictions as arrays of class indices, checked."""
-    if name not in METRICS:
-        raise ResultError(f"a metric {one_of(METRICS, name)}")
+    targets, arrays = _checked(METRICS, name, labels, predictions)
+    return targets, [array.astype(np.int64) for array in arrays]
+
+
+def _checked(
+    known: Mapping[str, Any], name: str, labels: ArrayLike, predictions: Sequence[Any]
+) -> tuple[Ints, list[Floats]]:
+    """Return labels, and predictions with one entry for each."""
+    if name not in known:
+        raise ResultError(f"a metric {one_of(known, name)}")
     targets = np.asarray(labels).astype(np.int64)
-    arrays = [np.asarray(values).astype(np.int64) for values in predictions]
+    arrays = [np.asarray(values).astype(np.float64) for values in predictions]
     for array in arrays:
-        if not len(targets) or array.shape != targets.shape:
+        if not len(targets) or array.shape[:1] != targets.shape or array.ndim != arrays[0].ndim:
             raise ResultError(
                 f"each of one or more examples must have one label and one prediction, but got {len(targets)} labels "
                 f"and {len(array)} predictions; they must come from the same split of the same study"

@@ -150,9 +150,9 @@ def _rows(
     if limit is not None and limit < 1:
         raise DataError(f"limit >= 1 must hold, but got {limit}")
     table = Table(rows=parts[name].rows.head(limit) if limit else parts[name].rows, names={})
-    roles = [role for role in (*purpose.task.required, *purpose.task.optional) if role not in TARGETS]
+    roles = [role for role in (*purpose.task.forms[0], *purpose.task.optional) if role not in TARGETS]
     trained = {role: column for role, column in purpose.columns.items() if role in roles}
-    required = [role for role in roles if role in trained] or [r for r in purpose.task.required if r in roles]
+    required = [role for role in roles if role in trained] or [r for r in purpose.task.forms[0] if r in roles]
     header = [str(column) for column in table.rows.columns]
     given = {role: column for role, column in trained.items() if column in header} | dict(columns or {})
     optional = [] if trained else [role for role in roles if role not in required]

@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 from autopeft.cli.base import explain_errors
+from autopeft.spec.task import DEFAULT_TASK, TASKS
 
 
 @click.command()
 @click.argument("model")
 @click.option("--design", required=True, help="A design as JSON, or a file that holds it.")
+@click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(list(TASKS)))
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--sequence-length", default=128, show_default=True, type=click.IntRange(min=1), help="In tokens.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
@@ -19,7 +21,7 @@ from autopeft.cli.base import explain_errors
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @explain_errors
 def estimate(
-    model: str, design: str, batch_size: int, sequence_length: int, dtype: Any, device: Any, as_json: bool
+    model: str, design: str, task: str, batch_size: int, sequence_length: int, dtype: Any, device: Any, as_json: bool
 ) -> None:
     """Say what a design on MODEL would cost to train, without weights and without training."""
     from autopeft.api import estimate as estimate_design
@@ -29,7 +31,7 @@ def estimate(
 
     made = Design.from_dict(_read_json(design))
     answer = estimate_design(
-        model, made, batch_size=batch_size, sequence_length=sequence_length, dtype=dtype, device=device
+        model, made, task=task, batch_size=batch_size, sequence_length=sequence_length, dtype=dtype, device=device
     )
     if as_json:
         click.echo(json.dumps(answer.to_dict(), indent=2))

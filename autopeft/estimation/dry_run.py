@@ -17,6 +17,7 @@ from autopeft.estimation.fake_weights import fake_weights, tensors_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
 from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.models.attach import Attached
+from autopeft.models.losses import token_loss, token_rows
 from autopeft.spec.training import Precision
 
 
@@ -88,7 +89,7 @@ class DryRun:
         self._undo.close()
 
     def training_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
-        """Return the cost of one optimizer step, with the optimizer's state in place.
+        """Return the cost of one optimizer step, with the optimizer's state in place; nothing where nothing trains.
 
         Source: `Trainer._step` in `autopeft.training.loop`.
 
@@ -96,12 +97,14 @@ class DryRun:
             allocates nothing: its states and the gradients are all that is alive with the weights. A batch
             without padding, whose mask models leave out, needs less: up to 22 % in bf16 with eager attention.
         """
+        if not self._trainable:
+            return StepCost(peak_bytes=0, at_peak={}, flops=0, attention_flops=0)
         self._model.train()
         inputs, labels = self._batch(batch_size, n_tokens)
         states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)]
         with self._tracking([*inputs.values(), labels], states) as tracker:
             with self._machine.forward():
-                loss = _loss(self._model(**inputs), labels)
+                loss = self._loss(self._model(**inputs), labels)
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._trainable:
             parameter.grad = None
@@ -113,9 +116,10 @@ class DryRun:
         Source: `evaluate` in `autopeft.training.evaluate`.
         """
         self._model.eval()
-        inputs, _ = self._batch(batch_size, n_tokens)
-        with self._tracking(inputs.values()) as tracker, torch.no_grad(), self._machine.forward():
-            self._model(**inputs).logits.float().argmax(dim=-1)
+        inputs, labels = self._batch(batch_size, n_tokens)
+        batch = [*inputs.values(), labels] if self._labels_tokens else list(inputs.values())
+        with self._tracking(batch) as tracker, torch.no_grad(), self._machine.forward():
+            self._evaluate(self._model(**inputs), labels)
         return _cost(tracker)
 
     @contextmanager
@@ -149,8 +153,26 @@ class DryRun:
         names = ["input_ids", "attention_mask"]
         if getattr(self._model.config.get_text_config(), "type_vocab_size", 0) > 1:
             names.append("token_type_ids")  # a model that tells segments apart has a tokenizer that marks them
-        labels = tokens(batch_size) if self._attached.base.head.labels else tokens(batch_size, n_tokens)
+        labels = tokens(batch_size, n_tokens) if self._labels_tokens else tokens(batch_size)
         return {name: tokens(batch_size, n_tokens) for name in names}, labels
+
+    @property
+    def _labels_tokens(self) -> bool:
+        """Return whether the model is a language model, whose labels are tokens: it has no classes."""
+        return not self._attached.base.head.labels
+
+    def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Return what training minimises, as the tasks compute it."""
+        if self._labels_tokens:
+            return token_loss(outputs.logits, labels)
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
+
+    def _evaluate(self, outputs: Any, labels: torch.Tensor) -> None:
+        """Compute what an evaluation keeps of a batch, as the tasks do."""
+        if self._labels_tokens:
+            token_rows(outputs.logits, labels)
+        else:
+            outputs.logits.float().argmax(dim=-1)
 
 
 def _cost(tracker: StorageTracker) -> StepCost:
@@ -160,9 +182,3 @@ def _cost(tracker: StorageTracker) -> StepCost:
         flops=sum(tracker.flops.values()),
         attention_flops=sum(count for packet, count in tracker.flops.items() if is_attention(packet)),
     )
-
-
-def _loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of logits [..., class], in fp32."""
-    logits = outputs.logits.float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())

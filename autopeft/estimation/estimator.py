@@ -15,6 +15,8 @@ from autopeft.models.loading import Head
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
+from autopeft.spec.messages import one_of
+from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Kernel, Precision
 
 VERSION = "dry-run-1"
@@ -170,6 +172,7 @@ def estimate(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: Literal["cpu", "cuda"] = "cpu",
     kernel: Kernel = "sdpa",
+    task: str = DEFAULT_TASK,
     head: Head | None = None,
     n_steps: int = 1,
     revision: str | None = None,
@@ -185,7 +188,8 @@ def estimate(
         dtype: What is computed in. Unquantized weights are fp32 in either case, and bfloat16 means autocast.
         device: Where it would be trained.
         kernel: Attention kernel.
-        head: What the task asks of the model; a classification head with two classes by default.
+        task: What it would be trained for: `text-classification`, with two classes, or `causal-lm`.
+        head: What the model has on top, where it is not what the task asks for.
         n_steps: Steps that `train_flops` covers.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether to run Python code that the model brings.
@@ -200,9 +204,11 @@ def estimate(
             raise DesignError(f"{name} >= 1 must hold, but got {name}={value}")
     if dtype not in _PRECISIONS:
         raise DesignError(f"dtype must be one of {', '.join(_PRECISIONS)}, but got {dtype!r}")
+    if task not in TASKS:
+        raise DesignError(f"task {one_of(TASKS, task)}")
     base = build_meta(
         model,
-        head or Head(auto_class="AutoModelForSequenceClassification", labels=("0", "1")),
+        head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes),
         kernel=kernel,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autopeft.models.base import Base
-from autopeft.models.quantization import convert_layers, quantization_config, settle
+from autopeft.models.quantization import convert_layers, quantization_config, settle, skipped_paths
 from autopeft.spec.block import Quantization
 from autopeft.spec.training import Precision
 
@@ -56,7 +56,9 @@ def quantize_meta(base: Base, quantization: Quantization, precision: Precision) 
     if quantization == base.quantization:
         return base
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    config = quantization_config(quantization, skip=base.summary.new_modules, compute_dtype=compute_dtype)
+    config = quantization_config(
+        quantization, skip=skipped_paths(base.model, base.summary.new_modules), compute_dtype=compute_dtype
+    )
     model = copy.deepcopy(base.model)
     convert_layers(model, config)
     settle(model, quantization, compute_dtype)

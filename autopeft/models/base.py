@@ -100,7 +100,9 @@ def load_base(
     folder = locate(name, revision=revision, trust_remote_code=trust_remote_code)
     checkpoint = Checkpoint(name=name, folder=folder, head=head, kernel=kernel, trust_remote_code=trust_remote_code)
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return open_checkpoint(checkpoint, quantization=quantization, compute_dtype=compute_dtype, device_map={"": device})
+    return _without_cache(
+        open_checkpoint(checkpoint, quantization=quantization, compute_dtype=compute_dtype, device_map={"": device})
+    )
 
 
 def build_meta(
@@ -128,7 +130,13 @@ def build_meta(
     """
     folder = locate(name, revision=revision, trust_remote_code=trust_remote_code, needs_weights=needs_weights)
     checkpoint = Checkpoint(name=name, folder=folder, head=head, kernel=kernel, trust_remote_code=trust_remote_code)
-    return open_checkpoint(checkpoint, quantization="none", device_map={"": "meta"})
+    return _without_cache(open_checkpoint(checkpoint, quantization="none", device_map={"": "meta"}))
+
+
+def _without_cache(base: Base) -> Base:
+    """Make a step drop the keys and values of earlier layers; generating asks for its cache by itself."""
+    base.model.config.get_text_config().use_cache = False
+    return base
 
 
 def open_checkpoint(
@@ -154,8 +162,8 @@ def open_checkpoint(
     """
     skip: tuple[str, ...] = ()
     if quantization != "none":
-        # New modules must be left out, and only a loaded model shows which they are.
-        _, skip = read(checkpoint, dtype=dtype, device_map={"": "meta"})
+        # Some modules must be left out, and only a loaded model shows which they are.
+        skip = quantized.skipped_paths(*read(checkpoint, dtype=dtype, device_map={"": "meta"}))
     config = quantized.quantization_config(quantization, skip=skip, compute_dtype=compute_dtype)
     model, new_modules = read(checkpoint, dtype=dtype, device_map=device_map, quantization_config=config)
     quantized.settle(model, quantization, compute_dtype)

@@ -36,7 +36,7 @@ def quantization_config(quantization: Quantization, *, skip: Iterable[str], comp
 
     Args:
         quantization: Storage of the linear maps of the layers.
-        skip: Paths of modules to leave as they are; a quantized head fails.
+        skip: Paths of modules to leave as they are, from `skipped_paths`; a quantized head fails.
         compute_dtype: Dtype that 4-bit weights are multiplied in.
 
     Raises:
@@ -62,6 +62,16 @@ def quantization_config(quantization: Quantization, *, skip: Iterable[str], comp
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=skipped,
     )
+
+
+def skipped_paths(model: Any, new_modules: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules of a model that are never quantized: those that train, and a language model's output map.
+
+    bitsandbytes would leave the output map out by itself, but not once it is told of any others.
+    """
+    output = model.get_output_embeddings()
+    own = [path for path, module in model.named_modules() if module is output] if output is not None else []
+    return (*new_modules, *own)
 
 
 def convert_layers(model: nn.Module, config: Any) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from autopeft.errors import ResultError
-from autopeft.metrics import METRICS, paired_difference
+from autopeft.metrics import can_pair, paired_difference
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.objective import Objective, find_objective
 from autopeft.spec.state import StudyState
@@ -83,7 +83,7 @@ class Comparer:
 
     def __init__(self, state: StudyState) -> None:
         self.state = state
-        self._read: dict[tuple[str, int | str], NDArray[np.int64] | None] = {}
+        self._read: dict[tuple[str, int | str], NDArray[np.float64] | None] = {}
 
     @cached_property
     def _folder(self) -> StudyFolder:
@@ -116,7 +116,7 @@ class Comparer:
         if not (isfinite(score_a) and isfinite(score_b)):
             return None
         labels, of_a, of_b = (self._predictions(split, which) for which in ("labels", a.number, b.number))
-        if metric in METRICS and labels is not None and of_a is not None and of_b is not None:
+        if labels is not None and of_a is not None and of_b is not None and can_pair(metric, of_a):
             value, standard_error = paired_difference(metric, labels, of_a, of_b)
             return Difference(value=sign * value, standard_error=standard_error, split=split)
         error = 0.0 if a.number == b.number else hypot(error_a, error_b)
@@ -128,13 +128,15 @@ class Comparer:
             return float("nan"), float("nan")
         return source.scores.get(metric, float("nan")), source.standard_errors.get(metric, float("nan"))
 
-    def _predictions(self, split: str, which: int | str) -> NDArray[np.int64] | None:
-        """Return a trial's predicted classes, or the split's `labels`; None where there is no file."""
+    def _predictions(self, split: str, which: int | str) -> NDArray[np.float64] | None:
+        """Return a trial's predictions (classes, or rows), or the split's `labels`; None where there is no file."""
         if (split, which) not in self._read:
             path = self._folder.predictions(split, which)
             try:
                 values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-                self._read[split, which] = None if values is None else np.asarray(values, dtype=np.int64)
+                self._read[split, which] = None if values is None else np.asarray(values, dtype=np.float64)
             except (ValueError, TypeError):
-                raise ResultError(f"{path} must be a JSON list of class indices, but it cannot be read") from None
+                raise ResultError(
+                    f"{path} must be a JSON list of numbers, or of rows of as many, but it cannot be read"
+                ) from None
         return self._read[split, which]

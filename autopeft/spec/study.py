@@ -12,6 +12,7 @@ from autopeft.spec.cost import Budget
 from autopeft.spec.design import Design
 from autopeft.spec.messages import explain, first_complaint
 from autopeft.spec.objective import find_objective
+from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
 from autopeft.spec.yaml_file import YamlFile, read_yaml
@@ -73,10 +74,11 @@ class StudySpec(BaseModel):
     Attributes:
         model: Hub id or local folder.
         data: Path to csv, json, jsonl, parquet or a saved data set; hub id.
-        columns: Roles of columns (text, text_pair, label, group), where they cannot be guessed.
+        columns: Column by role, where it cannot be guessed: text, text_pair, label, group; for causal-lm text, or
+            prompt and completion, or messages, and group.
         metric: The quality metric that fronts and rungs use; the task's default where none is given.
         space: A name in search_spaces/, a path, or the values of a space.
-        objectives: At least one quality metric and one cost.
+        objectives: At least one quality metric and one cost; the metric and `trainable_params` where not given.
         budget: Limits by cost objective, such as `{"trainable_params": "2%", "peak_memory": "8GiB"}`.
         n_trials: Designs that start training; refused designs and the yardstick do not count.
         timeout: Seconds, or a text such as `2h`; None for no limit.
@@ -94,10 +96,10 @@ class StudySpec(BaseModel):
     data: str
     columns: dict[str, str] = Field(default_factory=dict)
     splits: Splits = Splits()
-    task: str = "text-classification"
+    task: str = DEFAULT_TASK
     metric: str | None = None
     space: str | dict[str, Any] = "hybrid"
-    objectives: tuple[str, ...] = ("accuracy", "trainable_params")
+    objectives: tuple[str, ...]
     budget: dict[str, str | int | float] = Field(default_factory=dict)
     training: Training = Training()
     n_trials: Annotated[int, Field(gt=0)] = 64
@@ -117,6 +119,16 @@ class StudySpec(BaseModel):
         if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
             raise ValueError("a study name is made of letters, digits, '-', '_' and '.'")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objectives_of_the_task(cls, values: Any) -> Any:
+        """Fill in what is optimised where nothing is said: the task's metric, or the one asked for, and a cost."""
+        if not isinstance(values, Mapping) or values.get("objectives") is not None:
+            return values
+        task = TASKS.get(str(values.get("task", DEFAULT_TASK)), TASKS[DEFAULT_TASK])
+        metric = values.get("metric") or task.default_metric
+        return {**values, "objectives": (metric, "trainable_params")}
 
     @field_validator("objectives", mode="before")
     @classmethod

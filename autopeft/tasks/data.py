@@ -12,6 +12,7 @@ import pandas as pd
 
 from autopeft.errors import DataError
 from autopeft.spec.messages import first_line, nearest, unknown_key
+from autopeft.tasks.conversations import read_turns
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PAIRS = (
@@ -27,8 +28,13 @@ PAIRS = (
 GUESSES = {
     "text": ("text", "sentence", "review", "content", "document", "comment", "tweet", "snippet", "body", "utterance"),
     "label": ("label", "labels", "target", "class", "category", "sentiment"),
+    "prompt": ("prompt", "instruction", "question", "query", "input"),
+    "completion": ("completion", "response", "answer", "output"),
+    "messages": ("messages", "conversation", "conversations", "chat"),
 }
 """Column names that mean a role where nothing is said; compared without case."""
+TEXT_ROLES = ("text", "text_pair", "prompt", "completion")
+"""Roles whose columns hold texts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,22 +216,30 @@ def _guess_pair(available: Sequence[str], taken: Mapping[str, str]) -> dict[str,
 def by_role(table: Table, columns: Mapping[str, str], *, split: str) -> pd.DataFrame:
     """Return the rows with columns named by role, checked: texts are not empty, labels are classes.
 
-    Labels become texts (integers without a decimal point, declared classes by name).
+    Labels become texts (integers without a decimal point, declared classes by name), messages lists of turns. The
+    index is the row's place in the split, and is named by it, so that later errors can say where.
 
     Raises:
-        DataError: A text, label or group is missing or of the wrong kind; it says in which row, counted from 1.
+        DataError: What a role needs is missing or of the wrong kind; it says in which row, counted from 1.
     """
     missing = [column for column in columns.values() if column not in table.rows]
     if missing:
         have = ", ".join(map(str, table.rows.columns))
         raise DataError(f"every split must have the column {missing[0]!r}, but split {split!r} has {have}")
-    rows = pd.DataFrame({role: table.rows[column] for role, column in columns.items()})
+    rows = pd.DataFrame({role: table.rows[column] for role, column in columns.items()}).rename_axis(split)
     for role, column in columns.items():
         empty = rows[role].isna().to_numpy()
         if empty.any():
             _refuse_row(int(empty.argmax()), split, column, role, "is missing")
-        if role.startswith("text"):
-            _check_texts(rows[role], split, column)
+        if role in TEXT_ROLES:
+            _check_texts(rows[role], split, column, role)
+    if "messages" in columns:
+        place = f"(counted from 1) of split {split!r}"
+        turns = [
+            read_turns(value, place=f"{columns['messages']!r} in row {row} {place}")
+            for row, value in enumerate(rows["messages"], start=1)
+        ]
+        rows["messages"] = pd.Series(turns, index=rows.index, dtype=object)
     if "label" in columns:
         column = columns["label"]
         rows["label"] = _class_names(rows["label"], table.names.get(column), split, column)
@@ -239,15 +253,15 @@ def _refuse_row(row: int, split: str, column: str, role: str, what: str) -> None
     )
 
 
-def _check_texts(texts: "pd.Series[Any]", split: str, column: str) -> None:
+def _check_texts(texts: "pd.Series[Any]", split: str, column: str, role: str) -> None:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"columns.text must hold texts, but {column!r} holds {text!r} in row {row + 1} (counted from 1) of "
+                f"columns.{role} must hold texts, but {column!r} holds {text!r} in row {row + 1} (counted from 1) of "
                 f"split {split!r}; name another column"
             )
         if not text.strip():
-            _refuse_row(row, split, column, "text", "is empty")
+            _refuse_row(row, split, column, role, "is empty")
 
 
 def _class_names(values: "pd.Series[Any]", names: tuple[str, ...] | None, split: str, column: str) -> list[str]:

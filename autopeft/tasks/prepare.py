@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from transformers import AutoConfig, AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from autopeft.errors import DataError, ModelError, StudyError
+from autopeft.models.roles import n_positions
 from autopeft.spec.messages import first_line, one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
-from autopeft.tasks.data import by_role, find_columns, read
+from autopeft.tasks.data import TEXT_ROLES, by_role, find_columns, read
+from autopeft.tasks.forms import find_form
 from autopeft.tasks.splits import NAMES, find_sources, make_splits
 
 DEFAULT_MAX_LENGTH = 512
@@ -69,9 +72,10 @@ def prepare(
         validation=tokenized["validation"],
         test=tokenized["test"],
         pad_token_id=int(pad),
-        padding_side=tokenizer.padding_side,
+        # A decoder counts positions from the left: padding there would move them.
+        padding_side="right" if tokenized["train"].per_token else tokenizer.padding_side,
         fingerprint=fingerprint([tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=int(pad)),
-        notes=(*notes, *_overlap(tables), _truncation(encoded, max_length)),
+        notes=(*notes, *_overlap(tables), *_lengths(encoded, max_length)),
         max_length=max_length,
         columns=chosen,
     )
@@ -92,17 +96,19 @@ def _split(
     parts = read(data)
     sources = find_sources(list(parts), splits)
     header = [str(column) for column in parts[sources.pool].rows.columns]
-    chosen = find_columns(header, columns, required=task.required, optional=task.optional)
+    form = find_form(header, columns, forms=task.forms, optional=task.optional)
+    chosen = find_columns(header, columns, required=form, optional=task.optional)
     pool = by_role(parts[sources.pool], chosen, split=sources.pool)
     rows = make_splits(pool, sources.made, seed=splits.seed)
-    tables = {role: pool.iloc[indices].reset_index(drop=True) for role, indices in rows.items()}
+    tables = {role: pool.iloc[indices] for role, indices in rows.items()}
     needed = {role: column for role, column in chosen.items() if role != "group"}
     for role, name in sources.given.items():
         tables[role] = by_role(parts[name], needed, split=name)
     notes = [f"columns: {', '.join(f'{role} = {column}' for role, column in chosen.items())}"]
     if len(rows) > 1:
         made = ", ".join(f"{role} {len(rows[role]):,}" for role in NAMES if role in rows)
-        how = f"no {chosen['group']} in two splits" if "group" in chosen else "stratified by label"
+        how = "stratified by label" if "label" in chosen else "at random"
+        how = f"no {chosen['group']} in two splits" if "group" in chosen else how
         notes.append(f"splits were made from {len(pool):,} rows, {how}, seed {splits.seed}: {made}")
     given = ", ".join(f"{role} from {sources.given[role]!r}" for role in NAMES if role in sources.given)
     if given:
@@ -113,8 +119,11 @@ def _split(
 
 def _overlap(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say how many held-out texts the training split has too: their scores flatter the design."""
-    columns = [column for column in ("text", "text_pair") if column in tables["train"]]
-    texts = {role: list(zip(*(table[column] for column in columns), strict=True)) for role, table in tables.items()}
+    columns = [column for column in (*TEXT_ROLES, "messages") if column in tables["train"]]
+    texts = {
+        role: [repr(row) for row in zip(*(table[column] for column in columns), strict=True)]
+        for role, table in tables.items()
+    }
     seen = set(texts["train"])
     notes = []
     for role in ("validation", "test"):
@@ -124,11 +133,19 @@ def _overlap(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return notes
 
 
-def _truncation(encoded: Mapping[str, Encoded], max_length: int) -> str:
-    n_truncated = sum(part.n_truncated for part in encoded.values())
-    share = n_truncated / sum(len(part.split) for part in encoded.values())
+def _lengths(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
+    """Say what the limit on the length did."""
+    n_truncated, n_cut = (sum(getattr(part, name) for part in encoded.values()) for name in ("n_truncated", "n_cut"))
+    n_examples = sum(len(part.split) for part in encoded.values())
     longest = max(part.longest for part in encoded.values())
-    return f"{n_truncated} inputs ({share:.1%}) were truncated to {max_length} tokens; the longest has {longest}"
+    share = f"{n_truncated / n_examples:.1%}"
+    notes = [f"{n_truncated} inputs ({share}) were truncated to {max_length} tokens; the longest has {longest}"]
+    if n_cut:
+        notes = [
+            f"{n_cut} texts were longer than {max_length} tokens and cut into several examples, {n_examples} in all; "
+            f"nothing is lost; the longest has {longest}"
+        ]
+    return notes
 
 
 def _load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -151,7 +168,9 @@ def _position_limit(model: str, tokenizer: Any, *, revision: str | None, trust_r
         raise ModelError(
             f"{model!r} must have a configuration, but none could be read: {reason}; check the name"
         ) from None
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    with torch.device("meta"):
+        bare = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    positions = n_positions(bare)
     return min(int(tokenizer.model_max_length), positions if positions and positions > 0 else 2**31)
 
 

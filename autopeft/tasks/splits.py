@@ -84,7 +84,7 @@ def make_splits(pool: pd.DataFrame, made: Mapping[str, float], *, seed: int) -> 
     """Assign the rows of the pool to splits: disjoint, in the pool's order, a pure function of the seed.
 
     Args:
-        pool: Examples with a `label` column, and a `group` column where groups must not cross splits.
+        pool: Examples; a `label` column is stratified by, and groups of a `group` column do not cross splits.
         made: How many examples (below 1: a share of the pool) by role; what is left goes to `train`.
         seed: Of the assignment.
 
@@ -99,7 +99,7 @@ def make_splits(pool: pd.DataFrame, made: Mapping[str, float], *, seed: int) -> 
             f"the splits must fit into the data, but {asked} were asked of {len(pool)} rows; lower splits.* or add data"
         )
     generator = np.random.default_rng([seed, 0])
-    labels = pd.factorize(pool["label"])[0]
+    labels = pd.factorize(pool["label"])[0] if "label" in pool else np.zeros(len(pool), dtype=np.int64)
     if "group" in pool:
         return _by_group(pd.factorize(pool["group"])[0], labels, made, sizes, generator)
     order = stratified_order(labels, generator)

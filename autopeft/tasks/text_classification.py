@@ -113,7 +113,7 @@ class TextClassification:
             predictions=predictions,
         )
 
-    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:  # noqa: ARG002
+    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:
         """Return nothing: a class is all that the model answers."""
         return []
 

@@ -149,7 +149,7 @@ def _round(attached: Attached, data: PreparedData, training: Training, batches: 
         for batch in batches:
             inputs = collate(data.train, batch.indices, batch.n_tokens, data, device)
             with autocast(training, device):
-                loss = task.losses(attached.model(**inputs.forward), inputs.labels).mean()
+                loss = task.loss(attached.model(**inputs.forward), inputs.labels)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,22 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from autopeft.spec.training import Training
-from autopeft.tasks.base import PreparedData, Task, TokenizedSplit
+from autopeft.tasks.base import Evaluation, PreparedData, Task, TokenizedSplit
 from autopeft.training.batches import collate
 from autopeft.training.plan import padded_length
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """What a model does on a split.
-
-    Attributes:
-        predictions: One for each example, in the order of the split.
-    """
-
-    scores: dict[str, float]
-    standard_errors: dict[str, float]
-    predictions: NDArray[np.float64]
 
 
 def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
@@ -62,20 +48,20 @@ def evaluate(
     Raises:
         FloatingPointError: An output is not finite.
     """
-    predictions, losses = np.empty(len(split), dtype=np.float64), np.empty(len(split), dtype=np.float64)
+    order, parts = [], []
     model.eval()
     with torch.inference_mode(), autocast(training, device):
         for indices, n_tokens in batches_by_length(split, training.evaluation_batch_size, data.max_length):
             if should_stop():
                 return None
             inputs = collate(split, indices, n_tokens, data, device)
-            outputs = model(**inputs.forward)
-            predictions[indices] = task.predictions(outputs).cpu().numpy()
-            losses[indices] = task.losses(outputs, inputs.labels).cpu().numpy()
-    if not np.isfinite(predictions).all():
-        raise FloatingPointError(
-            f"{np.count_nonzero(~np.isfinite(predictions))} of {len(split)} outputs are not finite"
-        )
-    scores, standard_errors = task.score(predictions, split.labels)
-    scores["loss"], standard_errors["loss"] = float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
-    return Evaluation(scores=scores, standard_errors=standard_errors, predictions=predictions)
+            # No name for the outputs: they would live on through the next batch's forward pass.
+            parts.append(task.rows(model(**inputs.forward), inputs.labels).cpu().double().numpy())
+            order.append(indices)
+    shuffled = np.concatenate(parts)
+    rows = np.empty_like(shuffled)
+    rows[np.concatenate(order)] = shuffled
+    n_wrong = np.count_nonzero(~np.isfinite(rows).all(axis=1))
+    if n_wrong:
+        raise FloatingPointError(f"{n_wrong} of {len(split)} outputs are not finite")
+    return task.evaluation(rows, split.targets)

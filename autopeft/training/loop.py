@@ -169,7 +169,7 @@ class Trainer:
         torch.manual_seed(_mix(self.plan.seed, batch.step))
         set_learning_rate(self.optimizer, learning_rate_factor(batch, self.plan.full, self.training))
         with autocast(self.training, self.device):
-            loss = self.task.losses(self.attached.model(**inputs.forward), inputs.labels).mean()
+            loss = self.task.loss(self.attached.model(**inputs.forward), inputs.labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             return value, f"the training loss is {value}"

@@ -5,6 +5,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -12,16 +14,19 @@ from autopeft.errors import ModelError
 from autopeft.models.artifact import pack
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
+from autopeft.models.loading import read_tokenizer
+from autopeft.models.model_files import locate
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Measured
 from autopeft.spec.training import Training
-from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from autopeft.spec.trial import Sample, Segment, SegmentResult, SegmentStatus
 from autopeft.tasks.base import Evaluation, PreparedData, TokenizedSplit, find_task
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.evaluate import evaluate, n_padded_tokens
 from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.plan import Plan, full_examples
+from autopeft.training.sampling import N_SAMPLES, write_samples
 
 ShouldStop = Callable[[], bool]
 
@@ -114,6 +119,8 @@ class Worker:
     ) -> SegmentResult:
         data, training = self.setup.data, self.setup.training
         full = segment.full or full_examples(len(data.train), training)
+        if attached.n_trainable == 0:
+            return self._untrained(attached, segment, full, deadline, should_stop)
         trainer = Trainer.of(
             attached,
             replace(Plan.of(data, training, seed=segment.seed), full=full),
@@ -143,6 +150,22 @@ class Worker:
             return result
         return replace(result, artifact=pack(attached, metadata=self._metadata(segment, evaluation, progress)))
 
+    def _untrained(
+        self, attached: Attached, segment: Segment, full: int, deadline: Deadline, should_stop: ShouldStop
+    ) -> SegmentResult:
+        """Evaluate a design of which nothing trains: the base model as it is, complete at once, nothing to export."""
+        progress, evaluation = Progress(examples=full), None
+        pace = Pace(evaluation_seconds_per_token=self._evaluation_pace.get(segment.design.quantization))
+        if deadline.leaves(pace.expected_evaluation_seconds(self._n_tokens(self.setup.data.validation))):
+            evaluation = self._evaluate(attached, self.setup.data.validation, pace, progress, should_stop)
+        else:
+            progress.status = SegmentStatus.INTERRUPTED
+        if evaluation is None:
+            progress.examples = segment.start
+            return self._result(segment, progress)
+        saved = Checkpoint(design=segment.design.key, seed=segment.seed, examples=full, full=full, adapter={})
+        return replace(self._result(segment, progress, evaluation), checkpoint=saved.to_bytes())
+
     def _worth_evaluating(
         self, segment: Segment, progress: Progress, deadline: Deadline, trainer: Trainer, should_stop: ShouldStop
     ) -> bool:
@@ -165,9 +188,30 @@ class Worker:
         if not deadline.leaves(pace.expected_evaluation_seconds(self._n_tokens(self.setup.data.test))):
             progress.status = SegmentStatus.INTERRUPTED
             return self._result(segment, progress)
-        return self._result(
-            segment, progress, self._evaluate(attached, self.setup.data.test, pace, progress, should_stop)
+        evaluation = self._evaluate(attached, self.setup.data.test, pace, progress, should_stop)
+        result = self._result(segment, progress, evaluation)
+        if evaluation is None:
+            return result
+        return replace(result, samples=self._samples(attached, deadline, should_stop))
+
+    def _samples(self, attached: Attached, deadline: Deadline, should_stop: ShouldStop) -> tuple[Sample, ...]:
+        """Return what the design writes for a few test examples, where the task writes and the time allows."""
+        prompts = self._task.prompts(self.setup.data.test, N_SAMPLES)
+        if not prompts or self._tokenizer is None:
+            return ()
+        return write_samples(
+            attached,
+            prompts,
+            self._tokenizer,
+            self.setup.training,
+            lambda: should_stop() or not deadline.leaves(0.0),
         )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        setup = self.setup
+        folder = locate(setup.model, revision=setup.revision, trust_remote_code=setup.trust_remote_code)
+        return read_tokenizer(folder, trust_remote_code=setup.trust_remote_code)
 
     def _evaluate(
         self, attached: Attached, split: TokenizedSplit, pace: Pace, progress: Progress, should_stop: ShouldStop

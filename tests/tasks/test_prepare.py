@@ -113,7 +113,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_unknown_tasks_and_metrics_are_refused(tiny_bert: str) -> None:
     with pytest.raises(
-        StudyError, match="task must be one of text-classification, but got 'text-classificaton'; did you"
+        StudyError, match="task must be one of causal-lm, text-classification, but got 'text-classificaton'; did you"
     ):
         find_task("text-classificaton")
     with pytest.raises(
