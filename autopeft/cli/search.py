@@ -1,11 +1,13 @@
 """`autopeft search`: run a study, or say what running it would do."""
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors, limit_words
+from autopeft.cli.dashboard import PORT, beside
 
 if TYPE_CHECKING:
     from autopeft.preparation import DryRun, PreparedStudy
@@ -16,14 +18,15 @@ if TYPE_CHECKING:
 @click.argument("study", type=click.Path(dir_okay=False))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as n_trials=20.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what a search would do; train nothing.")
+@click.option("--dashboard", is_flag=True, help="Show the study in the browser for as long as the search runs.")
+@click.option("--dashboard-port", type=PORT, help="Where; 8080, or the next free one, by default.")
 @explain_errors
-def search(study: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: bool, dashboard_port: int | None) -> None:
     """Run the search that the file STUDY describes; the same command again resumes it."""
     from rich.console import Console
 
     from autopeft.api import run_study
     from autopeft.preparation import DryRun
-    from autopeft.progress import watch, write_log
     from autopeft.results.result import SearchResult
     from autopeft.spec.study import load_study
 
@@ -34,9 +37,11 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         assert isinstance(answer, DryRun)
         _print_dry_run(answer)
         return
-    console.print(f"checking {study}", highlight=False)
-    with watch(console) as show, write_log(spec.folder / "search.log") as log:
-        result = run_study(spec, callbacks=(show, log), on_ready=_print_ready)
+    with ExitStack() as stack:
+        if dashboard or dashboard_port is not None:
+            console.print(f"dashboard {stack.enter_context(beside(spec.folder, dashboard_port))}", highlight=False)
+        console.print(f"checking {study}", highlight=False)
+        result = run_study(spec, progress=True, on_ready=_print_ready)
     assert isinstance(result, SearchResult)
     _print_result(console, result)
     if result.interrupted:

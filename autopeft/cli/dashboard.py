@@ -1,0 +1,107 @@
+"""`autopeft dashboard`: a study in the browser, live and read-only; alone or beside a search."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from autopeft.cli.base import explain_errors
+
+PORT = click.IntRange(1, 65535)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--port", type=PORT, help="Where to serve; 8080, or the next free one, by default.")
+@click.option("--beside", "descriptor", type=int, hidden=True)  # started by `autopeft search --dashboard`
+@explain_errors
+def dashboard(folder: str, port: int | None, descriptor: int | None) -> None:
+    """Show the study in FOLDER (runs/<name>) in Optuna Dashboard, also while it runs.
+
+    The page can be looked at and not changed, and this machine alone reaches it. From another one, open a tunnel:
+    ssh -L 8080:localhost:8080 THIS-MACHINE.
+    """
+    if descriptor is not None:
+        _serve_beside(Path(folder), socket.socket(fileno=descriptor))
+        return
+    from autopeft.results.dashboard import make_app
+    from autopeft.results.dashboard_server import Server, url
+
+    app = make_app(Path(folder))
+    with _listen(port, "--port") as listening:
+        click.echo(f"{url(listening)}  (Ctrl-C ends it)")
+        try:
+            Server(listening, app).serve_forever()
+        except KeyboardInterrupt:
+            click.echo()
+
+
+@contextmanager
+def beside(folder: Path, port: int | None) -> Iterator[str]:
+    """Serve the dashboard of a study in a process of its own for as long as the block runs; yield its address.
+
+    The process ends when this one does, however that ends: the system then closes the pipe that it watches.
+    """
+    from autopeft.results.dashboard_server import url
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _listen(port, "--dashboard-port") as listening, (folder / "dashboard.log").open("ab") as log:
+        address = url(listening)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autopeft", "dashboard", str(folder), "--beside", str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,  # Ctrl-C is for the search, which ends the dashboard when it is done
+        )
+    assert process.stdin is not None
+    try:
+        yield address
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def _listen(port: int | None, option: str) -> socket.socket:
+    from autopeft.results.dashboard_server import listen
+
+    try:
+        return listen(port)
+    except OSError as error:
+        raise click.BadParameter(
+            f"{port or ''}: {error.strerror}; give another one, or none for the next that is free",
+            param_hint=option,
+        ) from None
+
+
+def _serve_beside(folder: Path, listening: socket.socket) -> None:
+    """Serve at once, show the study as soon as a search has written one, and end with the process that asked for it."""
+    from autopeft.results.dashboard_server import Server, not_yet
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()  # returns when the other end of the pipe is gone
+        os._exit(0)  # nothing is held that would have to be let go of in order
+
+    def show_study() -> None:
+        from autopeft.results.dashboard import has_study, make_app
+
+        while not has_study(folder):
+            time.sleep(0.5)
+        server.set_app(make_app(folder))
+
+    os.nice(10)  # the search comes first
+    server = Server(listening, not_yet)
+    for task in (end_with_parent, show_study):
+        threading.Thread(target=task, daemon=True).start()
+    server.serve_forever()
+
+
+COMMANDS = (dashboard,)

@@ -1,0 +1,108 @@
+"""A web server for this machine alone, and the guard that lets a page be looked at and not changed."""
+
+import errno
+import json
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOOPBACK = "127.0.0.1"
+OWN_NAMES = frozenset({"localhost", "127.0.0.1"})
+"""What a browser on this machine, or at the other end of a tunnel to it, calls the server."""
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+DEFAULT_PORT = 8080
+_N_PORTS_TRIED = 100
+
+
+def read_only(app: WSGIApplication) -> WSGIApplication:
+    """Return an application that answers requests to read, made to this machine by its own name.
+
+    Other methods are answered 403 before they reach `app`. So are other host names: a page of a foreign site
+    whose name has been pointed at this machine (DNS rebinding) carries its own name in the header.
+    """
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST", "")
+        name, _, port = host.partition(":")
+        if name.lower() not in OWN_NAMES or not (port or "0").isdecimal():
+            return _refuse(start_response, f"this page answers to localhost alone, not to {host!r}")
+        if environ["REQUEST_METHOD"] not in READING:
+            return _refuse(start_response, "this page shows a study and cannot change it")
+
+        def answer(status: str, headers: list[tuple[str, str]], *rest: Any) -> Callable[[bytes], object]:
+            # Pages of other sites must not load what is here as their scripts or pictures.
+            return start_response(status, [*headers, ("Cross-Origin-Resource-Policy", "same-origin")], *rest)
+
+        return app(environ, answer)
+
+    return guarded
+
+
+def _refuse(start_response: StartResponse, reason: str) -> list[bytes]:
+    body = json.dumps({"reason": reason}).encode()
+    start_response("403 Forbidden", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def not_yet(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer that the search has not begun, and let the browser ask again; a WSGI application."""
+    body = b"The search has not begun yet: it reads the model and the data first. This page asks again by itself."
+    headers = [("Content-Type", "text/plain"), ("Refresh", "2"), ("Content-Length", str(len(body)))]
+    start_response("503 Service Unavailable", headers)
+    return [body]
+
+
+def listen(port: int | None = None) -> socket.socket:
+    """Return a socket that listens on the loopback interface.
+
+    Args:
+        port: None means 8080, or the next free one.
+
+    Raises:
+        OSError: The port cannot be used, or none of the hundred from 8080 on.
+    """
+    if port is not None:
+        return socket.create_server((LOOPBACK, port))
+    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + _N_PORTS_TRIED):
+        with suppress(OSError):
+            return socket.create_server((LOOPBACK, candidate))
+    raise OSError(errno.EADDRINUSE, f"all ports from {DEFAULT_PORT} to {candidate} are taken")
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """A server on a socket that listens already, with a thread for each request; quiet about them."""
+
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, app: WSGIApplication) -> None:
+        TCPServer.__init__(self, listening.getsockname(), _QuietHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_name, self.server_port = listening.getsockname()
+        self.setup_environ()
+        self.set_app(app)
+
+    def set_app(self, application: Any) -> None:
+        """Serve a WSGI application from now on, behind the guard."""
+        super().set_app(read_only(application))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report what went wrong, unless a browser only hung up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class calls it so
+        """Say nothing of requests."""
+
+
+def url(listening: socket.socket) -> str:
+    """Return where a browser finds what listens there."""
+    host, port = listening.getsockname()
+    return f"http://{host}:{port}/"
