@@ -13,10 +13,13 @@ from autopeft.results.wording import (
     MISSING,
     SERVING,
     design_words,
+    format_difference,
     format_interval,
     format_score,
+    format_share,
     outcome_words,
     reason_words,
+    verdict,
 )
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.cost import format_cost
@@ -93,15 +96,21 @@ def picks(comparer: Comparer) -> tuple[Pick, ...]:
             key=key,
             name=name,
             meaning=meaning,
-            card=make_card(state, trial),
+            card=make_card(comparer, trial, compare=True),
             same_as=tuple(n for k, n, _, other in chosen if k != key and other.number == trial.number),
         )
         for key, name, meaning, trial in chosen
     )
 
 
-def make_card(state: StudyState, trial: TrialRecord) -> Card:
-    """Return what is said of a trial."""
+def make_card(comparer: Comparer, trial: TrialRecord, *, compare: bool = False) -> Card:
+    """Return what is said of a trial; `compare` adds what it gains over the yardstick, where there is one."""
+    state, yardstick = comparer.state, comparer.state.yardstick
+    gain = []
+    if compare and yardstick is not None and yardstick.number != trial.number:
+        difference = comparer.compare(trial, yardstick).soundest
+        amount = format_difference(difference, state.quality).split(" (")[0]
+        gain = [Fact(label=f"over the yardstick, {difference.split}", value=amount, detail=verdict(difference))]
     loadable = trial.outcome is Outcome.COMPLETE and trial.baseline != "base"
     code = (
         f"import autopeft\n\nmodel, processor = autopeft.load(\n    {json.dumps(adapter_path(state, trial.number))}\n)"
@@ -110,7 +119,7 @@ def make_card(state: StudyState, trial: TrialRecord) -> Card:
         number=trial.number,
         words=design_words(trial),
         mark=BASELINE_MARKS.get(trial.baseline, ""),
-        facts=(*_scores(state, trial), *_costs(state, trial)),
+        facts=(*_scores(state, trial), *gain, *_costs(state, trial)),
         code=code if loadable else "",
         note="" if loadable else _why_not_loadable(state, trial),
     )
@@ -140,7 +149,7 @@ def _scores(state: StudyState, trial: TrialRecord) -> list[Fact]:
         sources.insert(0, ("test", test.scores, test.standard_errors))
     return [
         Fact(
-            label=f"{state.quality.label} on {split}",
+            label=f"{state.quality.label}, {split}",
             value=format_score(scores, errors, state.metric),
             detail=format_interval(scores, errors, state.metric),
         )
@@ -151,13 +160,13 @@ def _scores(state: StudyState, trial: TrialRecord) -> list[Fact]:
 def _costs(state: StudyState, trial: TrialRecord) -> list[Fact]:
     """Return what the design costs, other cost objectives of the study included."""
     estimate, measured = trial.estimate, trial.measured
-    share = f"{100 * estimate.trainable_params / state.model.n_parameters:.2f} % of the model"
+    share = f"{format_share(trial, state.model.n_parameters)} of the model"
     peak = f"measured {format_bytes(measured.peak_memory)}" if measured.peak_memory else "not measured"
     shown = ("trainable_params", "peak_memory", "adapter_bytes")
     others = [o.name for o in state.objectives if o.kind == "cost" and o.name not in shown]
     return [
-        Fact(label="trainable parameters", value=format_count(estimate.trainable_params), detail=share),
-        Fact(label="peak memory to train", value=format_bytes(estimate.peak_memory), detail=peak),
+        Fact(label="trainable", value=format_count(estimate.trainable_params), detail=share),
+        Fact(label="peak memory", value=format_bytes(estimate.peak_memory), detail=peak),
         *(Fact(label=OBJECTIVES[n].label, value=format_cost(n, estimate.cost(n))) for n in others),
         Fact(label="adapter", value=format_bytes(estimate.adapter_bytes), detail=SERVING[estimate.serving]),
         Fact(

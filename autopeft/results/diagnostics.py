@@ -19,7 +19,7 @@ class RungCount:
     """What happened at one rung.
 
     Attributes:
-        share: Of the full training.
+        share: Of the full training, as it was asked; a rung lies at the end of the batch that reaches it.
         reached: Trials that were scored there.
         stopped: Trials that ended there.
         rank_correlation: Spearman's, of the score there with the final one, over trials that trained in full; None
@@ -84,9 +84,12 @@ def _rung_count(state: StudyState, number: int) -> RungCount:
     ]
     here, final = np.array(pairs).T if pairs else (np.array([]), np.array([]))
     varied = len(pairs) >= MIN_RANKED and np.ptp(here) > 0 and np.ptp(final) > 0
+    halving = state.spec.halving
     return RungCount(
         rung=number,
-        share=median(rung.examples for _, rung in scored) / state.n_full_examples,
+        share=halving.rungs[number]
+        if halving is not None and number < len(halving.rungs)
+        else median(rung.examples for _, rung in scored) / state.n_full_examples,
         reached=len(scored),
         stopped=len(stopped),
         rank_correlation=float(spearmanr(here, final).statistic) if varied else None,

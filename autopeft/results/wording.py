@@ -48,6 +48,11 @@ def decimals(value: float) -> int:
     return next((places for limit, places in ((10, 3), (100, 2), (1000, 1)) if abs(value) < limit), 0)
 
 
+def format_share(trial: TrialRecord, n_parameters: int) -> str:
+    """Write the trainable share of the base model: `0.54 %`, `0.0034 %`."""
+    return f"{100 * trial.estimate.trainable_params / n_parameters:.2g} %"
+
+
 def count_designs(number: int) -> str:
     """Write a number of designs: `1 design`, `7 designs`."""
     return f"{number} design" if number == 1 else f"{number} designs"
