@@ -1,0 +1,108 @@
+"""What a person sees while a search runs, and what becomes of callbacks that fail."""
+
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autopeft.progress import call_each, show_progress, write_log
+from autopeft.spec.event import Event, EventKind, Progress
+from autopeft.spec.trial import Outcome
+from tests.results.generated import Builder, lora
+
+FAR = Progress(
+    n_started=3,
+    n_trials=8,
+    n_running=1,
+    n_complete=1,
+    n_stopped=1,
+    n_infeasible=4,
+    n_failed=0,
+    best=0.8125,
+    elapsed_seconds=61,
+    remaining_seconds=300,
+)
+
+
+@pytest.fixture
+def events(build: Builder) -> list[Event]:
+    """Return a trial's start and end, and the end of one that failed."""
+    good = build.add(lora(4), params=1000, skill=0.8)
+    bad = build.add(lora(8), params=2000, outcome=Outcome.FAILED, reason="ValueError: [bold]no[/bold]")
+    event = Event(kind=EventKind.STARTED, trial=replace(good, outcome=Outcome.RUNNING), progress=FAR, metric="accuracy")
+    return [
+        event,
+        replace(event, kind=EventKind.FINISHED, trial=good),
+        replace(event, kind=EventKind.FINISHED, trial=bad),
+    ]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Builder:
+    return Builder(folder=tmp_path / "reviews")
+
+
+def shown(events: list[Event], wanted: bool | None, *, terminal: bool) -> str:
+    file = io.StringIO()
+    with show_progress(wanted, Console(file=file, force_terminal=terminal, width=200)) as show:
+        for event in events:
+            show(event)
+    return file.getvalue()
+
+
+def test_without_a_terminal_only_who_asks_sees_lines(events: list[Event]) -> None:
+    assert shown(events, None, terminal=False) == ""
+    assert shown(events, False, terminal=True) == ""
+    finished, failed = shown(events, True, terminal=False).splitlines()
+    assert finished.startswith(
+        "[3/8 designs, 1 done, 1 running, 1 stopped, 4 infeasible, best 0.812, 1m01s, ETA 5m00s]"
+    )
+    assert "trial 0 complete: LoRA r=4" in finished
+    assert failed.endswith("ValueError: [bold]no[/bold]")
+
+
+def test_a_terminal_gets_one_line_and_what_failed(events: list[Event]) -> None:
+    text = shown(events, None, terminal=True)
+    assert "trial 1 failed" in text
+    assert "trial 0 complete" not in text
+    assert text.count("\n") <= 2  # the line is drawn again in its place
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[logging.Logger]:
+    with write_log(tmp_path / "search.log") as log:
+        yield log
+
+
+class Broken:
+    """A callback that always fails."""
+
+    def __call__(self, event: Event) -> None:
+        raise RuntimeError(f"no server for {event.trial.number}")
+
+
+def test_a_callback_that_raises_is_reported_once(
+    events: list[Event], log: logging.Logger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Event] = []
+    call = call_each([Broken(), seen.append], log)
+    for event in events:
+        call(event)
+    assert seen == events
+    (record,) = (r for r in caplog.records if r.name == "autopeft")
+    assert record.getMessage().startswith("callback Broken raised RuntimeError: no server for 0; the search goes on")
+    text = (tmp_path / "search.log").read_text()
+    assert text.count("Traceback") == 1
+    assert all(event.describe() in text for event in events)
+
+
+def test_an_interrupt_in_a_callback_is_one(events: list[Event], log: logging.Logger) -> None:
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_each([interrupt], log)(events[0])
