@@ -6,11 +6,11 @@ which process it trains in, nor how long a segment takes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from math import isfinite
+from math import ceil, isfinite
 
 from optuna.trial import TrialState
 
-from autopeft.errors import SearchError
+from autopeft.errors import BudgetError, ExecutorError, SearchError
 from autopeft.executors.base import Executor
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
@@ -24,7 +24,7 @@ from autopeft.spec.event import Callback, Event, EventKind
 from autopeft.spec.trial import Outcome, RungScore, Segment, SegmentResult, SegmentStatus, TrialRecord
 
 MAX_FAILURES_IN_A_ROW = 5
-"""Failed trials, with none that succeeded between them, after which the fault is not the designs'."""
+"""Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
 
 
 class SearchLoop:
@@ -60,6 +60,7 @@ class SearchLoop:
         self._tickets: dict[int, int] = {}
         self._interrupted: list[TrialRecord] = []
         self._n_failures = 0
+        self._last_failure = ""
         self._n_ended = 0
         self._start = executor.now()
         self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, self._ledger)
@@ -70,15 +71,28 @@ class SearchLoop:
         Raises:
             SearchError: Several trials in a row failed; their errors are in the logs.
             BudgetError: The sampler's proposals are refused without end.
+            ExecutorError: Workers cannot be started.
         """
         self._adopt()
-        while True:
-            while self._executor.free() > 0 and not self._ending() and (record := self._next()) is not None:
-                self._submit(record)
-            if not self._ledger.running():
-                return
-            for result in self._executor.wait():
-                self._handle(result)
+        refusal: BudgetError | None = None
+        try:
+            while True:
+                try:
+                    while not refusal and self._executor.free() > 0 and not self._ending() and (record := self._next()):
+                        self._submit(record)
+                except BudgetError as error:
+                    refusal = error  # raised once what other workers train has come to its end
+                if not self._ledger.running():
+                    break
+                for result in self._executor.wait():
+                    self._handle(result)
+                self._check_failures()
+        except (SearchError, ExecutorError):
+            for record in self._ledger.running():
+                self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search ended with an error"))
+            raise
+        if refusal is not None:
+            raise refusal
 
     def check_front(self) -> None:
         """Score the front on the test split: each design once, never again, and never to choose by.
@@ -91,7 +105,7 @@ class SearchLoop:
         while waiting or running:
             while waiting and self._executor.free() > 0 and not self._should_stop() and not self._late():
                 record = waiting.pop(0)
-                self._executor.submit(replace(self._segment(record), stage="test"))
+                self._executor.submit(replace(self._segment(record), stage="test", deadline_seconds=self._time_left()))
                 running += 1
             if not running:
                 return
@@ -223,10 +237,12 @@ class SearchLoop:
             case SegmentStatus.FAILED:
                 self._finish(replace(record, outcome=Outcome.FAILED, reason=self._failure(result)))
                 self._n_failures += 1
-                if self._n_failures >= MAX_FAILURES_IN_A_ROW:
-                    raise SearchError(
-                        f"{self._n_failures} trials in a row failed, the last one with: {self._failure(result)}"
-                    )
+                self._last_failure = self._failure(result)
+
+    def _check_failures(self) -> None:
+        # While one worker fails so often, each of the others may have failed as often without a fault of its own.
+        if self._n_failures >= MAX_FAILURES_IN_A_ROW * self._executor.n_workers:
+            raise SearchError(f"{self._n_failures} trials in a row failed, the last one with: {self._last_failure}")
 
     def _score(self, record: TrialRecord, result: SegmentResult) -> None:
         """Record the scores of a segment that reached its end, and decide whether the trial goes on."""
@@ -275,14 +291,20 @@ class SearchLoop:
 
     def _seconds_left(self) -> float | None:
         """Return the time until training must end, with time kept back for the final check."""
+        left = self._time_left()
+        if left is None or not self._plan.test:
+            return left
+        n_rounds = ceil(len(self._ledger.compared()) / self._executor.n_workers)
+        return max(0.0, left - n_rounds * self._ledger.evaluation_seconds())
+
+    def _time_left(self) -> float | None:
+        """Return the time until everything must end."""
         if self._plan.timeout_seconds is None:
             return None
-        reserve = len(self._ledger.compared()) * self._ledger.evaluation_seconds() if self._plan.test else 0.0
-        return max(0.0, self._start + self._plan.timeout_seconds - self._executor.now() - reserve)
+        return max(0.0, self._start + self._plan.timeout_seconds - self._executor.now())
 
     def _late(self) -> bool:
-        timeout = self._plan.timeout_seconds
-        return timeout is not None and self._executor.now() - self._start >= timeout
+        return self._time_left() == 0
 
     def _ending(self) -> bool:
         return self._should_stop() or self._seconds_left() == 0
