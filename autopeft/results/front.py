@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from typing import overload
 
 import pandas as pd
@@ -51,9 +52,12 @@ class Front(Sequence[TrialRecord]):
         return "\n".join([f"Front of {len(self)} (trial, {metric}, {cost}, design)", *lines])
 
     def _repr_html_(self) -> str:
+        """Return what a notebook shows: the front as a table, and its picture."""
+        from autopeft.results.notebook import picture_html, table_html
+
         if not self._records:
-            return pd.DataFrame({"front": [why_empty(self._state)]}).to_html(index=False)
-        return str(self.to_frame().dropna(axis="columns", how="all").to_html(index=False))
+            return f"<p>No front: {escape(why_empty(self._state))}</p>"
+        return f"<div>{table_html(self._state, self._records)}\n{picture_html(self._state)}</div>"
 
 
 def why_empty(state: StudyState) -> str:

@@ -3,7 +3,7 @@
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from autopeft.results.front import Front
 from autopeft.results.front_file import front_values
 from autopeft.results.leaderboard import make_leaderboard
 from autopeft.results.model_card import write_card
-from autopeft.results.wording import outcome_words
+from autopeft.results.wording import format_score, outcome_words
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
@@ -135,8 +135,21 @@ class SearchResult:
         write_card(self.state, record, target)
         return target
 
-    def plot(self) -> "Figure":
-        """Draw the front with every trial, the yardstick and 95 % intervals, over the logarithm of the first cost."""
+    @overload
+    def plot(self, *, interactive: Literal[False] = False) -> "Figure": ...
+    @overload
+    def plot(self, *, interactive: Literal[True]) -> Any: ...
+    def plot(self, *, interactive: bool = False) -> Any:
+        """Draw the front with every trial, the yardstick and 95 % intervals, over the logarithm of the first cost.
+
+        Args:
+            interactive: Return a plotly figure, with each trial's design where one points at it, in place of a
+                matplotlib figure.
+        """
+        if interactive:
+            from autopeft.results.charts import front_chart
+
+            return front_chart(self.state)
         from autopeft.results.plots import draw_front
 
         return draw_front(self.state)
@@ -174,5 +187,25 @@ class SearchResult:
         return summarize(self.state, interrupted=self.interrupted)
 
     def __repr__(self) -> str:
+        """Return one line: the study, how many trials, the front, and where it lies."""
+        return f"<SearchResult {self.state.spec.study_name}: {self._short()}; {self.state.folder}>"
+
+    def __str__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a sentence, the front as a table, and its picture."""
+        from autopeft.results.notebook import result_html
+        from autopeft.results.summary import headline
+
+        return result_html(self.state, headline(self._comparer))
+
+    def _short(self) -> str:
+        """Return the numbers of trials and of designs on the front, and the best of them."""
+        trials = f"{len(self.state.chains)} trials"
+        if not self.front:
+            return f"{trials}, no front"
+        top, metric = self.best(), self.state.metric
+        score = format_score(top.scores, top.standard_errors, metric)
+        return f"{trials}, front of {len(self.front)}, best {metric} {score} (trial {top.number})"
