@@ -107,10 +107,11 @@ def load(
         dtype=torch.float32 if quantized else number_type,
         device_map={"": "cpu"} if device_map is None else _device_map(device_map),
     )
-    if stock:
+    state = _stock_state(base.model, design, folder) if stock else _read_tensors(folder / TENSOR_FILE)
+    if state is None:
         model = _open_stock(base.model, folder)
     else:
-        attach(base, design).load_state(_read_tensors(folder / TENSOR_FILE))
+        attach(base, design).load_state(state)
         model = base.model
     if not quantized:
         for (
@@ -138,9 +139,16 @@ def _stock_files(attached: Attached) -> dict[str, bytes]:
     )
 
 
+def _stock_state(model: Any, design: Design, folder: Path) -> dict[str, torch.Tensor] | None:
+    """Return the state in a stock folder where the technique reads it itself, or None where peft is to open it."""
+    (kind,) = design.kinds
+    technique = block_class(kind)
+    assert issubclass(technique, Technique)
+    # A damaged file gets our message, and a folder with a pickle instead is refused.
+    return technique.from_peft(_read_tensors(folder / peft_gate.TENSOR_FILE), model)
+
+
 def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
-    tensors = folder / peft_gate.TENSOR_FILE
-    _read_tensors(tensors)  # a damaged file gets our message, and a folder with a pickle instead is refused
     try:
         return peft_gate.open_stock(model, folder)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:

@@ -1,6 +1,6 @@
 """What a technique is to the code that attaches it: a block that can change a model and say how."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,3 +146,15 @@ class Technique(Block):
     def to_peft(cls, blocks: Sequence[Any], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return a stock adapter's configuration and tensors; only asked where `exports_to_peft` holds."""
         raise NotImplementedError
+
+    @classmethod
+    def from_peft(
+        cls,
+        tensors: Mapping[str, torch.Tensor],  # noqa: ARG003
+        model: "PreTrainedModel",  # noqa: ARG003
+    ) -> dict[str, torch.Tensor] | None:
+        """Return a stock adapter's tensors by their path in the attached model, or None: then peft opens the folder.
+
+        Override where a model that peft opens does not answer as the attached one does.
+        """
+        return None

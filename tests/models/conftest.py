@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, HEAD, save
+from tiny_models import ARCHITECTURES, HEAD, LANGUAGE_HEAD, save
 
 from autopeft.models.base import Base, load_base
 
@@ -17,6 +17,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def bases(folders: dict[str, str]) -> dict[str, Base]:
     """Return a loaded base by architecture; every test that attaches must detach."""
     return {name: load_base(folder, HEAD) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def language_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return a folder of a language model by architecture."""
+    return {
+        name: save(name, tmp_path_factory.mktemp(f"{name}-lm"), LANGUAGE_HEAD.auto_class) for name in ("llama", "gpt2")
+    }
+
+
+@pytest.fixture(scope="session")
+def language_bases(language_folders: dict[str, str]) -> dict[str, Base]:
+    """Return a loaded language model by architecture; every test that attaches must detach."""
+    return {name: load_base(folder, LANGUAGE_HEAD) for name, folder in language_folders.items()}
 
 
 @pytest.fixture(scope="session")

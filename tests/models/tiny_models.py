@@ -14,6 +14,7 @@ from autopeft.models.base import Head
 from autopeft.spec.design import Design
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
+LANGUAGE_HEAD = Head(auto_class="AutoModelForCausalLM")
 SIZES: dict[str, Any] = {"vocab_size": 97, "pad_token_id": 1}
 BERT_LIKE = {
     "hidden_size": 32,
@@ -49,10 +50,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 ARCHITECTURES = tuple(CONFIGS)
 
 
-def save(name: str, folder: Path) -> str:
-    """Save a headless tiny model, with weights so large that errors show, and return its folder."""
+def save(name: str, folder: Path, auto_class: str = "AutoModel") -> str:
+    """Save a tiny model, headless by default, with weights so large that errors show, and return its folder."""
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(CONFIGS[name]())
+    model = getattr(transformers, auto_class).from_config(CONFIGS[name]())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -8,9 +8,9 @@ Source: Lester et al. 2021 (arXiv:2104.08691), section 2: Pr(Y | [P; X]) with P 
 the whole table as stock peft's `SAMPLE_VOCAB`, where the paper samples the 5,000 most common tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,8 +23,13 @@ from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, register
 from autopeft.spec.model import ModelSummary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PEFT_TYPE = "PROMPT_TUNING"
 _NAME = "autopeft_prompt"
+_STOCK_NAME = "prompt_embeddings"
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
 @register
@@ -87,12 +92,11 @@ class Prompt(Technique):
     def attach(self, site: Site) -> None:
         """Put the prompt beside the embeddings, and before the text in every forward."""
         backbone = site.model.base_model
-        path = "" if backbone is site.model else site.model.base_model_prefix
         prompt = PromptEmbeddings(site.model.get_input_embeddings(), self.length)
-        site.add(path, _NAME, prompt)
+        site.add(_path(site.model), _NAME, prompt)
         # A classifier that pools may use the mask too, so all of it must see the longer input.
         reader = site.model if _reads_first_position(site.summary) else backbone
-        inserter = _Inserter(prompt, site.model.get_input_embeddings(), reader)
+        inserter = _Inserter(prompt, site.model.get_input_embeddings(), reader, site.summary.n_positions)
         site.pre_hook(reader, inserter.before)
         if reader is backbone:
             site.hook(reader, inserter.after)
@@ -110,10 +114,19 @@ class Prompt(Technique):
             "num_attention_heads": site.summary.n_heads,
             "num_layers": site.summary.n_layers,
         }
-        return settings, {"prompt_embeddings": embeddings.detach().cpu().contiguous()}
+        return settings, {_STOCK_NAME: embeddings.detach().cpu().contiguous()}
+
+    @classmethod
+    def from_peft(cls, tensors: Mapping[str, torch.Tensor], model: "PreTrainedModel") -> dict[str, torch.Tensor]:
+        """Return the tensors for an own prompt: peft's lengthens the logits, and counts padding as positions."""
+        path = _path(model, f"{_NAME}.embeddings")
+        return {path if n == _STOCK_NAME else n.removeprefix("base_model."): tensor for n, tensor in tensors.items()}
 
 
-_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+def _path(model: "PreTrainedModel", *names: str) -> str:
+    """Return the path of the backbone in a model, or of something below it."""
+    backbone = () if model.base_model is model else (model.base_model_prefix,)
+    return ".".join((*backbone, *names))
 
 
 def _reads_first_position(model: ModelSummary) -> bool:
@@ -138,12 +151,13 @@ class _Inserter:
     With a cache, the prompt goes in at the first step; it is among the cached tokens from then on.
     """
 
-    def __init__(self, prompt: PromptEmbeddings, table: nn.Module, reader: nn.Module) -> None:
+    def __init__(self, prompt: PromptEmbeddings, table: nn.Module, reader: nn.Module, n_positions: int | None) -> None:
         self._prompt = prompt
         self._table = table
         self._names = tuple(signature(reader.forward).parameters)
         positions = position_table(reader)
-        padding = None if positions is None else getattr(positions, "padding_idx", None)
+        self._n_positions = None if positions is None else n_positions  # computed positions go on beyond
+        padding = getattr(positions, "padding_idx", None)
         self._first_position = 0 if padding is None else padding + 1  # RoBERTa's table starts after the padding's
         self._n_inserted = 0
 
@@ -157,6 +171,11 @@ class _Inserter:
             embedded = inputs.get("inputs_embeds")
             if embedded is None:
                 embedded = self._table(inputs["input_ids"])
+            if self._n_positions is not None and embedded.shape[1] + length > self._n_positions:
+                raise ModelError(
+                    f"a prompt of {length} tokens and the input must fit into {self._n_positions} positions, but got "
+                    f"an input of {embedded.shape[1]} tokens; truncate it to {self._n_positions - length}"
+                )
             prompt = self._prompt.embeddings.to(embedded.dtype).expand(len(embedded), -1, -1)
             inputs |= {"input_ids": None, "inputs_embeds": torch.cat([prompt, embedded], dim=1)}
             if inputs.get("token_type_ids") is not None:
