@@ -55,6 +55,7 @@ def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mappi
     for path in targets:
         site.restore_module(path)
     site.restore_attribute(site.model, "peft_config")
+    vars(site.model).pop("peft_config", None)  # of a technique injected before: peft would write into its settings
     inject_adapter_in_model(config, site.model, adapter_name=ADAPTER_NAME)
     for path in targets:
         wrapper: nn.Module = site.module(path)
