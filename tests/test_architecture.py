@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "preparation",
     },
     "__main__": {"cli"},
-    "cli": {*VALUES, "api", "prediction", "preparation", "results", "progress", "doctor"},
+    "cli": {*VALUES, "api", "prediction", "preparation", "searching", "results", "progress", "doctor"},
     "__init__": {*VALUES, "api", "prediction", "preparation", "results"},
 }
 # Who may import a heavy package: a part, or one module of it.

@@ -1,5 +1,6 @@
 """Commands that look at a study and take from it, also while it runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,26 @@ from autopeft.cli.base import explain_errors, pairs
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @explain_errors
-def status(folder: str) -> None:
-    """Say how far the study in FOLDER (runs/<name>) is."""
+def status(folder: str, as_json: bool) -> None:
+    """Say whether the study in FOLDER (runs/<name>) is being searched, how far it is, and what was found."""
     from autopeft.api import open_study
+    from autopeft.results.status import status_values, status_words
 
-    click.echo(open_study(folder).summary())
+    result = open_study(folder)
+    if as_json:
+        click.echo(json.dumps(status_values(result.state), indent=2))
+    else:
+        click.echo(f"{status_words(result.state)}\n{result.summary()}")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option("--csv", "as_csv", is_flag=True, help="Write every column as CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Write every column as JSON, one object for each trial.")
 @explain_errors
-def leaderboard(folder: str, as_csv: bool) -> None:
+def leaderboard(folder: str, as_csv: bool, as_json: bool) -> None:
     """Show every trial of the study in FOLDER, best first."""
     from rich.console import Console
 
@@ -32,6 +40,8 @@ def leaderboard(folder: str, as_csv: bool) -> None:
     result = open_study(folder)
     if as_csv:
         click.echo(result.leaderboard().to_csv(index=False), nl=False)
+    elif as_json:
+        click.echo(result.leaderboard().to_json(orient="records", indent=2, double_precision=15, force_ascii=False))
     else:
         Console().print(leaderboard_table(result.state))
 
@@ -65,4 +75,34 @@ def export(folder: str, target: str, trial: int | None, within: Any, limits: tup
     click.echo(f"{path}: {result.trial(chosen).design.describe()}")
 
 
-COMMANDS = (status, leaderboard, report, export)
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option(
+    "--stopped", is_flag=True, help="Also checkpoints of stopped trials: if promoted later, they start afresh."
+)
+@click.option("--adapters", is_flag=True, help="Also adapters that are neither on the front nor a baseline's.")
+@click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
+@explain_errors
+def clean(folder: str, stopped: bool, adapters: bool, dry_run: bool) -> None:
+    """Delete what the study in FOLDER does not need any more: checkpoints of trials that are done.
+
+    The study can go on afterwards. Its record, predictions, logs and report stay; a study that is being searched
+    is left alone.
+    """
+    from collections import Counter
+
+    from autopeft.searching.retention import clean as clean_study
+    from autopeft.spec.units import format_bytes
+
+    found = clean_study(folder, stopped=stopped, adapters=adapters, dry_run=dry_run)
+    sizes: Counter[str] = Counter()
+    for leftover in found:
+        sizes[leftover.why] += leftover.n_bytes
+        if dry_run:
+            click.echo(f"{format_bytes(leftover.n_bytes):>10}  {leftover.path} ({leftover.why})")
+    for why, n_bytes in sizes.items() if not dry_run else ():
+        click.echo(f"{format_bytes(n_bytes):>10}  {sum(item.why == why for item in found)} x {why}")
+    click.echo(f"{format_bytes(sizes.total()):>10}  {'would be freed' if dry_run else 'freed'}")
+
+
+COMMANDS = (status, leaderboard, report, export, clean)

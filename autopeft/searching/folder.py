@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 from autopeft.errors import StudyLockedError, StudyMismatchError
 
 SCHEMA_VERSION = 1
+PATIENCE_SECONDS = 0.5
+"""How long a search waits for its folder: somebody may just be asking whether it is held."""
 
 
 class StudyFolder:
@@ -23,7 +25,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / ".lock", timeout=0)
+        self._lock = FileLock(path / ".lock", timeout=PATIENCE_SECONDS)
 
     @property
     def journal(self) -> Path:
@@ -69,6 +71,18 @@ class StudyFolder:
                 f"one search at a time may write a study, but another one holds {self.path}; wait for it, "
                 "or give this one another study_name"
             ) from None
+
+    def is_held(self) -> bool:
+        """Return whether a search holds the folder now."""
+        if not (self.path / ".lock").is_file():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # on a medium that cannot be written to
+            return False
 
     def release(self) -> None:
         """Let go of the folder."""

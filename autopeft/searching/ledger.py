@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from autopeft.searching.pareto import pareto_front
+from autopeft.searching.pareto import compared
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.rungs import RungEntry, promotable
 from autopeft.spec.event import Progress
@@ -74,10 +74,7 @@ class Ledger:
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
-        records = list(self.records.values())
-        front = pareto_front(records, self._plan.objectives)
-        baselines = [r for r in records if r.baseline and r.outcome is Outcome.COMPLETE and r not in front]
-        return [*front, *baselines]
+        return compared(list(self.records.values()), self._plan.objectives)
 
     def evaluation_seconds(self) -> float:
         """Return the longest time that one evaluation of a complete trial has taken, on average over its rungs."""

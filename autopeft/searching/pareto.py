@@ -62,3 +62,10 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
     costs = [i for i, objective in enumerate(objectives) if objective.kind == "cost"]
     ordered = sorted(front.items(), key=lambda item: (*(item[0][i] for i in costs), item[0]))
     return tuple(record for _, record in ordered)
+
+
+def compared(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Return what the final check scores: the front, and the finished baselines that it is compared with."""
+    front = pareto_front(records, objectives)
+    baselines = [r for r in records if r.baseline and r.outcome is Outcome.COMPLETE and r not in front]
+    return [*front, *baselines]

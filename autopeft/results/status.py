@@ -1,0 +1,50 @@
+"""How far a study is, for people and for programs."""
+
+from collections import Counter
+from math import isfinite
+from typing import Any
+
+from autopeft.searching.folder import StudyFolder
+from autopeft.searching.pareto import eligible, pareto_front
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome
+
+
+def status_values(state: StudyState) -> dict[str, Any]:
+    """Return how far a study is, as JSON-ready values.
+
+    Keys: `study`, `task`, `metric`; `running` (whether a search holds the folder now); `n_trials` (designs that may
+    start), `n_started`; `outcomes` (trials by outcome, a chain of continued trials as one; every outcome is there);
+    `n_refused` (proposals by reason); `n_front`, `best` (of the metric; null before a design trained in full);
+    `n_tested` (designs scored on the test split).
+    """
+    counts = Counter(trial.outcome for trial in state.chains)
+    scores = [
+        t.scores[state.metric] for t in eligible(state.trials) if isfinite(t.scores.get(state.metric, float("nan")))
+    ]
+    return {
+        "study": state.spec.study_name,
+        "task": state.spec.task,
+        "metric": state.metric,
+        "running": StudyFolder(state.folder).is_held(),
+        "n_trials": state.spec.n_trials,
+        "n_started": sum(not t.baseline and t.outcome is not Outcome.INFEASIBLE for t in state.chains),
+        "outcomes": {outcome.value: counts[outcome] for outcome in Outcome},
+        "n_refused": dict(state.n_refused),
+        "n_front": len(pareto_front(state.trials, state.objectives)),
+        "best": min(scores, key=state.quality.loss, default=None),
+        "n_tested": len(state.tests),
+    }
+
+
+def status_words(state: StudyState) -> str:
+    """Say whether a search is running now, and how far it is."""
+    values = status_values(state)
+    started = f"{values['n_started']} of {values['n_trials']} designs have started training"
+    training = ", ".join(str(trial.number) for trial in state.chains if trial.outcome is Outcome.RUNNING)
+    if values["running"]:
+        return f"A search is running: {started}{f', trial {training} now' if training else ''}."
+    if training:
+        return f"No search is running: {started}; it was cut off in trial {training}, and the same call resumes it."
+    unfinished = values["n_started"] < values["n_trials"] or values["outcomes"]["interrupted"]
+    return f"No search is running: {started}{'; the same call goes on' if unfinished else ''}."
