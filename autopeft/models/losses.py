@@ -11,8 +11,8 @@ from torch.nn import functional
 
 IGNORED = -100
 """Label of a token that is not to be predicted; what torch's losses ignore by default."""
-CHUNK_ELEMENTS = 2**24
-"""Logits that are turned into fp32 probabilities at a time: 64 MiB."""
+CHUNK_ELEMENTS = 2**22
+"""Logits that are turned into fp32 probabilities at a time: 16 MiB."""
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,217 @@
+"""A language model's costs: its logits are the largest tensor of a step, and its head is part of the base."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from autopeft.errors import DesignError
+from autopeft.estimation.estimator import Estimator, estimate
+from autopeft.estimation.kernels import flop_formulas
+from autopeft.models.attach import attach
+from autopeft.models.base import Head, build_meta, load_base
+from autopeft.models.losses import IGNORED
+from autopeft.spec.cost import Workload
+from autopeft.spec.design import Design
+from autopeft.spec.training import Training
+from autopeft.spec.trial import Segment
+from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.causal_lm import TASK
+from autopeft.training.evaluate import evaluate
+from autopeft.training.worker import Worker, WorkerSetup
+from tests.estimation.measured import allocated_peak, model_tensors, storage_bytes
+from tests.tasks.generated_language import save_tiny_llama
+
+BATCH_SIZE, N_TOKENS = 8, 48
+HEAD = Head(auto_class="AutoModelForCausalLM")
+BLOCKS = {
+    "lora": [{"lora": {"rank": 4}}],
+    "top": [{"lora": {"rank": 4, "layers": [2]}}],
+    "adapter": [{"adapter": {"size": 8, "mode": "parallel"}}],
+    "prefix": [{"prefix": {"length": 4, "layers": [1]}}],
+}
+# A vocabulary of more than one chunk of logits, as real ones have.
+VOCABULARY = 60_000
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a folder with a small Llama whose logits outweigh everything else."""
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"), n_layers=3, vocabulary=VOCABULARY)
+
+
+def design(name: str, quantization: str = "none") -> Design:
+    return Design.from_dict({"quantization": quantization, "blocks": BLOCKS[name]})
+
+
+def padded_split() -> TokenizedSplit:
+    """Return two batches of examples, with padding in each."""
+    lengths = np.full(2 * BATCH_SIZE, N_TOKENS // 2)
+    lengths[: BATCH_SIZE - 1] = N_TOKENS
+    ids = np.arange(lengths.sum(), dtype=np.int32) % 300 + 5
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    labels = ids.copy()
+    labels[offsets[:-1]] = IGNORED
+    return TokenizedSplit(input_ids=ids, offsets=offsets, labels=labels, per_token=True)
+
+
+def prepared() -> PreparedData:
+    split = padded_split()
+    return PreparedData(
+        task="causal-lm",
+        metric="perplexity",
+        labels=(),
+        train=split,
+        validation=split,
+        test=split,
+        pad_token_id=0,
+        padding_side="right",
+        fingerprint="",
+        max_length=N_TOKENS,
+    )
+
+
+def training(precision: str) -> Training:
+    return Training(
+        epochs=1,
+        batch_size=BATCH_SIZE,
+        evaluation_batch_size=BATCH_SIZE,
+        precision=precision,
+        kernel="sdpa",
+        device="cpu",
+    )
+
+
+def estimator(llama: str, precision: str = "fp32") -> Estimator:
+    workload = Workload(
+        batch_size=BATCH_SIZE,
+        evaluation_batch_size=BATCH_SIZE,
+        max_tokens=N_TOKENS,
+        n_steps=2,
+        n_examples=2 * BATCH_SIZE,
+        n_train_tokens=2 * BATCH_SIZE * N_TOKENS,
+    )
+    return Estimator(build_meta(llama, HEAD), workload=workload, precision=precision, kernel="sdpa", device="cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "quantization"), [(name, "none") for name in BLOCKS] + [("lora", "nf4"), ("lora", "int8")]
+)
+def test_the_training_peak_is_the_one_that_a_worker_measures(llama: str, name: str, quantization: str, precision: str):
+    worker = Worker(WorkerSetup(model=llama, training=training(precision), data=prepared()))
+    chosen = design(name, quantization)
+    full = 2 * BATCH_SIZE
+    result = worker.run(Segment(trial=0, design=chosen, learning_rates={}, seed=0, stop=full, full=full))
+    assert not result.error
+    step, _ = estimator(llama, precision).steps(chosen)
+    assert step.peak_bytes == pytest.approx(result.measured.peak_memory, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "quantization"), [("lora", "none"), ("prefix", "none"), ("lora", "nf4")])
+def test_the_evaluation_peak_is_that_of_a_real_evaluation(llama: str, name: str, quantization: str, precision: str):
+    """Of two batches, so that whatever the first leaves behind counts in the second."""
+    base, data, chosen = load_base(llama, HEAD, quantization=quantization, precision=precision), prepared(), None
+    chosen = design(name, quantization)
+    with attach(base, chosen) as attached:
+
+        def run() -> object:
+            return evaluate(attached.model, data.validation, data, TASK, training(precision), base.device)
+
+        run()
+        peak = storage_bytes(model_tensors(attached.model)) + allocated_peak(run)
+    _, step = estimator(llama, precision).steps(chosen)
+    assert step.peak_bytes == pytest.approx(peak, rel=0.01)
+
+
+def test_logits_are_never_held_three_times_in_fp32(llama: str):
+    """Plain cross-entropy keeps log-probabilities and makes two gradients of their size."""
+    logits_bytes = 4 * BATCH_SIZE * N_TOKENS * VOCABULARY
+    for precision, n_copies in (("fp32", 2), ("bf16", 1)):
+        step, _ = estimator(llama, precision).steps(design("lora"))
+        base_bytes = estimator(llama)(Design()).base_bytes
+        assert n_copies * logits_bytes < step.peak_bytes - base_bytes < (n_copies + 0.9) * logits_bytes
+
+
+def test_what_is_counted_is_what_is_there(llama: str):
+    estimating = estimator(llama)
+    answer = estimating(design("lora"))
+    base = load_base(llama, HEAD)
+    assert answer.base_bytes == storage_bytes(model_tensors(base.model))
+    with attach(base, design("lora")) as attached:
+        assert answer.trainable_params == sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        assert answer.adapter_bytes == sum(tensor.nbytes for tensor in attached.state().values())
+    assert answer.head_params == 0
+
+
+def test_flops_are_those_that_torch_counts(llama: str):
+    step, evaluation = estimator(llama).steps(design("lora"))
+    split, base = padded_split(), load_base(llama, HEAD)
+    ids = torch.from_numpy(split.input_ids[: BATCH_SIZE * N_TOKENS].astype(np.int64)).reshape(BATCH_SIZE, N_TOKENS)
+    mask = torch.ones_like(ids)
+    mask[-1, N_TOKENS // 2 :] = 0
+    with attach(base, design("lora")) as attached:
+
+        def forward() -> torch.Tensor:
+            return TASK.loss(attached.model(input_ids=ids, attention_mask=mask), ids)
+
+        def run() -> None:
+            forward().backward()
+
+        attached.model.train()
+        assert step.flops == counted(run)
+        attached.model.eval()
+        with torch.no_grad():
+            assert evaluation.flops == counted(forward)
+    answer = estimator(llama)(design("lora"))
+    assert answer.train_flops == 2 * step.flops
+    assert answer.inference_flops == evaluation.flops // BATCH_SIZE
+
+
+def counted(step) -> int:
+    def raw(formula):
+        def wrapped(*args: object, **kwargs: object) -> int:
+            return formula(*args, **kwargs)
+
+        wrapped._get_raw = True  # tensors, not shapes
+        return wrapped
+
+    missing = {op: raw(formula) for op, formula in flop_formulas().items() if op not in flop_registry}
+    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def test_a_base_model_alone_costs_an_evaluation(llama: str):
+    answer = estimator(llama)(Design())
+    assert (answer.trainable_params, answer.adapter_bytes, answer.train_flops) == (0, 0, 0)
+    assert answer.peak_memory > answer.base_bytes > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_the_output_map_stays_unquantized_in_both(tmp_path: Path, quantization: str, tied: bool):
+    folder = save_tiny_llama(tmp_path, tied=tied)
+    base = load_base(folder, HEAD, quantization=quantization)
+    assert type(base.model.lm_head) is torch.nn.Linear
+    assert (base.model.lm_head.weight is base.model.get_input_embeddings().weight) == tied
+    workload = Workload(batch_size=2, evaluation_batch_size=2, max_tokens=8, n_steps=1, n_examples=2, n_train_tokens=16)
+    estimating = Estimator(build_meta(folder, HEAD), workload=workload, precision="fp32", kernel="sdpa", device="cpu")
+    answer = estimating(Design(quantization=quantization))
+    assert answer.base_bytes == storage_bytes(model_tensors(base.model))
+
+
+def test_the_task_decides_what_is_estimated(llama: str):
+    lora = {"blocks": BLOCKS["lora"]}
+    as_language, as_classes = (
+        estimate(llama, lora, batch_size=2, sequence_length=16, task=task)
+        for task in ("causal-lm", "text-classification")
+    )
+    assert as_language.head_params == 0
+    assert as_classes.head_params == 2 * 32
+    assert as_language.peak_memory > as_classes.peak_memory
+    with pytest.raises(DesignError, match="task must be one of .*; did you mean 'causal-lm'"):
+        estimate(llama, lora, task="causal-ml")
