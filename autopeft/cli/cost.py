@@ -11,8 +11,8 @@ from autopeft.spec.task import DEFAULT_TASK, TASKS
 
 
 @click.command()
-@click.argument("model")
-@click.option("--design", required=True, help="A design as JSON, or a file that holds it.")
+@click.argument("model", type=click.Path())
+@click.option("--design", required=True, type=click.Path(), help="A design as JSON, or a file that holds it.")
 @click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(list(TASKS)))
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--sequence-length", default=128, show_default=True, type=click.IntRange(min=1), help="In tokens.")

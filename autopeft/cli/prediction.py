@@ -25,14 +25,19 @@ WRITERS: dict[str, Callable[["pd.DataFrame", Any], Any]] = {
 
 @click.command()
 @click.argument("adapter", type=click.Path(file_okay=False))
-@click.option("--data", required=True, help="A file (csv, tsv, json, jsonl, parquet), a saved data set, or a hub id.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(),
+    help="A file (csv, tsv, json, jsonl, parquet), a saved data set, or a hub id.",
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help=f"Ends with {', '.join(WRITERS)}.")
 @click.option("--columns", multiple=True, metavar="ROLE=COLUMN", help="Such as text=review.")
 @click.option("--split", help="Which split, where the data has several.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
 @click.option("--probabilities", is_flag=True, help="Add the probability of every class.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--base-model", help="Where the base model is now, if not where it was.")
+@click.option("--base-model", type=click.Path(), help="Where the base model is now, if not where it was.")
 @click.option("--device", help="Such as cpu or cuda; a GPU where there is one by default.")
 @explain_errors
 def predict(adapter: str, data: str, output: Path | None, columns: tuple[str, ...], **options: Any) -> None:

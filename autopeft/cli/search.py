@@ -14,9 +14,35 @@ if TYPE_CHECKING:
     from autopeft.results.result import SearchResult
 
 
+def _complete_key(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return what a key of a study can go on with, once the shell asks."""
+    from pydantic import BaseModel
+
+    from autopeft.spec.objective import COSTS
+    from autopeft.spec.study import EarlyStopping, RayOptions, StudySpec
+    from autopeft.spec.training import Splits, Training
+
+    nested: dict[str, type[BaseModel]] = {
+        "training": Training,
+        "splits": Splits,
+        "early_stopping": EarlyStopping,
+        "executor": RayOptions,
+    }
+    keys = [*StudySpec.model_fields, *(f"budget.{cost}" for cost in COSTS)]
+    keys += [f"{parent}.{name}" for parent, model in nested.items() for name in model.model_fields]
+    return [f"{key}=" for key in sorted(keys) if key.startswith(incomplete)]
+
+
 @click.command()
 @click.argument("study", type=click.Path(dir_okay=False))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as n_trials=20.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, such as n_trials=20.",
+    shell_complete=_complete_key,
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what a search would do; train nothing.")
 @click.option("--dashboard", is_flag=True, help="Show the study in the browser for as long as the search runs.")
 @click.option("--dashboard-port", type=PORT, help="Where; 8080, or the next free one, by default.")
@@ -39,7 +65,8 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
         return
     with ExitStack() as stack:
         if dashboard or dashboard_port is not None:
-            console.print(f"dashboard {stack.enter_context(beside(spec.folder, dashboard_port))}", highlight=False)
+            address = stack.enter_context(beside(spec.folder, dashboard_port))
+            console.print(f"dashboard {address}  (for as long as the search runs)", highlight=False)
         console.print(f"checking {study}", highlight=False)
         result = run_study(spec, progress=True, on_ready=_print_ready)
     assert isinstance(result, SearchResult)
