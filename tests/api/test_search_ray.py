@@ -1,25 +1,141 @@
-"""A search on Ray, end to end: the same study, the same answers, whoever trains it."""
+"""A search on Ray, end to end: the same study and the same answers, whoever trains."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import autopeft
-from autopeft.spec.trial import Outcome
+from autopeft.executors.ray import RayExecutor
+from autopeft.executors.ray_cluster import RayCluster
+from autopeft.spec.study import RayOptions
+from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from autopeft.tasks.prepare import prepare
+from autopeft.training.worker import Worker, WorkerSetup, make_worker
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.ray
 
 
-def search(study: dict[str, Any], **changes: Any) -> autopeft.SearchResult:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Train here as a worker of one core does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def search(study: dict[str, Any], **changes: Any) -> tuple[TrialRecord, ...]:
     result = autopeft.search(**{**study, **changes})
     assert isinstance(result, autopeft.SearchResult)
-    return result
-
-
-def test_two_workers_answer_with_trained_adapters_and_resume(study: dict[str, Any]) -> None:
-    result = search(study, executor="ray", n_workers=2)
-    trials = result.state.trials
-    assert {t.outcome for t in trials} <= {Outcome.COMPLETE, Outcome.STOPPED, Outcome.INFEASIBLE}, [t.reason for t in trials]
-    assert len(result.front) >= 1
     assert set(result.state.tests) >= {t.number for t in result.front}
+    assert len(result.front) >= 1
+    return tuple(result.state.trials)
+
+
+def n_designs(trials: tuple[TrialRecord, ...]) -> int:
+    return sum(not t.baseline and t.continues is None and t.outcome is not Outcome.INFEASIBLE for t in trials)
+
+
+@pytest.mark.usefixtures("local_ray", "one_thread")
+def test_what_ray_begins_this_process_goes_on_with_and_the_other_way_round(study: dict[str, Any]) -> None:
+    first = search(study, executor="ray", n_workers=2, n_trials=3)
+    assert {t.outcome for t in first} <= {Outcome.COMPLETE, Outcome.STOPPED, Outcome.INFEASIBLE}, first
+    assert [t.baseline for t in first[:2]] == ["yardstick", "head"]
+    second = search(study, n_trials=5)
+    assert second[: len(first)] == first
+    third = search(study, executor={"type": "ray", "cpus_per_worker": 1}, n_trials=6)
+    assert third[: len(second)] == second
+    assert n_designs(third) == 6
+    assert {t.estimate.version for t in third} == {first[0].estimate.version}
+    twins = [t for t in third if t.design == third[0].design]
+    assert len({t.estimate.peak_memory for t in twins}) == 1, "a worker's threads are what memory is predicted for"
+
+
+@pytest.mark.usefixtures("local_ray", "one_thread")
+def test_a_worker_on_ray_trains_to_the_same_losses(study: dict[str, Any], tiny_bert: str) -> None:
+    training = autopeft.Training(**study["training"], device="cpu")
+    splits = autopeft.Splits(**study["splits"])
+    data = prepare(study["data"], model=tiny_bert, columns=study["columns"], splits=splits, training=training)
+    setup = WorkerSetup(model=tiny_bert, training=training, data=data)
+    blocks = [{"lora": {"rank": 2}}, {"adapter": {"size": 4}}, {"prefix": {"length": 2}}]
+    rates = {"lora": 5e-3, "adapter": 5e-3, "prefix": 1e-2, "head": 1e-2}
+    designs = [autopeft.Design.from_dict({"quantization": base, "blocks": blocks}) for base in ("none", "nf4")]
+    segments = [
+        Segment(trial=i, design=design, learning_rates=rates, seed=3 + i, stop=64, full=120)
+        for i, design in enumerate(designs)
+    ]
+    executor = RayExecutor(RayCluster(RayOptions(cpus_per_worker=1), n_workers=2), make_worker, setup, lambda: False)
+    remote = {}
+    try:
+        for segment in segments:
+            executor.submit(segment)
+        while len(remote) < len(segments):
+            remote |= {result.trial: result for result in executor.wait()}
+    finally:
+        executor.close()
+    for segment in segments:
+        here, there = Worker(setup).run(segment), remote[segment.trial]
+        assert there.status is SegmentStatus.DONE, there.error
+        assert there.losses == here.losses
+        assert (there.scores, there.predictions) == (here.scores, here.predictions)
+        assert there.checkpoint == here.checkpoint
+        assert there.measured.peak_memory == here.measured.peak_memory
+
+
+def processes_of_ray(session: int) -> list[str]:
+    """Return the command lines of living processes of a session that belong to a Ray."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, group_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(group_session) == session and state != "Z" and "ray" in command:
+            found.append(command)
+    return found
+
+
+def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: dict[str, Any], tmp_path: Path) -> None:
+    study = {**study, "training": {**study["training"], "epochs": 20}, "n_trials": 30, "early_stopping": "off"}
+    study |= {"executor": {"type": "ray", "cpus_per_worker": 1}, "n_workers": 2}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(study))
+    journal = Path(study["output_dir"]) / "tiny" / "study.journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autopeft", "search", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        start_new_session=True,
+    )
+    for _ in range(1200):
+        if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 3):
+            break
+        time.sleep(0.1)
+    assert processes_of_ray(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"resume with: autopeft search {path}" in output
+    assert not [line for line in output.splitlines() if "ray" in line.lower().replace("array", "")], output
+    trials = autopeft.open(journal.parent).state.trials
+    assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED) for t in trials)
+    cut_short = [t for t in trials if t.outcome is Outcome.INTERRUPTED]
+    assert 1 <= len(cut_short) <= 2
+    assert all((journal.parent / "checkpoints" / f"{t.number}.safetensors").is_file() for t in cut_short if t.examples)
+    for _ in range(100):
+        if not processes_of_ray(process.pid):
+            break
+        time.sleep(0.1)
+    assert not processes_of_ray(process.pid)

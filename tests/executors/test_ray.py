@@ -1,0 +1,207 @@
+"""What Ray adds to the contract: processes that die, hang and are asked to stop."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autopeft.errors import DataError, ExecutorError, StudyError
+from autopeft.executors.ray import RayExecutor
+from autopeft.executors.ray_cluster import RayCluster
+from autopeft.spec.design import Design
+from autopeft.spec.study import RayOptions
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from tests.executors.remote_workers import (
+    break_down,
+    make_nothing,
+    make_steady,
+    make_troubled,
+    refuse,
+    threads_of_torch,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+Make = Callable[..., RayExecutor]
+
+
+def segment(trial: int, **changes: Any) -> Segment:
+    return Segment(
+        **{"trial": trial, "design": Design(), "learning_rates": {}, "seed": 0, "stop": 2, "full": 100, **changes}
+    )
+
+
+def cluster(n_workers: int = 1, **options: Any) -> RayCluster:
+    return RayCluster(RayOptions(**{"cpus_per_worker": 1, **options}), n_workers=n_workers)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process lives: neither gone nor a zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for half a minute")
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[RayExecutor] = []
+
+    def make(n_workers: int = 1, **changes: Any) -> RayExecutor:
+        settings = {"make_worker": make_troubled, "setup": None, "should_stop": lambda: False, **changes}
+        made.append(RayExecutor(cluster(n_workers), **settings))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def run(executor: RayExecutor, *segments: Segment) -> dict[int, SegmentResult]:
+    for each in segments:
+        executor.submit(each)
+    results: dict[int, SegmentResult] = {}
+    while len(results) < len(segments):
+        results |= {result.trial: result for result in executor.wait()}
+    return results
+
+
+def test_workers_are_processes_that_keep_what_they_hold(make: Make) -> None:
+    executor = make(2)
+    first = run(executor, segment(0, stop=50), segment(1, stop=50))
+    pids = {result.scores["pid"] for result in first.values()}
+    assert pids == set(executor.pids)
+    assert len(pids - {os.getpid()}) == 2
+    second = run(executor, segment(2, stop=50), segment(3, stop=50))
+    assert {result.scores["pid"] for result in second.values()} == pids
+    assert [result.scores["n_segments"] for result in (*first.values(), *second.values())] == [1, 1, 2, 2]
+    executor.close()
+    executor.close()
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids))
+    assert executor.free() == 0
+
+
+def test_arrays_travel_once_and_checkpoints_as_bytes(make: Make) -> None:
+    data = np.arange(500_000, dtype=np.float64)
+    executor = make(2, make_worker=make_steady, setup=data)
+    checkpoint = os.urandom(300_000)
+    results = run(executor, segment(0, checkpoint=checkpoint), segment(1))
+    assert results[0].checkpoint == checkpoint
+    assert {result.scores["sum"] for result in results.values()} == {data.sum()}
+    assert {result.scores["writeable"] for result in results.values()} == {0.0}, (
+        "workers share memory that none may change"
+    )
+
+
+def test_a_request_to_stop_reaches_a_running_worker(make: Make) -> None:
+    stop = False
+    executor = make(2, should_stop=lambda: stop)
+    run(executor, segment(0), segment(1))
+    for trial in (2, 3):
+        executor.submit(segment(trial, stop=6000))
+    time.sleep(0.5)
+    stop = True
+    results = executor.wait()
+    while len(results) < 2:
+        results += executor.wait()
+    assert {result.status for result in results} == {SegmentStatus.INTERRUPTED}
+    assert all(result.examples < 6000 for result in results)
+    stop = False
+    assert run(executor, segment(4))[4].status is SegmentStatus.DONE, "a request is meant for what runs"
+
+
+@pytest.mark.parametrize(
+    ("seed", "status", "says"),
+    [
+        (1, SegmentStatus.FAILED, "process died"),
+        (2, SegmentStatus.FAILED, "a worker must not raise"),
+        (3, SegmentStatus.OUT_OF_MEMORY, ""),
+    ],
+)
+def test_a_worker_that_breaks_is_replaced_and_others_are_not_harmed(
+    make: Make, seed: int, status: SegmentStatus, says: str
+) -> None:
+    executor = make(2)
+    run(executor, segment(0), segment(1))
+    before = set(executor.pids)
+    results = run(executor, segment(2, seed=seed, start=1), segment(3, stop=100))
+    assert results[2].status is status
+    assert says in (results[2].error.splitlines() or [""])[-1]
+    assert results[3].status is SegmentStatus.DONE
+    after = run(executor, segment(4, stop=50), segment(5, stop=50))
+    assert {result.status for result in after.values()} == {SegmentStatus.DONE}
+    assert len(before & set(executor.pids)) == 1
+    assert executor.free() == 2
+
+
+def test_a_killed_worker_fails_its_segment_and_is_replaced(make: Make) -> None:
+    executor = make(1)
+    pid = int(run(executor, segment(0))[0].scores["pid"])
+    executor.submit(segment(1, stop=6000, start=7))
+    os.kill(pid, signal.SIGKILL)
+    (result,) = executor.wait()
+    assert (result.trial, result.status, result.examples) == (1, SegmentStatus.FAILED, 7)
+    assert f"process {pid}" in result.error
+    assert run(executor, segment(2))[2].scores["pid"] != pid
+
+
+def test_a_worker_that_hangs_is_given_up_long_after_its_deadline(make: Make) -> None:
+    executor = make(1, hang_seconds=1.0)
+    pid = int(run(executor, segment(0))[0].scores["pid"])
+    result = run(executor, segment(1, seed=4, deadline_seconds=0.5))[1]
+    assert result.status is SegmentStatus.FAILED
+    assert "hung" in result.error
+    wait_until(lambda: not is_alive(pid))
+    assert run(executor, segment(2))[2].status is SegmentStatus.DONE
+
+
+def test_the_time_that_a_worker_takes_to_start_counts(make: Make) -> None:
+    deadline = run(make(1), segment(0, deadline_seconds=100.0))[0].scores["deadline"]
+    assert 0 < deadline < 99.9
+
+
+def test_workers_that_cannot_be_made_end_the_search(make: Make) -> None:
+    executor = make(1, make_worker=make_nothing)
+    executor.submit(segment(0))
+    with pytest.raises(ExecutorError, match=r"3 in a row did not.*no worker can be made of this"):
+        executor.wait()
+
+
+def test_a_terminals_interrupt_does_not_reach_workers(make: Make) -> None:
+    executor = make(1)
+    pid = int(run(executor, segment(0))[0].scores["pid"])
+    executor.submit(segment(1, stop=100))
+    os.kill(pid, signal.SIGINT)
+    assert executor.wait()[0].status is SegmentStatus.DONE
+    assert executor.pids == (pid,)
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2])
+def test_a_worker_has_as_many_threads_as_cores(n_cpus: int) -> None:
+    assert cluster(cpus_per_worker=n_cpus).call(threads_of_torch) == (n_cpus, str(n_cpus))
+
+
+def test_what_was_asked_for_is_held_against_what_is_there() -> None:
+    assert cluster(n_workers=2, cpus_per_worker=None).n_threads == 1
+    with pytest.raises(StudyError, match="n_workers=3"):
+        _ = cluster(n_workers=3).share
+    with pytest.raises(StudyError, match="gpus_per_worker"):
+        _ = cluster(gpus_per_worker=1).share
+
+
+def test_errors_of_a_call_come_back_as_what_they_are() -> None:
+    with pytest.raises(DataError, match=r"^such is the data$"):
+        cluster().call(refuse, "such is the data")
+    with pytest.raises(ExecutorError, match="break_down failed on a worker of Ray: ZeroDivisionError: not of our"):
+        cluster().call(break_down)
