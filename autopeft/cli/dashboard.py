@@ -5,9 +5,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -31,16 +30,14 @@ def dashboard(folder: str, port: int | None, descriptor: int | None) -> None:
     if descriptor is not None:
         _serve_beside(Path(folder), socket.socket(fileno=descriptor))
         return
-    from autopeft.results.dashboard import make_app
+    from autopeft.results.dashboard import StudyApp
     from autopeft.results.dashboard_server import Server, url
 
-    app = make_app(Path(folder))
-    with _listen(port, "--port") as listening:
+    app = StudyApp(Path(folder))
+    app.check()
+    with _listen(port, "--port") as listening, suppress(KeyboardInterrupt):
         click.echo(f"{url(listening)}  (Ctrl-C ends it)")
-        try:
-            Server(listening, app).serve_forever()
-        except KeyboardInterrupt:
-            click.echo()
+        Server(listening, app).serve_forever()
 
 
 @contextmanager
@@ -83,25 +80,18 @@ def _listen(port: int | None, option: str) -> socket.socket:
 
 
 def _serve_beside(folder: Path, listening: socket.socket) -> None:
-    """Serve at once, show the study as soon as a search has written one, and end with the process that asked for it."""
-    from autopeft.results.dashboard_server import Server, not_yet
+    """Serve a study, also one that is still to be written, until the process that asked for it ends."""
 
     def end_with_parent() -> None:
         sys.stdin.buffer.read()  # returns when the other end of the pipe is gone
         os._exit(0)  # nothing is held that would have to be let go of in order
 
-    def show_study() -> None:
-        from autopeft.results.dashboard import has_study, make_app
-
-        while not has_study(folder):
-            time.sleep(0.5)
-        server.set_app(make_app(folder))
-
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.nice(10)  # the search comes first
-    server = Server(listening, not_yet)
-    for task in (end_with_parent, show_study):
-        threading.Thread(target=task, daemon=True).start()
-    server.serve_forever()
+    from autopeft.results.dashboard import StudyApp
+    from autopeft.results.dashboard_server import Server
+
+    Server(listening, StudyApp(folder)).serve_forever()
 
 
 COMMANDS = (dashboard,)

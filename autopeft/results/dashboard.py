@@ -6,9 +6,10 @@ search that writes it never waits, and a folder without write permission is as g
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -16,6 +17,7 @@ from optuna.study._frozen import FrozenStudy
 
 from autopeft.errors import MissingDependencyError, ResultError
 from autopeft.results.charts import front_chart
+from autopeft.results.dashboard_server import not_yet
 from autopeft.results.hypervolume_chart import hypervolume_chart
 from autopeft.results.notes import study_note, trial_note
 from autopeft.searching.folder import StudyFolder
@@ -95,29 +97,60 @@ def additions(state: StudyState) -> dict[str, Any]:
     return added
 
 
-def make_app(folder: Path) -> Callable[..., Any]:
-    """Return Optuna Dashboard for the study in a folder, as a WSGI application.
+class StudyApp:
+    """Optuna Dashboard for the study in a folder, as a WSGI application.
+
+    It waits for a study that a search has not written yet, and goes over to another one that takes its place.
 
     Raises:
-        ResultError: The folder holds no study.
-        StudyMismatchError: Another version of autopeft wrote it.
         MissingDependencyError: Optuna Dashboard is not installed.
     """
-    try:
-        from optuna_dashboard import wsgi
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the dashboard needs the package optuna-dashboard, but: {error}; pip install optuna-dashboard"
-        ) from None
-    with quiet_optuna():
-        read_state(folder)
-        return wsgi(StudyView(folder))  # type: ignore[no-any-return]
 
+    def __init__(self, folder: Path) -> None:
+        try:
+            from optuna_dashboard import wsgi
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the dashboard needs the package optuna-dashboard, but: {error}; pip install optuna-dashboard"
+            ) from None
+        self._wsgi = wsgi
+        self._folder = StudyFolder(folder)
+        self._lock = threading.Lock()
+        self._app: WSGIApplication = not_yet
+        self._first_line = b""
 
-def has_study(folder: Path) -> bool:
-    """Return whether a folder holds a study that can be shown; a search that has just begun has not written it yet."""
-    try:
-        read_state(folder)
-    except (ResultError, KeyError):
-        return False
-    return True
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        return self._current()(environ, start_response)
+
+    def check(self) -> None:
+        """Make sure that there is something to show, before a browser asks.
+
+        Raises:
+            ResultError: The folder holds no study.
+            StudyMismatchError: Another version of autopeft wrote it.
+        """
+        read_state(self._folder.path)
+
+    def _current(self) -> WSGIApplication:
+        with self._lock:
+            # Whoever begins a journal writes an identifier of its own into the first line.
+            try:
+                with self._folder.journal.open("rb") as journal:
+                    first_line = journal.readline()
+            except FileNotFoundError:
+                first_line = b""
+            if first_line != self._first_line:
+                self._app, self._first_line = not_yet, b""
+                if self._has_study():
+                    with quiet_optuna():
+                        self._app = self._wsgi(StudyView(self._folder.path))
+                    self._first_line = first_line
+            return self._app
+
+    def _has_study(self) -> bool:
+        try:
+            read_state(self._folder.path)
+        except (ResultError, KeyError):  # the study file or the journal is missing; the journal has no study yet
+            return False
+        return True
