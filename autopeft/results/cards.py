@@ -11,7 +11,6 @@ from autopeft.results.selection import best, knee
 from autopeft.results.wording import (
     BASELINE_MARKS,
     MISSING,
-    SERVING,
     design_words,
     format_difference,
     format_interval,
@@ -19,6 +18,7 @@ from autopeft.results.wording import (
     format_share,
     outcome_words,
     reason_words,
+    serving_words,
     verdict,
 )
 from autopeft.searching.folder import StudyFolder
@@ -110,7 +110,7 @@ def make_card(comparer: Comparer, trial: TrialRecord, *, compare: bool = False) 
     if compare and yardstick is not None and yardstick.number != trial.number:
         difference = comparer.compare(trial, yardstick).soundest
         amount = format_difference(difference, state.quality).split(" (")[0]
-        gain = [Fact(label=f"over the yardstick, {difference.split}", value=amount, detail=verdict(difference))]
+        gain = [Fact(label=f"over yardstick, {difference.split}", value=amount, detail=verdict(difference))]
     loadable = trial.outcome is Outcome.COMPLETE and trial.baseline != "base"
     code = (
         f"import autopeft\n\nmodel, processor = autopeft.load(\n    {json.dumps(adapter_path(state, trial.number))}\n)"
@@ -168,7 +168,7 @@ def _costs(state: StudyState, trial: TrialRecord) -> list[Fact]:
         Fact(label="trainable", value=format_count(estimate.trainable_params), detail=share),
         Fact(label="peak memory", value=format_bytes(estimate.peak_memory), detail=peak),
         *(Fact(label=OBJECTIVES[n].label, value=format_cost(n, estimate.cost(n))) for n in others),
-        Fact(label="adapter", value=format_bytes(estimate.adapter_bytes), detail=SERVING[estimate.serving]),
+        Fact(label="adapter", value=format_bytes(estimate.adapter_bytes), detail=serving_words(trial)),
         Fact(
             label="training",
             value=format_seconds(measured.train_seconds) if trial.examples else MISSING,

@@ -48,11 +48,11 @@ def front_chart(state: StudyState) -> Any:
     partial = [trial for trial in rest if trial.outcome is not Outcome.COMPLETE]
     unscored = without_score(state)
     figure = _figure(axis_title(state), quality_title(state.quality))
-    edge = [_worse_edge(state, with_score)] * len(unscored)
+    edge = [_worse_edge(state)] * len(unscored)
     figure.add_trace(_points(state, unscored, "never scored", symbol="x-thin-open", y=edge))
-    figure.add_trace(_points(state, partial, "stopped, last score", symbol="circle-open"))
+    figure.add_trace(_points(state, partial, "stopped", symbol="circle-open"))
     figure.add_trace(_points(state, complete, "trained in full", symbol="circle"))
-    line = _points(state, front, "front, 95 % interval", symbol="circle", color=FRONT_COLOR, size=9)
+    line = _points(state, front, "front", symbol="circle", color=FRONT_COLOR, size=9)
     line.error_y = {
         "type": "data",
         "array": [Z_95 * record.standard_errors.get(state.metric, 0.0) for record in front],
@@ -74,9 +74,9 @@ def front_chart(state: StudyState) -> Any:
     return figure
 
 
-def _worse_edge(state: StudyState, trials: Sequence[TrialRecord]) -> float:
+def _worse_edge(state: StudyState) -> float:
     """Return a score a little worse than every other, where trials without one are drawn."""
-    values = [trial.value(state.metric) for trial in trials] or [0.0, 1.0]
+    values = [trial.value(state.metric) for trial in scored(state.chains, state.metric)] or [0.0, 1.0]
     low, high = min(values), max(values)
     if is_wide(state):
         return high * 1.15

@@ -26,7 +26,7 @@ MIN_TRIALS = 20
 MAX_ROWS = 600
 """Trials beyond this many, the oldest, are left out, so that a report of thousands is made within seconds."""
 N_FOLDS = 5
-N_TREES = 100
+N_TREES = 60
 N_SHUFFLES = 8
 
 _ABSENT = -1e3
@@ -41,8 +41,9 @@ class Importance:
 
     Attributes:
         parameter: Such as `lora.rank`, `lora.layers`, `lora.use`, `lora.learning_rate` or `quantization`.
-        value: The R² that predictions for held-out trials lose when the choice is shuffled; 0 or below where it
-            tells nothing. Choices that act together are counted for each, so that values need not sum to R².
+        value: The share of the variance between trials that goes through the choice: half of the R² that
+            predictions for held-out trials lose when it is shuffled (a difference of two independent draws has twice
+            the variance of one); 0 or below where it tells nothing. What choices do together counts for each of them.
         standard_error: Of `value`, over the shuffles.
         n_trials: Trials that have the parameter.
     """
@@ -88,7 +89,7 @@ def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Im
     """Return how much each choice explains of an objective, over the study's trials.
 
     An ensemble of trees is fitted on four fifths of the trials and predicts the rest, in turn. A choice's importance is
-    the R² that is lost when it is shuffled in the rows that are predicted.
+    half of the R² that is lost when it is shuffled in the rows that are predicted.
 
     Quality is explained for trials that trained in full; their scores at rungs, and those of stopped trials, help
     the fit as further rows with the share of training as a feature (all rows of a trial are held out together), and
@@ -99,7 +100,8 @@ def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Im
     importance as the trees happen to split it. The trials are those that the sampler chose, not a random sample.
 
     Source: permutation importance: Breiman 2001, "Random Forests", section 10; the trees: Geurts et al. 2006,
-        "Extremely randomized trees"; the handling of absent parameters is ours.
+        "Extremely randomized trees"; half of the loss as a share of variance: Gregorutti et al. 2017, "Correlation
+        and variable importance in random forests", proposition 1. The handling of absent parameters is ours.
     """
     rows = _quality_rows(state) if objective.kind == "quality" else _cost_rows(state, objective)
     judged = np.array([row.judged for row in rows], dtype=bool)
@@ -184,7 +186,7 @@ def _explain(
     if r2 <= 0:
         reason = f"too few trials to tell: choices do not predict held-out trials better than their mean (R² {r2:.2f})"
         return Importances(objective=objective, r2=r2, n_trials=n_trials, reason=reason)
-    losses = (np.mean((shuffled[:, :, judged] - actual) ** 2, axis=2) - error) / variance
+    losses = (np.mean((shuffled[:, :, judged] - actual) ** 2, axis=2) - error) / (2 * variance)
     found = [
         Importance(
             parameter=parameter.name,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from autopeft.results.wording import SERVING, design_words, reason_words
+from autopeft.results.wording import design_words, reason_words, serving_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.objective import COSTS
 from autopeft.spec.state import StudyState, TestScore
@@ -83,7 +83,7 @@ def _row(state: StudyState, trial: TrialRecord, metrics: Iterable[str], on_front
         "measured_peak_memory": float("nan") if peak is None else peak,
         "train_seconds": trial.measured.train_seconds,
         "examples_share": trial.examples / state.n_full_examples,
-        "serving": SERVING[trial.estimate.serving],
+        "serving": serving_words(trial),
         "excess": max(trial.excess.values(), default=float("nan")),
         "reason": reason_words(trial, state.limits),
         "baseline": trial.baseline,

@@ -10,7 +10,7 @@ from html import escape
 from io import BytesIO
 
 from autopeft.results.plots import draw_front
-from autopeft.results.wording import MISSING, SERVING, format_score, format_share, marked_words
+from autopeft.results.wording import MISSING, format_score, format_share, marked_words, serving_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
@@ -70,7 +70,7 @@ def _cells(state: StudyState, trial: TrialRecord, costs: Sequence[str]) -> list[
         f"<td>{trial.number}</td>",
         f'<td style="text-align: left">{escape(marked_words(trial))}</td>',
         *(f"<td>{escape(text)}</td>" for text in texts),
-        f'<td style="text-align: left">{MISSING if trial.baseline == "base" else SERVING[trial.estimate.serving]}</td>',
+        f'<td style="text-align: left">{escape(serving_words(trial))}</td>',
     ]
 
 

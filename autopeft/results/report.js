@@ -25,12 +25,17 @@
   let selected = null;
   function themed(layout) {
     const axis = { gridcolor: color("--grid"), linecolor: color("--line"), tickcolor: color("--line"), automargin: true };
+    // A phone has room for every second tick.
+    const few = window.innerWidth < 640 && (layout.xaxis.tickvals || []).length > 6;
+    const sparse = few ? {
+      tickvals: layout.xaxis.tickvals.filter((_, place) => place % 2 === 0),
+      ticktext: layout.xaxis.ticktext.filter((_, place) => place % 2 === 0) } : {};
     return Object.assign({}, layout, {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("--ink") },
       hoverlabel: Object.assign({}, layout.hoverlabel, {
         bgcolor: color("--panel"), bordercolor: color("--line"), font: { color: color("--ink"), size: 12 } }),
-      xaxis: Object.assign({}, layout.xaxis, axis, { showgrid: false, showline: true }),
+      xaxis: Object.assign({}, layout.xaxis, axis, sparse, { showgrid: false, showline: true }),
       yaxis: Object.assign({}, layout.yaxis, axis),
     });
   }

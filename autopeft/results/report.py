@@ -23,7 +23,6 @@ from autopeft.results.summary import gain_sentences, headline
 from autopeft.results.wording import (
     BASELINE_MARKS,
     MISSING,
-    SERVING,
     count_designs,
     design_words,
     direction_words,
@@ -32,6 +31,7 @@ from autopeft.results.wording import (
     format_share,
     outcome_words,
     reason_words,
+    serving_words,
 )
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
@@ -154,7 +154,7 @@ def _template() -> Template:
         words=design_words,
         mark=lambda trial: BASELINE_MARKS[trial.baseline],
         share=format_share,
-        serving=lambda trial: SERVING[trial.estimate.serving],
+        serving=serving_words,
         reason=reason_words,
         designs=count_designs,
         fact=_fact,

@@ -17,12 +17,12 @@ from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import ranked
 from autopeft.results.wording import (
     MISSING,
-    SERVING,
     count_designs,
     direction_words,
     format_score,
     marked_words,
     outcome_words,
+    serving_words,
 )
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
@@ -171,9 +171,7 @@ def _columns(state: StudyState, trials: Sequence[TrialRecord]) -> tuple[Column, 
         *columns,
         Column(name="memory / measured", cells=memory, rank=7),
         Column(name="time", cells=times, rank=10),
-        Column(
-            name="serving", cells=tuple(SERVING[trial.estimate.serving] for trial in trials), rank=8, justify="left"
-        ),
+        Column(name="serving", cells=tuple(serving_words(trial) for trial in trials), rank=8, justify="left"),
         Column(name="design", cells=tuple(_words(trial) for trial in trials), rank=-1, justify="left"),
     )
 

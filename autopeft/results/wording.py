@@ -26,6 +26,11 @@ def design_words(trial: TrialRecord) -> str:
     return "no adapter, untrained" if trial.baseline == "base" else trial.design.describe()
 
 
+def serving_words(trial: TrialRecord) -> str:
+    """Say how a trained design is served; the base model as it is needs nothing."""
+    return "as it is" if trial.baseline == "base" else SERVING[trial.estimate.serving]
+
+
 def marked_words(trial: TrialRecord) -> str:
     """Return `design_words` with the baseline's mark behind it: `LoRA r=8 on query, value (yardstick)`."""
     mark = BASELINE_MARKS.get(trial.baseline)

@@ -14,7 +14,7 @@ from autopeft.spec.design import Design
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
-from autopeft.spec.trial import Outcome, RungScore, TrialRecord
+from autopeft.spec.trial import Outcome, RungScore, Sample, TrialRecord
 from tests.conftest import make_summary
 
 FULL = 4000
@@ -211,3 +211,94 @@ def fill(build: Builder) -> Builder:
     )
     assert continued.continues == stopped.number
     return build
+
+
+PROMPTS = (
+    ("Review of a slow film:", "A patient film that rewards the patient."),
+    ("Review of <b>a sequel</b>:", "More of the same & less of it."),
+    ("Review of a debut:", ""),
+    ("Review of a remake:", "Nobody asked, and here it is."),
+)
+
+
+def language_model(build: Builder) -> StudyState:
+    """A study of a language model: perplexity, no head, the base model as it is, and samples."""
+    fill(build)
+    base = build.add(params=0, skill=0.5, baseline="base", memory_mib=150, tested=True)
+    state = build.state()
+    values = {"objectives": ("perplexity", "trainable_params"), "task": "causal-lm", "data": "reviews.jsonl"}
+    says = {
+        0: "It is a film. <script>alert(1)</script>",
+        base.number: "film film film film",
+        18: "Tender, and a little too long.",
+        20: "A good film.",
+        3: "Fine.",
+    }
+    return replace(
+        state,
+        spec=state.spec.model_copy(update=values),
+        metric="perplexity",
+        limits={"trainable_params": 450_000},
+        trials=tuple(_with_perplexity(trial) for trial in build.trials),
+        tests={
+            number: TestScore(scores=_perplexity(test.scores), standard_errors={"perplexity": 0.4})
+            for number, test in build.tests.items()
+        },
+        samples={
+            number: tuple(
+                Sample(prompt=prompt, output=" ".join([words] * (index + 1)), reference=reference)
+                for index, (prompt, reference) in enumerate(PROMPTS)
+            )
+            for number, words in says.items()
+        },
+    )
+
+
+def _with_perplexity(trial: TrialRecord) -> TrialRecord:
+    """The same trial with a perplexity in place of its scores: 20 to 60, falling with accuracy."""
+    scores = _perplexity(trial.scores)
+    return replace(
+        trial,
+        scores=scores,
+        standard_errors=dict.fromkeys(scores, 0.4),
+        rungs=tuple(replace(rung, scores=_perplexity(rung.scores)) for rung in trial.rungs),
+        excess={"trainable_params": trial.excess["trainable_params"]},
+        **({"learning_rates": {}, "examples": 0, "measured": Measured()} if trial.baseline == "base" else {}),
+    )
+
+
+def _perplexity(scores: Mapping[str, float]) -> dict[str, float]:
+    return {"perplexity": 20 + 130 * (0.85 - scores["accuracy"])} if scores else {}
+
+
+def many(build: Builder, n_trials: int) -> StudyState:
+    """A study of many random trials, of which the rank of LoRA, where it is used, decides nearly everything.
+
+    Half of the trials have no LoRA. The adapter's size decides a little; learning rates and the prefix decide nothing.
+    """
+    rng = np.random.default_rng(7)
+    for index in range(n_trials):
+        uses = rng.random(3) < 0.5
+        rank, size, length = 2 ** int(rng.integers(0, 6)), 4 ** int(rng.integers(1, 4)), int(rng.integers(1, 32))
+        layers = tuple(range(int(rng.integers(0, 6)), 6))
+        blocks = [
+            block
+            for used, block in zip(uses, (lora(rank), adapter(size, layers), prefix(length, layers)), strict=True)
+            if used
+        ]
+        skill = 0.70 + (0.03 * np.log2(rank) if uses[0] else 0.0) + (0.002 * size**0.5 if uses[1] else 0.0)
+        params = (
+            HEAD + int(uses[0]) * 9216 * rank + int(uses[1]) * 768 * size * len(layers) + int(uses[2]) * 768 * length
+        )
+        complete = index % 3 != 2
+        record = build.add(
+            *blocks,
+            params=params,
+            skill=float(skill + 0.003 * rng.normal()),
+            outcome=Outcome.COMPLETE if complete else Outcome.STOPPED,
+            share=1.0 if complete else 0.25,
+            memory_mib=150 + 20 * len(layers) * int(uses[1]) + 100 * int(uses[0]),
+        )
+        rates = {name: float(10 ** rng.uniform(-4, -2)) for name in record.learning_rates}
+        build.trials[-1] = replace(record, learning_rates=rates)
+    return build.state()

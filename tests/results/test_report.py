@@ -1,18 +1,21 @@
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autopeft.results.charts import front_chart, memory_chart, rung_chart
+from autopeft.results.charts import front_chart, memory_chart, rung_chart, time_chart
+from autopeft.results.diagnostics import rung_counts, throughput, trained_flops, written
 from autopeft.results.report import render_report, study_yaml
 from autopeft.results.result import SearchResult
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import load_study
 from autopeft.spec.trial import Outcome
-from tests.results.generated import Builder, lora
+from tests.results.generated import PROMPTS, Builder, language_model, lora
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -45,6 +48,13 @@ class Page(HTMLParser):
             self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
         elif self.open and self.open[-1] != "style":
             self.text.append(data)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads."""
+        (text,) = (script for attributes, script in self.scripts if attributes.get("type") == "application/json")
+        values: dict[str, Any] = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        return values
 
     @property
     def words(self) -> str:
@@ -86,12 +96,24 @@ def test_the_front_and_its_intervals_are_on_the_page(page: Page, state: StudySta
 
 
 def test_recommended_designs_come_with_the_code_that_loads_them(page: Page, result: SearchResult) -> None:
-    code = page.words
-    for trial in (result.best(), result.knee(), result.best(within="1se")):
+    tabs = {attributes["id"]: attributes for _, attributes in page.tags if attributes.get("role") == "tab"}
+    cards = page.data["cards"]
+    for name, trial in (("best", result.best()), ("knee", result.knee()), ("cheapest", result.best(within="1se"))):
+        assert tabs[f"tab-{name}"]["data-card"] == str(trial.number)
+        card = cards[str(trial.number)]
         path = (result.state.folder / "adapters" / str(trial.number)).as_posix()
-        assert f'autopeft.load( "{path}" )' in code
+        assert f'autopeft.load(\n    "{path}"\n)' in card["code"]
         assert Path(path).is_dir()
-    assert "Cheapest within one standard error of the best" in code
+        compile(card["code"], "card", "exec")
+    assert set(cards) == {str(trial.number) for trial in result.state.chains}
+    assert all(bool(card["code"]) != bool(card["note"]) for card in cards.values())
+
+
+def test_picks_that_are_one_design_say_so(build: Builder) -> None:
+    build.add(lora(1), params=1000, skill=0.7)
+    tabs = [a for _, a in Page(render_report(build.state())).tags if a.get("role") == "tab" and "data-card" in a]
+    assert [tab["data-card"] for tab in tabs] == ["0", "0", "0"]
+    assert "the same design as best and cheapest tied" in (tabs[1]["data-meaning"] or "")
 
 
 def test_paths_below_the_working_folder_are_relative(build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,26 +152,29 @@ def test_texts_of_users_are_escaped(build: Builder) -> None:
     spec = state.spec.model_copy(update={"data": evil, "model": evil})
     html = render_report(replace(state, spec=spec, model=replace(state.model, name=evil)))
     page = Page(html)
-    assert len(page.scripts) == 3
+    assert len(page.scripts) == 4
     assert not any(script.startswith("alert") for _, script in page.scripts)
     assert evil in page.words
     assert "&lt;script&gt;" in repr(front_chart(state).to_plotly_json())
 
 
 def test_figures_are_json_that_plotly_reads(page: Page) -> None:
-    (text,) = (script for attributes, script in page.scripts if attributes.get("type") == "application/json")
-    figures = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert set(figures) == {"front", "memory", "rungs"}
+    figures = page.data["figures"]
+    assert set(figures) == {"front", "memory", "rungs", "time"}
     ids = {attributes.get("id") for _, attributes in page.tags}
     assert {f"chart-{name}" for name in figures} <= ids
 
 
 def test_the_front_chart_has_every_trial_once(state: StudyState) -> None:
     traces = {trace.name: trace for trace in front_chart(state).data}
-    cards = [card.split("</b>")[0].removeprefix("<b>") for trace in traces.values() for card in trace.text]
+    numbers = [number for trace in traces.values() for number in trace.customdata]
     # The yardstick is on the front, and drawn again on top of it.
-    assert sorted(map(int, cards)) == sorted([*(trial.number for trial in state.chains), 0])
-    front = traces["front, 95 % interval"]
+    assert sorted(numbers) == sorted([*(trial.number for trial in state.chains), 0])
+    cards = [
+        (number, card) for trace in traces.values() for number, card in zip(trace.customdata, trace.text, strict=True)
+    ]
+    assert all(card.startswith(f"<b>{number}: ") for number, card in cards)
+    front = traces["front"]
     assert list(front.x) == sorted(front.x)
     assert front.error_y.array[-1] == pytest.approx(1.95996 * state.trials[18].standard_errors["accuracy"], rel=1e-4)
 
@@ -173,3 +198,87 @@ def test_a_study_without_a_front_or_without_trials_has_a_report(build: Builder) 
     assert "There is no front" in words
     assert "RuntimeError: no luck" in words
     assert "The search was interrupted" in words
+
+
+def test_the_first_sentence_is_the_answer(page: Page, state: StudyState) -> None:
+    test = state.tests[18]
+    assert "The best of 7 designs on the front reaches accuracy" in page.words
+    assert f"{test.scores['accuracy']:.3f} ± {test.standard_errors['accuracy']:.3f} on test with 299k" in page.words
+    assert "it is clearly better than the yardstick" in page.words
+
+
+def test_time_is_compared_with_predicted_compute(state: StudyState) -> None:
+    speed, figure = throughput(state), time_chart(state)
+    assert speed is not None
+    line, points = figure.data
+    assert len(points.x) == speed.n == sum(trial.examples > 0 for trial in state.chains)
+    assert line.x[-1] / line.y[-1] == pytest.approx(speed.median / 1e12)
+    # Every generated trial is trained at 110 examples a second.
+    expected = sorted(trial.estimate.train_flops * 110 / 4000 for trial in state.chains if trial.examples)
+    assert speed.low <= speed.median <= speed.high
+    assert expected[0] <= speed.median <= expected[-1]
+    assert trained_flops(state, state.trials[13]) == state.trials[13].estimate.train_flops / 2
+
+
+def test_rungs_count_who_was_scored_and_who_was_stopped(state: StudyState) -> None:
+    first, second = rung_counts(state)
+    assert (first.share, second.share) == (0.25, 0.5)
+    ends = Counter(trial.outcome for trial in state.chains if trial.rungs)
+    assert first.reached == sum(ends.values())
+    assert (first.stopped, second.stopped) == (2, 1)
+    # In this study the score at a rung is the true skill less a constant, so that the order is nearly kept.
+    assert first.rank_correlation is not None
+    assert first.rank_correlation > 0.9
+
+
+@pytest.fixture(scope="module")
+def language_state(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
+    return language_model(Builder(folder=tmp_path_factory.mktemp("runs") / "stories"))
+
+
+def test_a_metric_that_is_better_when_lower_reads_right(language_state: StudyState) -> None:
+    words = Page(render_report(language_state)).words
+    assert "Perplexity: lower is better." in words
+    assert "perplexity −" in words
+    assert "lower is better) on test" in words
+    figure = front_chart(language_state)
+    assert figure.layout.yaxis.title.text == "perplexity on validation (lower is better)"
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["front"].y) == sorted(traces["front"].y, reverse=True)
+    # What was never scored lies at the side of the worse scores, beyond the base model.
+    assert min(traces["never scored"].y) > max(*traces["stopped"].y, language_state.base.value("perplexity"))
+    card = Page(render_report(language_state)).data["cards"]["18"]
+    (gain,) = (fact for fact in card["facts"] if fact["label"].startswith("over yardstick"))
+    assert gain["value"].startswith("−")
+    assert gain["detail"] == "clearly better"
+
+
+def test_the_base_model_is_a_line_and_no_point(language_state: StudyState) -> None:
+    base = language_state.base
+    figure = front_chart(language_state)
+    assert base.number not in [number for trace in figure.data for number in trace.customdata]
+    assert all(x > 0 for trace in figure.data for x in trace.x)
+    assert base.value("perplexity") in [shape.y0 for shape in figure.layout.shapes]
+    assert any("base model" in annotation.text for annotation in figure.layout.annotations)
+    words = Page(render_report(language_state)).words
+    assert "no adapter, untrained base model" in words
+
+
+def test_samples_stand_side_by_side_and_escaped(language_state: StudyState) -> None:
+    rows = written(language_state, [language_state.trials[20]])
+    assert [(row.prompt, row.reference) for row in rows] == list(PROMPTS)
+    for row in rows:
+        assert [trial.number for trial, _ in row.outputs] == [22, 0, 20, 18, 3]
+    html = render_report(language_state)
+    page = Page(html)
+    assert len(page.scripts) == 4
+    assert "It is a film. <script>alert(1)</script>" in page.words
+    assert "Review of <b>a sequel</b>:" in page.words
+    assert "More of the same & less of it." in page.words
+
+
+def test_a_running_study_has_a_report(build: Builder) -> None:
+    build.add(lora(1), params=1000, outcome=Outcome.RUNNING, skill=0.6, share=0.5)
+    words = Page(render_report(build.state())).words
+    assert "1 trial was being trained when this was written" in words
+    assert "No design to recommend yet" in words

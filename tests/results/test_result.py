@@ -33,6 +33,21 @@ def test_the_front_shows_itself_in_words(result: SearchResult) -> None:
     assert "0.822 ± 0.016" in text
 
 
+def test_a_result_is_one_line_in_a_list_and_a_few_when_printed(result: SearchResult, build: Builder) -> None:
+    assert repr(result).startswith(
+        "<SearchResult reviews: 20 trials, front of 7, best accuracy 0.822 ± 0.016 (trial 18)"
+    )
+    assert "\n" not in repr(result)
+    assert str(result) == result.summary()
+    assert "0 trials, no front" in repr(SearchResult(build.state()))
+
+
+def test_an_interactive_plot_is_a_plotly_figure(result: SearchResult) -> None:
+    figure = result.plot(interactive=True)
+    assert "front" in [trace.name for trace in figure.data]
+    assert result.plot().axes
+
+
 def test_an_empty_front_shows_why(build: Builder) -> None:
     build.add(lora(2), params=1000, outcome=Outcome.FAILED, reason="ValueError: <b>")
     front = SearchResult(build.state()).front
@@ -101,7 +116,7 @@ def test_the_summary_says_what_was_tried_and_what_was_gained(result: SearchResul
         "12 complete, 3 stopped, 2 infeasible, 1 failed, 1 out of memory, 1 interrupted; 12 proposals refused" in text
     )
     assert "best: 0.822 ± 0.016" in text
-    assert "no design that costs no more scored higher" in text
+    assert "no design that costs no more scored better" in text
     assert "on test" in text
 
 
