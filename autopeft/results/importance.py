@@ -23,14 +23,16 @@ from autopeft.spec.trial import Outcome, TrialRecord
 
 MIN_TRIALS = 20
 """Fewer trials than this say nothing: a fifth of them is held out at a time."""
-MAX_ROWS = 600
+MIN_R2 = 0.05
+"""A forest that explains less than this of held-out trials has found nothing: noise alone reaches about as much."""
+MAX_TRIALS = 600
 """Trials beyond this many, the oldest, are left out, so that a report of thousands is made within seconds."""
 N_FOLDS = 5
-N_TREES = 60
+N_TREES = 50
 N_SHUFFLES = 8
 
 _ABSENT = -1e3
-"""Stands for a parameter that a trial does not have: below every real value, so that one cut tells them apart."""
+"""Stands for a parameter that a trial does not have: below every real value. How far below is nothing to a tree."""
 
 Array = NDArray[np.float64]
 
@@ -88,7 +90,7 @@ class Parameter:
 def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Importances:
     """Return how much each choice explains of an objective, over the study's trials.
 
-    An ensemble of trees is fitted on four fifths of the trials and predicts the rest, in turn. A choice's importance is
+    A random forest is fitted on four fifths of the trials and predicts the rest, in turn. A choice's importance is
     half of the R² that is lost when it is shuffled in the rows that are predicted.
 
     Quality is explained for trials that trained in full; their scores at rungs, and those of stopped trials, help
@@ -99,9 +101,8 @@ def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Im
     Omits: choices that always vary together (layers that one block takes over from another) share their
     importance as the trees happen to split it. The trials are those that the sampler chose, not a random sample.
 
-    Source: permutation importance: Breiman 2001, "Random Forests", section 10; the trees: Geurts et al. 2006,
-        "Extremely randomized trees"; half of the loss as a share of variance: Gregorutti et al. 2017, "Correlation
-        and variable importance in random forests", proposition 1. The handling of absent parameters is ours.
+    Source: forest and permutation importance: Breiman 2001, "Random Forests", sections 2 and 10; half of the loss as a
+        share of variance: Gregorutti et al. 2017, "Correlation and variable importance in random forests", proposition 1. The handling of absent parameters is ours.
     """
     rows = _quality_rows(state) if objective.kind == "quality" else _cost_rows(state, objective)
     judged = np.array([row.judged for row in rows], dtype=bool)
@@ -130,7 +131,7 @@ class _Row:
 
 def _quality_rows(state: StudyState) -> list[_Row]:
     rows = []
-    for trial in [t for t in state.chains if t.baseline != "base"][-MAX_ROWS:]:
+    for trial in [t for t in state.chains if t.baseline != "base"][-MAX_TRIALS:]:
         scores = [(rung.examples, rung.scores.get(state.metric, float("nan"))) for rung in trial.rungs]
         rows += [
             _Row(trial=trial, target=score, share=examples / state.n_full_examples, judged=False)
@@ -146,7 +147,7 @@ def _cost_rows(state: StudyState, objective: Objective) -> list[_Row]:
     trials = {trial.design.key: trial for trial in state.chains if trial.baseline != "base"}
     return [
         _Row(trial=trial, target=log10(max(trial.value(objective.name), 1.0)))
-        for trial in list(trials.values())[-MAX_ROWS:]
+        for trial in list(trials.values())[-MAX_TRIALS:]
     ]
 
 
@@ -160,7 +161,7 @@ def _explain(
     seed: int,
 ) -> Importances:
     """Predict held-out trials, then again with each choice shuffled."""
-    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import GroupKFold
 
     rng = np.random.default_rng(seed)
@@ -172,7 +173,7 @@ def _explain(
         held_out = test[judged[test]]
         if not len(held_out):
             continue
-        forest = ExtraTreesRegressor(N_TREES, min_samples_leaf=2, random_state=seed).fit(table[train], targets[train])
+        forest = RandomForestRegressor(N_TREES, min_samples_leaf=2, random_state=seed).fit(table[train], targets[train])
         plain[held_out] = forest.predict(table[held_out])
         versions = [_shuffle(table, held_out, parameter, rng) for parameter in parameters for _ in range(N_SHUFFLES)]
         if versions:
@@ -183,8 +184,10 @@ def _explain(
     error = np.mean((plain[judged] - actual) ** 2)
     r2 = float(1 - error / variance)
     n_trials = int(judged.sum())
-    if r2 <= 0:
-        reason = f"too few trials to tell: choices do not predict held-out trials better than their mean (R² {r2:.2f})"
+    if r2 < MIN_R2:
+        reason = (
+            f"too few trials to tell: choices hardly predict held-out trials better than their mean does (R² {r2:.2f})"
+        )
         return Importances(objective=objective, r2=r2, n_trials=n_trials, reason=reason)
     losses = (np.mean((shuffled[:, :, judged] - actual) ** 2, axis=2) - error) / (2 * variance)
     found = [

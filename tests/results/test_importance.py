@@ -31,7 +31,7 @@ def rank_of(trial: TrialRecord) -> int | None:
 
 
 def test_a_dominant_conditional_rank_gets_its_due(study: StudyState) -> None:
-    """The rank decides all, where there is one; designs without LoRA lie in the middle: its use decides little."""
+    """The rank decides all, where there is one; designs without LoRA lie in the middle."""
     middle, rng = 0.5 * np.log2(32), np.random.default_rng(0)
 
     def score(trial: TrialRecord) -> float:
@@ -39,15 +39,20 @@ def test_a_dominant_conditional_rank_gets_its_due(study: StudyState) -> None:
         return 0.7 + 0.03 * (np.log2(rank) if rank else middle) + 0.002 * rng.normal()
 
     found = importances(with_scores(study, score), find_objective("accuracy"))
-    assert found.r2 > 0.6
+    assert found.r2 > 0.9
     first, second = found.parameters[:2]
     assert first.parameter == "lora.rank"
-    assert first.value > 3 * second.value
+    # With half of the trials at the middle, all variance goes through the rank, and half of it through the use too:
+    # switching LoRA on or off moves a trial between the middle and a random rank.
+    assert first.value == pytest.approx(1.0, abs=0.15)
+    assert second.parameter == "lora.use"
+    assert second.value == pytest.approx(0.5, abs=0.15)
+    assert all(part.value < 0.05 for part in found.parameters[2:])
     assert first.n_trials == sum(rank_of(t) is not None and t.outcome is Outcome.COMPLETE for t in study.trials)
 
 
 def test_shares_of_a_known_function_are_its_sobol_indices(study: StudyState) -> None:
-    """Two choices that vary alone add up: each has its share of the variance, less what the forest smooths away."""
+    """Two choices that vary alone add up: each has its share of the variance."""
 
     def score(trial: TrialRecord) -> float:
         head = np.log10(trial.learning_rates["head"])
@@ -58,8 +63,8 @@ def test_shares_of_a_known_function_are_its_sobol_indices(study: StudyState) -> 
     head = np.var([0.04 * np.log10(trial.learning_rates["head"]) for trial in complete])
     use = np.var([0.02 if "prefix" in trial.design.kinds else 0.0 for trial in complete])
     found = values(importances(state, find_objective("accuracy")))
-    assert found["head.learning_rate"] == pytest.approx(head / (head + use), abs=0.15)
-    assert found["prefix.use"] == pytest.approx(use / (head + use), abs=0.15)
+    assert found["head.learning_rate"] == pytest.approx(head / (head + use), abs=0.05)
+    assert found["prefix.use"] == pytest.approx(use / (head + use), abs=0.05)
     assert all(abs(value) < 0.03 for name, value in found.items() if name not in ("head.learning_rate", "prefix.use"))
 
 
@@ -84,7 +89,7 @@ def test_what_always_goes_with_the_size_is_not_a_choice_of_its_own(study: StudyS
 def test_noise_is_told_from_what_mattered(study: StudyState) -> None:
     rng = np.random.default_rng(0)
     found = importances(with_scores(study, lambda trial: 0.7 + 0.01 * rng.normal()), find_objective("accuracy"))
-    assert found.r2 <= 0
+    assert found.r2 < 0.05
     assert found.parameters == ()
     assert "too few trials to tell" in found.reason
 
