@@ -102,7 +102,8 @@ def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Im
     importance as the trees happen to split it. The trials are those that the sampler chose, not a random sample.
 
     Source: forest and permutation importance: Breiman 2001, "Random Forests", sections 2 and 10; half of the loss as a
-        share of variance: Gregorutti et al. 2017, "Correlation and variable importance in random forests", proposition 1. The handling of absent parameters is ours.
+        share of variance: Gregorutti et al. 2017, "Correlation and variable importance in random forests". The
+        handling of absent parameters is ours.
     """
     rows = _quality_rows(state) if objective.kind == "quality" else _cost_rows(state, objective)
     judged = np.array([row.judged for row in rows], dtype=bool)
