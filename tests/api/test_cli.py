@@ -1,13 +1,21 @@
 """The command line: what it prints, and how it ends."""
 
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import autopeft
 from autopeft.cli import main
+from autopeft.searching.folder import StudyFolder
+from autopeft.spec.trial import Outcome
+from autopeft.training.loop import Trainer
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -93,3 +101,143 @@ def test_help_names_every_command() -> None:
     output = run("--help")[1]
     for command in ("search", "status", "leaderboard", "report", "export", "estimate", "doctor", "Exit codes"):
         assert command in output
+
+
+def test_a_design_in_reach_but_none_in_time_is_exit_code_4(study_file: Path) -> None:
+    code, output = run("search", str(study_file), "--set", "timeout=0.01")
+    assert code == 4, output
+    assert "no design trained in full" in output
+
+
+# Exit code 130, of a real signal, is in test_search.py.
+
+
+def test_trial_after_trial_that_fails_is_exit_code_5(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Trainer, *_: Any) -> Any:
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    code, output = run("search", str(study_file), "--set", "n_trials=8")
+    assert code == 5, output
+    assert "trials in a row failed" in output
+    assert "the device is on fire" in output
+
+
+STATUS_KEYS = [
+    *("study", "task", "metric", "running", "n_trials", "n_started", "outcomes", "n_refused", "n_front", "best"),
+    "n_tested",
+]
+LEADERBOARD_KEYS = {
+    *("number", "design", "outcome", "front", "accuracy", "accuracy_se", "test_accuracy", "test_accuracy_se"),
+    *("trainable_params", "peak_memory", "train_flops", "inference_flops", "adapter_bytes", "measured_peak_memory"),
+    *("train_seconds", "examples_share", "serving", "excess", "reason", "baseline"),
+}
+
+
+def test_what_programs_read(study: dict[str, Any], study_file: Path) -> None:
+    """Scripts depend on these keys: add some, and change none."""
+    folder = str(Path(study["output_dir"]) / "tiny")
+    assert run("search", str(study_file), "--set", "n_trials=4")[0] == 0
+    result = autopeft.open(folder)
+    values = json.loads(run("status", folder, "--json")[1])
+    assert list(values) == STATUS_KEYS
+    assert list(values["outcomes"]) == [outcome.value for outcome in Outcome]
+    assert values["running"] is False
+    assert (values["n_started"], values["n_front"], values["n_tested"]) == (
+        4,
+        len(result.front),
+        len(result.state.tests),
+    )
+    assert values["best"] == max(t.scores["accuracy"] for t in result.front)
+    rows = json.loads(run("leaderboard", folder, "--json")[1])
+    assert set(rows[0]) >= LEADERBOARD_KEYS
+    for row, expected in zip(rows, result.leaderboard().to_dict(orient="records"), strict=True):
+        for name, value in expected.items():
+            missing = isinstance(value, float) and not math.isfinite(value)
+            assert row[name] is None if missing else row[name] == pytest.approx(value), name
+    untested = [row for row in rows if row["test_accuracy"] is None]
+    assert len(untested) == len(rows) - values["n_tested"]
+
+
+def test_the_status_says_whether_a_search_is_running(study: dict[str, Any], study_file: Path) -> None:
+    folder = Path(study["output_dir"]) / "tiny"
+    assert run("search", str(study_file), "--set", "n_trials=1", "--set", "yardstick=null")[0] == 0
+    assert "No search is running: 1 of 1 designs have started training." in run("status", str(folder))[1]
+    search = StudyFolder(folder)
+    search.acquire()
+    try:
+        assert "A search is running: 1 of 1" in run("status", str(folder))[1]
+        assert json.loads(run("status", str(folder), "--json")[1])["running"] is True
+        code, output = run("clean", str(folder))
+        assert code == 2
+        assert "one search at a time" in output
+        assert run("clean", str(folder), "--dry-run")[0] == 0
+    finally:
+        search.release()
+
+
+def test_a_cleaned_study_goes_on_as_if_nothing_had_gone(
+    study: dict[str, Any], study_file: Path, tmp_path: Path
+) -> None:
+    folder = Path(study["output_dir"]) / "tiny"
+    assert run("search", str(study_file), "--set", "n_trials=4")[0] == 0
+    before = autopeft.open(folder).state
+    code, would = run("clean", str(folder), "--adapters", "--dry-run")
+    assert code == 0
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    n_bytes = sum(path.stat().st_size for path in files)
+    journal = (folder / "study.journal").read_bytes()
+    code, output = run("clean", str(folder), "--adapters")
+    assert code == 0, output
+    assert output.splitlines()[-1].split()[:2] == would.splitlines()[-1].split()[:2]
+    left = {path for path in folder.rglob("*") if path.is_file()}
+    assert sum(path.stat().st_size for path in left) < n_bytes
+    assert {path.parts[len(folder.parts)] for path in files - left} <= {"checkpoints", "adapters"}
+    assert (folder / "study.journal").read_bytes() == journal
+    assert run("clean", str(folder), "--adapters")[1].split() == ["0", "B", "freed"]
+
+    assert run("search", str(study_file), "--set", "n_trials=7")[0] == 0
+    after = autopeft.open(folder)
+    assert after.state.trials[: len(before.trials)] == before.trials
+    assert {trial.number for trial in after.front} <= set(after.state.tests)
+    assert run("export", str(folder), str(tmp_path / "best"))[0] == 0
+    model, _ = autopeft.load(tmp_path / "best")
+    assert model is not None
+
+
+def complete(*words: str) -> list[str]:
+    """Return what bash would offer for the last word."""
+    done = subprocess.run(
+        [sys.executable, "-m", "autopeft"],
+        env={
+            **os.environ,
+            "_AUTOPEFT_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(("autopeft", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.splitlines()
+
+
+def test_shells_complete_commands_paths_and_keys() -> None:
+    done = subprocess.run(
+        ["bash", "-c", 'eval "$1"; complete -p autopeft', "bash", run("completion", "bash")[1]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "_autopeft_completion" in done.stdout
+    for shell in ("zsh", "fish"):
+        assert "_AUTOPEFT_COMPLETE" in run("completion", shell)[1]
+    help_text = run("completion", "--help")[1]
+    assert "source ~/.autopeft-complete.bash" in help_text
+    assert complete("cl") == ["plain,clean"]
+    assert complete("status", "ru") == ["dir,ru"]
+    assert complete("search", "stu") == ["file,stu"]
+    assert complete("predict", "adapter", "--data", "new") == ["file,new"]
+    assert "plain,training.batch_size=" in complete("search", "study.yaml", "--set", "training.b")
+    assert "plain,budget.peak_memory=" in complete("search", "study.yaml", "--set", "budget")
+    assert complete("search", "study.yaml", "--set", "n_tri") == ["plain,n_trials="]
