@@ -67,7 +67,7 @@ def one_by_one(adapter: Path, texts: "pd.Series[str]") -> list[torch.Tensor]:
     return answers
 
 
-@pytest.mark.filterwarnings("default:.*truncated")
+@pytest.mark.filterwarnings("ignore:.*truncated")
 def test_batches_answer_what_single_rows_do(adapter: Path, rows: pd.DataFrame) -> None:
     answer = autopeft.predict(adapter, rows, columns={"text": "text"}, batch_size=7, probabilities=True)
     assert list(answer) == ["text", "customer", "prediction", "probability", "probability_bad", "probability_good"]
@@ -98,7 +98,7 @@ def test_the_model_itself_will_do(adapter: Path, rows: pd.DataFrame) -> None:
         autopeft.predict((torch.nn.Linear(2, 2), None), short)
 
 
-@pytest.mark.filterwarnings("default:.*truncated")
+@pytest.mark.filterwarnings("ignore:.*truncated")
 @pytest.mark.parametrize("extension", ["csv", "tsv", "jsonl", "parquet"])
 def test_what_is_written_reads_back(adapter: Path, rows: pd.DataFrame, tmp_path: Path, extension: str) -> None:
     rows.to_parquet(tmp_path / "new.parquet")
