@@ -75,9 +75,9 @@ def _token_influences(name: str, n_targets: Ints, rows: Floats) -> tuple[float, 
     influences = (sums - ratio * n_targets) / n_targets.sum()
     if name != "perplexity":
         return ratio, influences
-    with np.errstate(over="ignore"):  # infinity is the answer then
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is the answer then, and its error unknown
         perplexity = float(np.exp(ratio))
-    return perplexity, influences * perplexity
+        return perplexity, influences * perplexity
 
 
 TOKEN_METRICS: dict[str, Callable[[Ints, Floats], tuple[float, float]]] = {

@@ -12,12 +12,13 @@ ROLES = ("system", "user", "assistant")
 """Who can speak; what the assistant says is learned."""
 
 
-def read_turns(value: Any, *, place: str) -> list[Turn]:
+def read_turns(value: Any, *, place: str, answered: bool = True) -> list[Turn]:
     """Return the turns of a conversation with role and content alone.
 
     Args:
         value: A list of `{role, content}`, or that as JSON text, as csv files hold it.
         place: Column and row, for messages.
+        answered: Whether the assistant must have said something, to learn from.
 
     Raises:
         DataError: It is no such list, a role is unknown, or there is no assistant's turn to learn.
@@ -32,7 +33,7 @@ def read_turns(value: Any, *, place: str) -> list[Turn]:
         raise DataError(f"{place} must hold a list of {{role, content}}, but got {_short(value)}")
     turns = [_turn(turn, f"turn {number} of {place}") for number, turn in enumerate(value, start=1)]
     roles = [turn["role"] for turn in turns]
-    if "assistant" not in roles:
+    if answered and "assistant" not in roles:
         raise DataError(
             f"a conversation must have an assistant's turn, which is what is learned, but {place} has "
             f"{', '.join(roles)}; drop the row, or name the columns of a prompt and a completion"

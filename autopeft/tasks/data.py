@@ -213,11 +213,12 @@ def _guess_pair(available: Sequence[str], taken: Mapping[str, str]) -> dict[str,
     return {"text": free[found[0][0]], "text_pair": free[found[0][1]]} if len(found) == 1 else {}
 
 
-def by_role(table: Table, columns: Mapping[str, str], *, split: str) -> pd.DataFrame:
+def by_role(table: Table, columns: Mapping[str, str], *, split: str, answered: bool = True) -> pd.DataFrame:
     """Return the rows with columns named by role, checked: texts are not empty, labels are classes.
 
     Labels become texts (integers without a decimal point, declared classes by name), messages lists of turns. The
-    index is the row's place in the split, and is named by it, so that later errors can say where.
+    index is the row's place in the split, and is named by it, so that later errors can say where. Conversations must
+    be `answered`, unless the answer is what is asked for.
 
     Raises:
         DataError: What a role needs is missing or of the wrong kind; it says in which row, counted from 1.
@@ -236,7 +237,7 @@ def by_role(table: Table, columns: Mapping[str, str], *, split: str) -> pd.DataF
     if "messages" in columns:
         place = f"(counted from 1) of split {split!r}"
         turns = [
-            read_turns(value, place=f"{columns['messages']!r} in row {row} {place}")
+            read_turns(value, place=f"{columns['messages']!r} in row {row} {place}", answered=answered)
             for row, value in enumerate(rows["messages"], start=1)
         ]
         rows["messages"] = pd.Series(turns, index=rows.index, dtype=object)

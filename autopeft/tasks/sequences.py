@@ -61,8 +61,7 @@ def from_completions(prompts: Sequence[str], completions: Sequence[str], tokeniz
     before = _tokenize(tokenizer, prompts, special=True)
     after = _tokenize(tokenizer, completions, special=False)
     for prompt, completion in zip(before, after, strict=True):
-        if prompt and prompt[-1] == tokenizer.eos_token_id and len(prompt) > 1:
-            prompt = prompt[:-1]  # some tokenizers end every text: here it goes on
+        prompt = _open_end(prompt, tokenizer)
         completion = [*completion, *_end(completion, tokenizer)]
         is_target = np.arange(len(prompt) + len(completion)) >= len(prompt)
         sequences.append(TargetSequence.of([*prompt, *completion], is_target))
@@ -78,15 +77,42 @@ def from_conversations(table: pd.DataFrame, tokenizer: Any) -> list[TargetSequen
         DataError: There is no template, it refuses a conversation, or it writes earlier turns differently once
             a later one is there.
     """
+    _check_template(tokenizer)
+    return [_from_turns(turns, tokenizer, place) for place, turns in _conversations(table)]
+
+
+def prompts_of(table: pd.DataFrame, tokenizer: Any) -> list[Ints]:
+    """Return what a model is to go on from: a prompt or text, or a conversation up to the assistant's last turn.
+
+    They are tokenized as `from_completions` and `from_conversations` tokenize what stands before a target.
+
+    Raises:
+        DataError: As `from_conversations`.
+    """
+    if "messages" in table:
+        _check_template(tokenizer)
+        asked = [
+            (place, turns[:-1] if turns[-1]["role"] == "assistant" else turns) for place, turns in _conversations(table)
+        ]
+        prompts = [_render(turns, tokenizer, place, add_generation_prompt=True) for place, turns in asked]
+    else:
+        texts = table["prompt" if "prompt" in table else "text"].tolist()
+        prompts = [_open_end(prompt, tokenizer) for prompt in _tokenize(tokenizer, texts, special=True)]
+    return [np.asarray(prompt, dtype=np.int32) for prompt in prompts]
+
+
+def _conversations(table: pd.DataFrame) -> list[tuple[str, list[Turn]]]:
+    """Return each conversation with its place, for messages."""
+    places = [f"row {row + 1} (counted from 1) of split {table.index.name!r}" for row in table.index]
+    return list(zip(places, table["messages"], strict=True))
+
+
+def _check_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise DataError(
             "columns.messages needs a tokenizer with a chat template, but this one has none; take an instruction-tuned "
             "model, save a chat_template.jinja beside the tokenizer, or give columns.prompt and columns.completion"
         )
-    return [
-        _from_turns(turns, tokenizer, f"row {row + 1} (counted from 1) of split {table.index.name!r}")
-        for row, turns in zip(table.index, table["messages"], strict=True)
-    ]
 
 
 def _from_turns(turns: list[Turn], tokenizer: Any, place: str) -> TargetSequence:
@@ -159,6 +185,11 @@ def last_targets(labels: NDArray[Any]) -> tuple[int, int]:
     positions = np.flatnonzero(labels != IGNORED)
     breaks = np.flatnonzero(np.diff(positions) > 1)
     return int(positions[breaks[-1] + 1 if len(breaks) else 0]), int(positions[-1]) + 1
+
+
+def _open_end(prompt: list[int], tokenizer: Any) -> list[int]:
+    """Return a prompt without the end token that some tokenizers put behind every text: here it goes on."""
+    return prompt[:-1] if len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id else prompt
 
 
 def _end(ids: Sequence[int], tokenizer: Any) -> list[int]:

@@ -38,11 +38,10 @@ def write_samples(
     from transformers import StoppingCriteriaList
 
     model, device = attached.model, attached.base.device
+    ends = end_tokens(model, tokenizer)
     longest = attached.base.summary.n_positions
     n_new = MAX_NEW_TOKENS if longest is None else max(1, min(MAX_NEW_TOKENS, longest // 2))
     asked = [prompt.prompt if longest is None else prompt.prompt[-(longest - n_new) :] for prompt in prompts]
-    ends = _end_tokens(model, tokenizer)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     stopped = False
 
     def ask_to_stop(input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -51,16 +50,11 @@ def write_samples(
         return torch.full((len(input_ids),), stopped, device=input_ids.device)
 
     model.eval()
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in _left_padded(asked, padding).items()}
+    criteria = StoppingCriteriaList([ask_to_stop])
     with torch.inference_mode(), autocast(training, device):
-        written = model.generate(
-            **inputs,
-            generation_config=_greedy(n_new, ends, padding),
-            stopping_criteria=StoppingCriteriaList([ask_to_stop]),
-        )
+        answers = go_on(model, asked, tokenizer, n_new=n_new, device=device, stopping_criteria=criteria)
     if stopped:
         return ()
-    answers = written[:, inputs["input_ids"].shape[1] :].tolist()
     return tuple(
         Sample(
             prompt=_text(prompt.prompt.tolist(), tokenizer),
@@ -69,6 +63,35 @@ def write_samples(
         )
         for prompt, answer in zip(prompts, answers, strict=True)
     )
+
+
+def go_on(
+    model: Any,
+    prompts: Sequence[NDArray[np.int32]],
+    tokenizer: Any,
+    *,
+    n_new: int,
+    device: torch.device,
+    stopping_criteria: Any = None,
+) -> list[list[int]]:
+    """Return the tokens that a language model writes after each prompt, greedily: an end token among them, or not.
+
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids; all of them are one batch.
+        tokenizer: Of the base model.
+        n_new: Tokens at most; room for them after the longest prompt is the caller's to leave.
+        device: Of the model.
+        stopping_criteria: As transformers takes it.
+    """
+    ends = end_tokens(model, tokenizer)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in _left_padded(prompts, padding).items()}
+    written = model.generate(
+        **inputs, generation_config=_greedy(n_new, ends, padding), stopping_criteria=stopping_criteria
+    )
+    answers: list[list[int]] = written[:, inputs["input_ids"].shape[1] :].tolist()
+    return answers
 
 
 def _greedy(n_new: int, ends: list[int], padding: int) -> Any:
@@ -86,7 +109,7 @@ def _greedy(n_new: int, ends: list[int], padding: int) -> Any:
     )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, and those that the model says (a chat's end of turn)."""
     declared = getattr(model.generation_config, "eos_token_id", None)
     declared = declared if isinstance(declared, list | tuple) else [declared]

@@ -213,5 +213,5 @@ def test_the_task_decides_what_is_estimated(llama: str):
     assert as_language.head_params == 0
     assert as_classes.head_params == 2 * 32
     assert as_language.peak_memory > as_classes.peak_memory
-    with pytest.raises(DesignError, match="task must be one of .*; did you mean 'causal-lm'"):
+    with pytest.raises(DesignError, match=r"task must be one of .*; did you mean 'causal-lm'"):
         estimate(llama, lora, task="causal-ml")

@@ -67,7 +67,9 @@ def test_rows_are_sums_over_the_target_tokens_of_each_example(n_prompt: int) -> 
     for example in range(3):  # make some tokens right
         logits[example, n_prompt + 3, int(labels[example, 4])] += 20
     rows = token_rows(logits, labels)
-    expected = [[sum(loss for loss, _ in tokens), sum(right for _, right in tokens)] for tokens in by_hand(logits, labels)]
+    expected = [
+        [sum(loss for loss, _ in tokens), sum(right for _, right in tokens)] for tokens in by_hand(logits, labels)
+    ]
     assert torch.allclose(rows, torch.tensor(expected), rtol=1e-5)
     assert rows[:, 1].sum() >= 3
 

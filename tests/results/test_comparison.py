@@ -1,11 +1,13 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy.stats import norm
 
 from autopeft.errors import ResultError
-from autopeft.metrics import paired_difference
-from autopeft.results.comparison import Difference, interval
+from autopeft.metrics import TOKEN_METRICS, paired_difference
+from autopeft.results.comparison import Comparer, Difference, interval
 from autopeft.results.result import SearchResult
 from autopeft.spec.objective import find_objective
 from tests.results.generated import Builder, lora
@@ -68,3 +70,31 @@ def test_intervals_hold_95_percent_and_end_at_the_ideal() -> None:
     low, high = interval(0.5, 0.1)
     assert norm.cdf(high, 0.5, 0.1) - norm.cdf(low, 0.5, 0.1) == pytest.approx(0.95)
     assert interval(0.99, 0.1, find_objective("accuracy"))[1] == 1.0
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "loss", "token_accuracy"])
+def test_rows_of_a_language_model_are_compared_as_pairs(build: Builder, metric: str) -> None:
+    """Against a bootstrap over examples, drawn one by one."""
+    rng = np.random.default_rng(0)
+    n_targets = rng.integers(1, 30, size=150)
+    hardness = rng.gamma(4, 0.5, size=150)
+    folder, trials, rows = build.folder / "predictions", [], []
+    for skill in (0.8, 1.0):
+        made = np.stack([n_targets * hardness * skill, rng.binomial(n_targets, np.exp(-hardness * skill))], axis=1)
+        trial = build.add(lora(len(rows) + 1), params=1, skill=0.7)
+        scores = {name: metric_of(n_targets, made)[0] for name, metric_of in TOKEN_METRICS.items()}
+        trials.append(replace(trial, scores=scores, standard_errors=dict.fromkeys(scores, 1.0)))
+        (folder / f"validation-{trial.number}.json").write_text(json.dumps(made.tolist()))
+        rows.append(made)
+    (folder / "validation-labels.json").write_text(json.dumps(n_targets.tolist()))
+    difference = Comparer(build.state()).difference(*trials, metric, "validation")
+    assert difference is not None
+    assert difference.paired
+    column = 1 if metric == "token_accuracy" else 0
+    draws = rng.integers(150, size=(3000, 150))
+    a, b = (made[draws, column].sum(axis=1) / n_targets[draws].sum(axis=1) for made in rows)
+    a, b = (np.exp(a), np.exp(b)) if metric == "perplexity" else (a, b)
+    assert difference.standard_error == pytest.approx((a - b).std(), rel=0.1)
+    better = trials[0].scores[metric] - trials[1].scores[metric]
+    assert difference.value == pytest.approx(better if metric == "token_accuracy" else -better)
+    assert difference.value > 0

@@ -46,6 +46,23 @@ def test_a_mistake_is_named_before_anything_runs(values: dict[str, object], mess
         make_study({**GOOD, **values})
 
 
+@pytest.mark.parametrize(
+    ("values", "objectives"),
+    [
+        ({}, ("accuracy", "trainable_params")),
+        ({"task": "causal-lm"}, ("perplexity", "trainable_params")),
+        ({"task": "causal-lm", "metric": "loss"}, ("loss", "trainable_params")),
+        ({"metric": "macro_f1"}, ("macro_f1", "trainable_params")),
+        ({"task": "causal-lm", "objectives": ["loss", "peak_memory"]}, ("loss", "peak_memory")),
+        ({"task": "no-such-task"}, ("accuracy", "trainable_params")),
+    ],
+)
+def test_what_is_optimised_by_default_depends_on_the_task(values: dict[str, object], objectives: object) -> None:
+    spec = make_study({**GOOD, **values})
+    assert spec.objectives == objectives
+    assert StudySpec(**spec.to_dict()) == spec
+
+
 def test_a_missing_key_is_required() -> None:
     with pytest.raises(AutopeftError, match="data is required"):
         make_study({"model": "bert"})

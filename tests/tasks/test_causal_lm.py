@@ -46,7 +46,7 @@ def examples(split: TokenizedSplit) -> list[tuple[list[int], list[int]]]:
 
 def everything(rows: pd.DataFrame, model: str, **settings: Any) -> PreparedData:
     """Prepare rows as every split, in their order."""
-    return prepare({name: rows for name in ("train", "validation", "test")}, model=model, task="causal-lm", **settings)
+    return prepare(dict.fromkeys(("train", "validation", "test"), rows), model=model, task="causal-lm", **settings)
 
 
 def test_of_a_plain_text_every_token_is_learned_but_the_first(llama: str, tokenizer: Any) -> None:
@@ -154,7 +154,9 @@ def test_truncation_is_counted(llama: str) -> None:
     data = everything(rows, llama, training=Training(max_length=12))
     n_over = 3 * sum(length > 12 for length in lengths)
     assert 0 < n_over < 60
-    assert f"{n_over} inputs ({n_over / 60:.1%}) were truncated to 12 tokens; the longest has {max(lengths)}" in data.notes
+    assert (
+        f"{n_over} inputs ({n_over / 60:.1%}) were truncated to 12 tokens; the longest has {max(lengths)}" in data.notes
+    )
 
 
 def test_pieces_of_a_text_that_fits_are_the_text() -> None:
@@ -186,12 +188,14 @@ def test_a_bad_row_is_named(llama: str, rows: dict[str, list[Any]], message: str
 def test_the_row_of_a_made_split_is_that_of_the_data(llama: str) -> None:
     rows = sentences(40, form="text")
     rows.at[33, "text"] = "<|end|>"
-    with pytest.raises(DataError, match="row 34 .*of split 'all'"):
+    with pytest.raises(DataError, match=r"row 34 .*of split 'all'"):
         prepare(rows, model=llama, task="causal-lm")
 
 
 REWRITING = TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] if loop.last else 'gone' }}")
-STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns, please') }}{% endif %}" + TEMPLATE
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns, please') }}{% endif %}" + TEMPLATE
+)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_one_answer_at_the_end_is_enough_for_a_template_that_rewrites(tmp_path: 
 
 
 def test_a_length_without_room_for_a_prediction_is_refused(llama: str) -> None:
-    with pytest.raises(DataError, match="training.max_length >= 2 must hold, but got 1"):
+    with pytest.raises(DataError, match=r"training.max_length >= 2 must hold, but got 1"):
         everything(sentences(3), llama, training=Training(max_length=1))
 
 

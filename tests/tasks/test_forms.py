@@ -30,7 +30,11 @@ def test_the_form_is_told_by_the_columns(available: list[str], given: Any, expec
     ("available", "given", "message"),
     [
         (["text", "prompt", "completion"], None, r"it can be read as text and as prompt \+ completion; .*give columns"),
-        (["a", "b"], None, "no column has an obvious name; the data has a, b; give columns.text; or columns.prompt and"),
+        (
+            ["a", "b"],
+            None,
+            "no column has an obvious name; the data has a, b; give columns.text; or columns.prompt and",
+        ),
         (["text", "prompt"], {"text": "text", "prompt": "prompt"}, "one form, but columns names text, prompt; give"),
         (["text"], {"txt": "text"}, "columns.txt is not a known key; did you mean 'text'"),
         (["text", "label"], {"label": "label"}, "columns.label is not a known key"),

@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
 from autopeft.errors import DataError, StudyError
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import TokenizedSplit, find_task
 from autopeft.tasks.prepare import prepare
-from tests.tasks.generated import N_POSITIONS, reviews
+from tests.tasks.generated import N_POSITIONS, reviews, save_tokenizer
 
 
 def rows_of(split: TokenizedSplit, array: np.ndarray) -> list[list[int]]:
@@ -120,3 +121,30 @@ def test_unknown_tasks_and_metrics_are_refused(tiny_bert: str) -> None:
         StudyError, match="accuracy, macro_f1, matthews, loss, but got 'acuracy'; did you mean 'accuracy'"
     ):
         prepare(reviews(40), model=tiny_bert, metric="acuracy")
+
+
+def test_the_positions_of_a_roberta_end_before_its_table(tmp_path: Path) -> None:
+    """Its positions count from the padding's on, and here the tokenizer knows no limit that would hide it."""
+    config = RobertaConfig(
+        vocab_size=200,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    model = RobertaForSequenceClassification(config)
+    model.roberta.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.model_max_length = int(1e30)
+    tokenizer.save_pretrained(tmp_path)
+    data = prepare(reviews(60), model=str(tmp_path))
+    assert data.max_length == 32
+    model.eval()
+    model(input_ids=torch.full((1, 32), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 33), 7))
+    with pytest.raises(DataError, match="max_length <= 32 must hold for this model, but got 34"):
+        prepare(reviews(60), model=str(tmp_path), training=Training(max_length=34))

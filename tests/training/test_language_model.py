@@ -32,7 +32,11 @@ DESIGNS: dict[str, list[dict[str, Any]]] = {
     "adapter": [{"adapter": {"size": 8, "mode": "serial", "at": ["attention", "mlp"]}}],
     "prefix": [{"prefix": {"length": 3}}],
     "prefix in one layer": [{"prefix": {"length": 3, "layers": [1]}}],
-    "hybrid": [{"lora": {"rank": 2, "layers": [0]}}, {"adapter": {"size": 4}}, {"prefix": {"length": 2, "layers": [1]}}],
+    "hybrid": [
+        {"lora": {"rank": 2, "layers": [0]}},
+        {"adapter": {"size": 4}},
+        {"prefix": {"length": 2, "layers": [1]}},
+    ],
 }
 
 
@@ -154,7 +158,7 @@ def greedy(model: Any, ids: list[int], n_tokens: int, end: int) -> list[int]:
 def test_samples_are_greedy_continuations(make: Callable[..., Worker], llama: str, name: str, kernel: str) -> None:
     """With a cache, in a batch with padding on the left, for prompts of different lengths."""
     worker, design = make(kernel=kernel), Design.from_dict({"blocks": DESIGNS[name]})
-    rates = {kind: 2e-2 for kind in design.kinds}
+    rates = dict.fromkeys(design.kinds, 0.02)
     trained = worker.run(segment(design=design, learning_rates=rates))
     tested = worker.run(segment(design=design, full=225, stage="test", checkpoint=trained.checkpoint))
     assert tested.status is SegmentStatus.DONE, tested.error
@@ -194,7 +198,8 @@ def test_writing_stops_when_asked_and_the_scores_stay(make: Callable[..., Worker
     n_batches = 4  # of the test split, each of which asks once
     asked = itertools.count()
     tested = worker.run(
-        segment(design=Design(), full=225, stage="test", checkpoint=done.checkpoint), lambda: next(asked) > n_batches + 5
+        segment(design=Design(), full=225, stage="test", checkpoint=done.checkpoint),
+        lambda: next(asked) > n_batches + 5,
     )
     assert tested.status is SegmentStatus.DONE
     assert tested.scores
