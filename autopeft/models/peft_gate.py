@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,9 @@ def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mappi
     config = get_peft_config({"peft_type": peft_type, "target_modules": list(targets), **settings})
     for path in targets:
         site.restore_module(path)
+        linear = site.module(path)
+        if "weight" in linear._parameters:  # DoRA puts a copy in the place of a 4-bit weight at every forward on a CPU
+            site.on_detach(partial(setattr, linear, "weight", linear.weight))
     site.restore_attribute(site.model, "peft_config")
     vars(site.model).pop("peft_config", None)  # of a technique injected before: peft would write into its settings
     inject_adapter_in_model(config, site.model, adapter_name=ADAPTER_NAME)
