@@ -1,5 +1,6 @@
 """What a trained adapter says of new data: read as a search reads it, tokenized as in training, rows in their order."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 
 from autopeft.errors import ArtifactError, DataError, ModelError
 from autopeft.models.artifact import load, read_description
-from autopeft.tasks.base import Encoded, Task, find_task
+from autopeft.tasks.base import Task, find_task
 from autopeft.tasks.data import Table, by_role, find_columns, read
+from autopeft.tasks.forms import find_form
+from autopeft.tasks.sequences import prompts_of
 from autopeft.training.batches import collate
 from autopeft.training.evaluate import batches_by_length
+from autopeft.training.sampling import end_tokens, go_on
 
 OnProgress = Callable[[int, int], None]
 """Called with how many rows are done, and how many there are."""
 PROBABILITY_DIGITS = 6
 """Decimals that a probability is rounded to: more would be noise of the arithmetic."""
-TARGETS = ("label", "group")
+TARGETS = ("label", "completion", "group")
 """Column roles that only training and scoring need."""
 
 
@@ -76,31 +80,34 @@ def predict(
     limit: int | None = None,
     batch_size: int = 64,
     probabilities: bool = False,
+    max_new_tokens: int = 64,
     base_model: str | None = None,
     device: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> pd.DataFrame:
-    """Predict with a trained adapter.
+    """Predict with a trained adapter: the class of each text, or what a language model writes after each prompt.
 
     Inputs that are longer than those of the training are truncated as they were there, with a warning
-    that says how many.
+    that says how many. A language model writes greedily, up to its end token.
 
     Args:
         adapter: An exported folder, or the model and the tokenizer that `autopeft.load` returned.
-        data: As in `autopeft.search`; labels are not needed.
+        data: As in `autopeft.search`; labels are not needed. A language model goes on from `text` or `prompt`, or
+            answers the last question in `messages`.
         columns: Column by role, such as `{"text": "review"}`, where it is neither the one of the training
             nor obvious.
         split: Which split, where the data has several.
         limit: Only the first rows.
         batch_size: Rows at a time; rows of about the same length go together.
         probabilities: Whether to add the probability of every class.
+        max_new_tokens: How much a language model writes at most.
         base_model: Where the base model is now, if not where it was.
         device: Such as `cpu` or `cuda`; a GPU where there is one by default.
         on_progress: Called after each batch.
 
     Returns:
-        The rows of the data in their order with all their columns, then `prediction` (the class) and
-        `probability` (the model's own, of that class), then `probability_<class>` where asked for.
+        The rows of the data in their order with all their columns, then `prediction` (the class, or the text that
+        was written); of a class `probability` (the model's own), and `probability_<class>` where asked for.
 
     Raises:
         DataError: The data cannot be read, lacks a column, or has one that the answer would overwrite.
@@ -110,19 +117,16 @@ def predict(
     opened = None if isinstance(adapter, str | Path) else adapter
     purpose = Purpose.of(_description(adapter))
     table, rows = _rows(data, purpose, columns, split, limit)
-    _check_new(table.rows, purpose, probabilities)
+    _check_new(table.rows, [f"probability_{label}" for label in purpose.labels] if probabilities else [])
     model, tokenizer = opened or load(str(adapter), base_model, device_map=_device(device))
     if tokenizer is None:
         raise ModelError("text needs the tokenizer of the base model, but its folder has none; give base_model")
-    encoded = purpose.task.encode(rows, tokenizer, max_length=purpose.max_length, labels=purpose.labels)
-    if encoded.n_truncated:
-        warnings.warn(
-            f"{encoded.n_truncated} of {len(rows)} inputs were truncated to {purpose.max_length} tokens, as in "
-            f"training; the longest has {encoded.longest}",
-            stacklevel=2,
-        )
-    shares = _class_probabilities(model, tokenizer, encoded, purpose, batch_size, on_progress)
-    return pd.concat([table.rows, _answers(shares, purpose.labels, probabilities)], axis="columns")
+    work = _Work(model=model, tokenizer=tokenizer, purpose=purpose, batch_size=batch_size, on_progress=on_progress)
+    with torch.inference_mode():
+        answers, note = _classify(work, rows, probabilities) if purpose.labels else _write(work, rows, max_new_tokens)
+    if note:
+        warnings.warn(note, stacklevel=2)
+    return pd.concat([table.rows, answers], axis="columns")
 
 
 def _description(adapter: str | Path | tuple[torch.nn.Module, Any]) -> Mapping[str, Any]:
@@ -150,20 +154,26 @@ def _rows(
     if limit is not None and limit < 1:
         raise DataError(f"limit >= 1 must hold, but got {limit}")
     table = Table(rows=parts[name].rows.head(limit) if limit else parts[name].rows, names={})
-    roles = [role for role in (*purpose.task.forms[0], *purpose.task.optional) if role not in TARGETS]
-    trained = {role: column for role, column in purpose.columns.items() if role in roles}
-    required = [role for role in roles if role in trained] or [r for r in purpose.task.forms[0] if r in roles]
     header = [str(column) for column in table.rows.columns]
-    given = {role: column for role, column in trained.items() if column in header} | dict(columns or {})
-    optional = [] if trained else [role for role in roles if role not in required]
-    chosen = find_columns(header, given, required=required, optional=optional)
-    return table, by_role(table, chosen, split=name)
+    chosen = _find_inputs(header, purpose, columns)
+    return table, by_role(table, chosen, split=name, answered=False)
 
 
-def _check_new(rows: pd.DataFrame, purpose: Purpose, probabilities: bool) -> None:
+def _find_inputs(header: list[str], purpose: Purpose, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the column of each input: as given, else as in training, else as it is obvious."""
+    forms = [tuple(role for role in form if role not in TARGETS) for form in purpose.task.forms]
+    optional = [role for role in purpose.task.optional if role not in TARGETS]
+    trained = {role: column for role, column in purpose.columns.items() if role not in TARGETS}
+    known = {role: column for role, column in trained.items() if column in header}
+    form = find_form(header, columns or known, forms=forms, optional=optional)
+    required = [role for role in (*form, *optional) if role in trained] or list(form)
+    given = {role: column for role, column in known.items() if role in required} | dict(columns or {})
+    return find_columns(header, given, required=required, optional=[] if trained else optional)
+
+
+def _check_new(rows: pd.DataFrame, more: list[str]) -> None:
     """Refuse data with a column that the answer would overwrite, before the model is loaded."""
-    nothing = np.zeros((0, max(1, len(purpose.labels))))
-    taken = [column for column in _answers(nothing, purpose.labels, probabilities) if column in rows]
+    taken = [column for column in ("prediction", "probability", *more) if column in rows]
     if taken:
         raise DataError(f"predictions go to new columns, but the data has {taken[0]!r}; rename or drop that one")
 
@@ -180,34 +190,91 @@ def _device(wanted: str | None) -> str:
     return wanted
 
 
-def _class_probabilities(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    encoded: Encoded,
-    purpose: Purpose,
-    batch_size: int,
-    on_progress: OnProgress | None,
-) -> NDArray[np.float64]:
-    """Return the probability of each class [row, class]."""
-    split, device = encoded.split, next(model.parameters()).device
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """What both kinds of prediction need."""
+
+    model: Any
+    tokenizer: Any
+    purpose: Purpose
+    batch_size: int
+    on_progress: OnProgress | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    def report(self, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total)
+
+    def note(self, n_truncated: int, total: int, kept: int, longest: int) -> str:
+        """Say what truncation did; nothing where there was none."""
+        if not n_truncated:
+            return ""
+        cut = f"{n_truncated} of {total} inputs were truncated to {kept} tokens, as in training"
+        return f"{cut}; the longest has {longest}"
+
+
+def _classify(work: _Work, rows: pd.DataFrame, probabilities: bool) -> tuple[pd.DataFrame, str]:
+    """Return the answer as columns, and what truncation did."""
+    purpose, tokenizer = work.purpose, work.tokenizer
+    encoded = purpose.task.encode(rows, tokenizer, max_length=purpose.max_length, labels=purpose.labels)
     padding = Padding(pad_token_id=tokenizer.pad_token_id, padding_side=tokenizer.padding_side)
-    shares, done = np.empty((len(split), len(purpose.labels))), 0
-    with torch.inference_mode():
-        for indices, n_tokens in batches_by_length(split, batch_size, purpose.max_length):
-            logits: Any = model(**collate(split, indices, n_tokens, padding, device).forward).logits
-            shares[indices] = logits.double().softmax(dim=-1).cpu().numpy().round(PROBABILITY_DIGITS)
-            done += len(indices)
-            if on_progress is not None:
-                on_progress(done, len(split))
+    shares, done = np.empty((len(rows), len(purpose.labels))), 0
+    for indices, n_tokens in batches_by_length(encoded.split, work.batch_size, purpose.max_length):
+        inputs = collate(encoded.split, indices, n_tokens, padding, work.device)
+        logits = work.model(**inputs.forward).logits
+        shares[indices] = logits.double().softmax(dim=-1).cpu().numpy().round(PROBABILITY_DIGITS)
+        done += len(indices)
+        work.report(done, len(rows))
     if not np.isfinite(shares).all():
         raise ArtifactError("a trained model's outputs must be finite, but some are not; was this adapter trained?")
-    return shares
-
-
-def _answers(shares: NDArray[np.float64], labels: tuple[str, ...], probabilities: bool) -> pd.DataFrame:
-    """Return the answer as columns, from the probabilities [row, class]."""
-    best = shares.argmax(axis=1)
-    answers: dict[str, Any] = {"prediction": np.asarray(labels, dtype=object)[best], "probability": shares.max(axis=1)}
+    classes = np.asarray(purpose.labels, dtype=object)[shares.argmax(axis=1)]
+    answers: dict[str, Any] = {"prediction": classes, "probability": shares.max(axis=1)}
     if probabilities:
-        answers |= {f"probability_{label}": shares[:, index] for index, label in enumerate(labels)}
-    return pd.DataFrame(answers)
+        answers |= {f"probability_{label}": shares[:, index] for index, label in enumerate(purpose.labels)}
+    return pd.DataFrame(answers), work.note(encoded.n_truncated, len(rows), purpose.max_length, encoded.longest)
+
+
+def _write(work: _Work, rows: pd.DataFrame, max_new_tokens: int) -> tuple[pd.DataFrame, str]:
+    """Return what a language model writes, and what truncation did; prompts of about the same length go together."""
+    tokenizer, ends = work.tokenizer, set(end_tokens(work.model, work.tokenizer))
+    room = _room(work.model, work.purpose, max_new_tokens)
+    asked = prompts_of(rows, tokenizer)
+    prompts = [_last(prompt, room, begin=tokenizer.bos_token_id) for prompt in asked]
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), work.batch_size):
+        batch = order[start : start + work.batch_size]
+        answers = go_on(
+            work.model, [prompts[row] for row in batch], tokenizer, n_new=max_new_tokens, device=work.device
+        )
+        for row, answer in zip(batch, answers, strict=True):
+            kept = itertools.takewhile(lambda token: token not in ends, answer)
+            texts[row] = str(tokenizer.decode(list(kept), skip_special_tokens=True)).strip()
+        work.report(start + len(batch), len(prompts))
+    n_truncated = sum(len(prompt) > room for prompt in asked)
+    return pd.DataFrame({"prediction": texts}), work.note(n_truncated, len(asked), room, max(map(len, asked)))
+
+
+def _room(model: Any, purpose: Purpose, max_new_tokens: int) -> int:
+    """Return how long a prompt may be: as in training, and such that the answer has room in the model's positions."""
+    if max_new_tokens < 1:
+        raise DataError(f"max_new_tokens >= 1 must hold, but got {max_new_tokens}")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = purpose.max_length if positions is None else min(purpose.max_length, positions - max_new_tokens)
+    if room < 1:
+        raise DataError(
+            f"max_new_tokens < positions of the model must hold, but got max_new_tokens={max_new_tokens}, "
+            f"positions={positions}"
+        )
+    return room
+
+
+def _last(prompt: NDArray[np.int32], n_tokens: int, *, begin: int | None) -> NDArray[np.int32]:
+    """Return the end of a prompt, after the token that every sequence begins with, where there is one."""
+    if len(prompt) <= n_tokens:
+        return prompt
+    first = prompt[:1] if begin is not None and prompt[0] == begin and n_tokens > 1 else prompt[:0]
+    return np.concatenate([first, prompt[len(prompt) - n_tokens + len(first) :]])

@@ -36,6 +36,9 @@ WRITERS: dict[str, Callable[["pd.DataFrame", Any], Any]] = {
 @click.option("--split", help="Which split, where the data has several.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
 @click.option("--probabilities", is_flag=True, help="Add the probability of every class.")
+@click.option(
+    "--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Of a language model."
+)
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--base-model", type=click.Path(), help="Where the base model is now, if not where it was.")
 @click.option("--device", help="Such as cpu or cuda; a GPU where there is one by default.")
