@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test slow lint clean
+.PHONY: install demo test slow pictures lint clean
 
 install: $(READY)
 
@@ -22,8 +22,13 @@ demo: install
 test: install
 	$(BIN)/pytest
 
+# Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m '(slow or ray) and not gpu'
+
+# The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
+pictures: install
+	$(BIN)/python -m tests.browser.screenshots runs/quickstart studies/quickstart
 
 lint: install
 	$(BIN)/ruff format --check .

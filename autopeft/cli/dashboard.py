@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ def dashboard(folder: str, port: int | None, descriptor: int | None) -> None:
     app = StudyApp(Path(folder))
     app.check()
     with _listen(port, "--port") as listening, suppress(KeyboardInterrupt):
+        warnings.simplefilter("ignore")  # the page's importances warn at each request that the trials are few
         click.echo(f"{url(listening)}  (Ctrl-C ends it)")
         Server(listening, app).serve_forever()
 

@@ -1,0 +1,139 @@
+"""The dashboard as somebody sees it: a finished study, a study that runs, and buttons that change nothing."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+import autopeft
+from autopeft.searching.state import read_state
+from autopeft.spec.state import StudyState
+from autopeft.spec.trial import Outcome
+from tests.api.conftest import SPACE
+from tests.browser.conftest import Browser
+from tests.tasks.generated import reviews, save_tiny_bert
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of a search that takes seconds, and whose budget refuses some designs."""
+    folder = tmp_path_factory.mktemp("browser")
+    reviews(300).to_csv(folder / "reviews.csv", index=False)
+    return {
+        "model": save_tiny_bert(folder),
+        "data": str(folder / "reviews.csv"),
+        "columns": {"text": "text", "label": "label", "group": "film"},
+        "splits": {"train": 120, "validation": 60, "test": 60},
+        "space": SPACE,
+        "budget": {"trainable_params": "10%"},
+        "training": {"epochs": 1, "batch_size": 16, "precision": "fp32", "kernel": "sdpa"},
+        "n_trials": 6,
+        "study_name": "tiny",
+        "output_dir": str(folder / "runs"),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(study: dict[str, Any]) -> StudyState:
+    """A real search, done."""
+    return autopeft.search(**study).state
+
+
+@pytest.fixture(scope="module")
+def address(finished: StudyState) -> Iterator[str]:
+    """Where the finished study is served."""
+    command = [sys.executable, "-m", "autopeft", "dashboard", str(finished.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_from_the_list_of_studies_to_the_plots(browser: Browser, address: str) -> None:
+    browser.open(address)
+    browser.wait_for_text("0. tiny")
+    next(link for link in browser.find("a, button") if "tiny" in link.text).click()
+    for name in ("front", "hypervolume"):
+        plot = f"[id='user-defined-plot:{name}']"
+        browser.wait_for(lambda plot=plot: browser.find(f"{plot} .point"), f"the points of {name}")
+    for text in ("trained in full", "accuracy on validation", "hypervolume (share of the box)"):
+        browser.wait_for_text(text)
+    assert browser.errors() == []
+
+
+def test_notes_say_what_a_trial_is_and_mark_the_infeasible(
+    browser: Browser, address: str, finished: StudyState
+) -> None:
+    on_front = next(t for t in finished.trials if t.outcome is Outcome.COMPLETE and not t.baseline)
+    infeasible = next(t for t in finished.trials if t.outcome is Outcome.INFEASIBLE and not t.baseline)
+    for trial, mark in ((on_front, "complete"), (infeasible, "over the limit of")):
+        browser.open(f"{address}dashboard/studies/0/trials?numbers={trial.number}")
+        browser.wait_for_text(f"Trial {trial.number} (trial_id={trial.number})")
+        for text in (trial.design.describe(), trial.outcome.value, mark, "peak memory", "measured"):
+            browser.wait_for_text(text)
+    assert browser.errors() == []
+
+
+def test_the_button_that_deletes_deletes_nothing(browser: Browser, address: str, finished: StudyState) -> None:
+    journal = (finished.folder / "study.journal").read_bytes()
+    browser.open(f"{address}dashboard")
+    browser.wait_for(lambda: browser.find("[aria-label='delete study']"), "a button to delete the study")[0].click()
+    browser.wait_for_text("Are you sure you want to delete a study")
+    browser.wait_for(lambda: [b for b in browser.find("[role=dialog] button") if b.text == "YES"], "YES")[0].click()
+    browser.wait_for_text("Failed to delete study")
+    assert any("403" in message for message in browser.errors())
+    assert httpx.delete(f"{address}api/studies/0").status_code == 403
+    assert (finished.folder / "study.journal").read_bytes() == journal
+    browser.open(f"{address}dashboard")
+    browser.wait_for_text("0. tiny")
+    assert len(read_state(finished.folder).trials) == len(finished.trials)
+
+
+def test_a_note_cannot_be_edited(browser: Browser, address: str, finished: StudyState) -> None:
+    journal = (finished.folder / "study.journal").read_bytes()
+    answer = httpx.put(f"{address}api/studies/0/note", json={"version": 2, "body": "mine"})
+    assert answer.status_code == 403
+    assert "cannot change" in answer.json()["reason"]
+    browser.open(f"{address}dashboard/studies/0/note")
+    browser.wait_for_text("This page shows the study and cannot change it.")
+    assert (finished.folder / "study.journal").read_bytes() == journal
+
+
+def test_a_running_search_shows_up_without_a_reload(browser: Browser, study: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps({**study, "n_trials": 500, "study_name": "live", "output_dir": str(tmp_path / "runs")}))
+    command = [sys.executable, "-u", "-m", "autopeft", "search", str(file), "--dashboard"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[1]
+        # Before the search has written its study the page says so, and asks again by itself.
+        browser.open(address)
+        browser.wait_for_text("0. live")
+        browser.open(f"{address}dashboard/studies/0/trials")
+        first = browser.wait_for(lambda: n_trials(browser), "some trials")
+        browser.driver.execute_script("window.loadedOnce = true")
+        browser.wait_for(lambda: n_trials(browser) > first, f"more than {first} trials")
+        assert browser.driver.execute_script("return window.loadedOnce")
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 130, output
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    # The search wrote what it found, undisturbed.
+    assert len(read_state(tmp_path / "runs" / "live").trials) > first
+
+
+def n_trials(browser: Browser) -> int:
+    """Return how many trials the page says that there are."""
+    found = re.search(r"(\d+) Trials", browser.text())
+    return int(found[1]) if found else 0
