@@ -31,7 +31,7 @@ class Ia3(Technique):
     """Settings of (IA)^3: it has no size, only layers."""
 
     kind: ClassVar[str] = "ia3"
-    # A prior, not a measurement: that of Liu et al. (section 3.4), who train with Adafactor.
+    # A prior, not a measurement: that of Liu et al. (section 3.5), who train with Adafactor.
     default_learning_rate: ClassVar[float] = 3e-3
     mergeable: ClassVar[bool] = True
     stage: ClassVar[int] = 1  # outside of LoRA: the key that is scaled is the key that LoRA made
