@@ -92,7 +92,7 @@ def additions(state: StudyState) -> dict[str, Any]:
         if figure is not None:
             # The page gives these plots no heading of its own; the legend stands between this one and the plot.
             title = {"text": _TITLES[name], "x": 0.02, "y": 0.97, "yanchor": "top", "font": {"size": 16}}
-            figure.update_layout(template="plotly_white", title=title, margin={"t": 110})
+            figure.update_layout(template="plotly_white", title=title, margin={"t": 84})
             added[f"dashboard:plot_data:{name}:0"] = figure.to_json()
     return added
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.browser.conftest import Browser, start_browser
 
 WIDTH, HEIGHT = 1280, 800
-DASHBOARD_SCALE = 0.8
+DASHBOARD_SCALE = 0.7
 """The dashboard's cards are large: at this scale two rows of them fit."""
 IMPORTANCE, FRONT, HYPERVOLUME = (
     "graph-hyperparameter-importances",
@@ -37,7 +37,7 @@ def dashboard(browser: Browser, address: str) -> None:
     browser.wait_for(lambda: browser.find(f"#{IMPORTANCE} .point"), "importances")
     # The card around the plot begins above it, and the page's head covers what scrolls under it.
     browser.driver.execute_script(
-        "window.scrollTo(0, document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY - 130)",
+        "window.scrollTo(0, document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY - 126)",
         IMPORTANCE,
     )
 
@@ -48,7 +48,7 @@ def main() -> None:
     browser = start_browser()
     command = [sys.executable, "-m", "autopeft", "dashboard", str(study)]
     # The page puts plots in the order of a Python set of their names: with this seed the front comes first.
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "PYTHONHASHSEED": "6"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         dashboard(browser, process.stdout.readline().split()[0])
