@@ -148,8 +148,9 @@
       });
       document.getElementById("shown").textContent = shown + " of " + rows.length;
     };
-    document.querySelector("form.filter").addEventListener("input", filter);
-    document.querySelector("form.filter").addEventListener("submit", (event) => event.preventDefault());
+    const form = document.querySelector("form.filter");
+    ["input", "change"].forEach((kind) => form.addEventListener(kind, filter));
+    form.addEventListener("submit", (event) => event.preventDefault());
     filter(); // A reloaded page keeps what was typed.
 
     const heads = Array.from(table.tHead.rows[0].cells);
