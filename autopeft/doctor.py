@@ -20,12 +20,13 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield a finding for each package, the device, quantized training, and the disk."""
+    """Yield a finding for each package, the device, quantized training, workers on Ray, and the disk."""
     yield Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.system()}")
     for name in PACKAGES:
         yield _version(name)
     yield _try("device", _device)
     yield _try("training on a 4-bit base", _train_quantized)
+    yield _try("workers on ray", _start_ray)
     free = shutil.disk_usage(".").free
     yield Finding(name="disk", ok=free > 2**30, detail=f"{free / 2**30:.1f} GiB free here")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
@@ -53,6 +54,21 @@ def _device() -> str:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return ", ".join(names)
     return f"cpu with {torch.get_num_threads()} threads; no CUDA device"
+
+
+def _start_ray() -> str:
+    """Start a local Ray and one worker on it."""
+    import time
+
+    from autopeft.executors.ray_cluster import RayCluster
+    from autopeft.spec.study import RayOptions
+
+    cluster, started = RayCluster(RayOptions(cpus_per_worker=1), n_workers=1), time.monotonic()
+    try:
+        n_gpus = cluster.share.n_gpus
+        return f"one started in {time.monotonic() - started:.0f} s, with " + ("a GPU" if n_gpus else "no GPU")
+    finally:
+        cluster.close()
 
 
 def _train_quantized() -> str:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "searching": {*VALUES, "executors"},
     "results": {*VALUES, "metrics", "searching"},
     "progress": VALUES,
-    "doctor": {*VALUES, "models"},
+    "doctor": {*VALUES, "models", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training"},
     "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
     "api": {

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError
+from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, StudyError
 from autopeft.executors.placement import Share, share_out
 from autopeft.spec.study import RayOptions
 
@@ -45,6 +45,15 @@ class RayCluster:
     """
 
     def __init__(self, options: RayOptions, *, n_workers: int, device: str = "auto") -> None:
+        """Remember what is wanted.
+
+        Raises:
+            StudyError: A GPU is named by its number, and Ray gives each worker its own.
+        """
+        if ":" in device:
+            raise StudyError(
+                f"training.device must be auto, cpu or cuda on Ray, which numbers GPUs, but got {device!r}"
+            )
         self.n_workers = n_workers
         self._options = options
         self._device = device
@@ -119,7 +128,8 @@ def _start(address: str | None) -> None:
             ray.init(**quiet, **(local if address is None else {"address": address}))
     except (Exception, SystemExit) as error:  # Ray ends the process where a cluster does not answer
         where = "a local Ray cannot be started" if address is None else f"the Ray at {address!r} cannot be joined"
-        raise ExecutorError(f"{where}: {error}; see executor.address, or take executor=local") from error
+        reason = last_line(error).rstrip(".")
+        raise ExecutorError(f"{where}: {reason}; see executor.address, or take executor=local") from error
 
 
 def _check_reachable(address: str) -> None:

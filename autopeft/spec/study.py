@@ -5,7 +5,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from autopeft.errors import AutopeftError, StudyError
 from autopeft.spec.cost import Budget
@@ -159,11 +168,19 @@ class StudySpec(BaseModel):
             Design.from_dict(design)
         return design
 
-    @model_validator(mode="after")
-    def _one_worker(self) -> "StudySpec":
-        if self.executor == "local" and self.n_workers != 1:
-            raise ValueError("executor local runs in this process, with n_workers=1; take executor ray for more")
-        return self
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _known_executor(cls, executor: Any) -> Any:
+        if not isinstance(executor, Mapping | RayOptions) and executor not in ("local", "ray"):
+            raise ValueError("executor is local, ray, or {type: ray} with address, cpus_per_worker, gpus_per_worker")
+        return executor
+
+    @field_validator("n_workers")
+    @classmethod
+    def _one_worker_here(cls, n_workers: int, info: ValidationInfo) -> int:
+        if info.data.get("executor") == "local" and n_workers != 1:
+            raise ValueError("executor local has n_workers=1, in this process; take executor=ray for more")
+        return n_workers
 
     @property
     def ray(self) -> RayOptions | None:
