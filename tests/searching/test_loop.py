@@ -1,17 +1,19 @@
 """The search loop over known costs and qualities, under a virtual clock."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autopeft.errors import BudgetError, SearchError
+from autopeft.errors import BudgetError, DesignError, SearchError
 from autopeft.searching.pareto import pareto_front
 from autopeft.searching.plan import Baseline
+from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
-from tests.searching.conftest import FULL, Bench, KnownWorker, cost
+from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker, cost
 
 
 def outcomes(records: tuple[TrialRecord, ...]) -> Counter[Outcome]:
@@ -85,6 +87,36 @@ def test_over_budget_designs_are_never_trained_and_are_counted(bench: Bench) -> 
 def test_a_budget_that_nothing_meets_ends_with_the_limit(bench: Bench) -> None:
     with pytest.raises(BudgetError, match="trainable_params 800"):
         bench.run(KnownWorker(bench.model), limits={"trainable_params": 800})
+
+
+def test_designs_that_do_not_fit_the_data_are_refused_with_the_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost model knows the data: what it refuses is counted and never trained."""
+
+    def fewer_than(n_blocks: int) -> Callable[[CountedCosts, Design], Estimate]:
+        def answer(self: CountedCosts, design: Design) -> Estimate:
+            if len(design.blocks) >= n_blocks:
+                raise DesignError(f"blocks < {n_blocks} must hold; lower training.max_length")
+            return cost(design, self.model)
+
+        return answer
+
+    monkeypatch.setattr(CountedCosts, "__call__", fewer_than(2))
+    worker = KnownWorker(bench.model)
+    store = bench.run(worker, n_trials=12)
+    assert store.fact("n_refused")["illegal"] > 0
+    assert n_designs(store.records()) == 12
+    assert all(len(segment.design.blocks) < 2 for segment in worker.segments)
+
+
+def test_data_that_nothing_fits_end_with_the_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: CountedCosts, design: Design) -> Estimate:
+        raise DesignError("it is too long; lower training.max_length")
+
+    monkeypatch.setattr(CountedCosts, "__call__", refuse)
+    with pytest.raises(BudgetError, match=r"by illegal: it is too long; lower training.max_length"):
+        bench.run(KnownWorker(bench.model))
 
 
 def test_baselines_train_in_full_first_and_do_not_count(bench: Bench) -> None:

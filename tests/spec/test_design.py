@@ -23,6 +23,8 @@ blocks = st.one_of(
         }
     ),
     st.fixed_dictionaries({"prefix": st.fixed_dictionaries({"length": st.integers(1, 32), "layers": layers})}),
+    st.fixed_dictionaries({"prompt": st.fixed_dictionaries({"length": st.integers(1, 32)})}),
+    st.fixed_dictionaries({"ia3": st.fixed_dictionaries({"layers": layers})}),
 )
 designs = st.builds(
     lambda blocks, quantization: Design.from_dict({"blocks": blocks, "quantization": quantization}),
@@ -113,6 +115,9 @@ def test_designs_are_described_in_words() -> None:
     text = design.describe()
     assert "r=8 on query, value in layers 3-5" in text
     assert "nf4 base" in text
+    for layers, words in (([5], "in layer 5"), ([0, 1], "in layers 0-1"), ([0, 2], "in layers 0, 2")):
+        made = Design.from_dict({"blocks": [{"prefix": {"length": 4, "layers": layers}}]})
+        assert made.describe() == f"prefix of 4 {words}"
     assert Design().describe() == "head only"
 
 
@@ -130,6 +135,6 @@ def test_serving_tells_what_can_load_a_design(summary: ModelSummary) -> None:
 def test_a_kind_is_one_technique() -> None:
     lora = block_class("lora")
     assert register(lora) is lora
-    assert {"lora", "adapter", "prefix"} <= set(block_kinds())
+    assert {"lora", "adapter", "ia3", "prefix", "prompt"} <= set(block_kinds())
     with pytest.raises(DesignError, match="must be unique"):
         register(type("Other", (lora,), {}))

@@ -1,5 +1,6 @@
 """Search spaces: drawing, size, legality, and what their files may get wrong."""
 
+import dataclasses
 import json
 import math
 import random
@@ -76,6 +77,18 @@ SMALL = {
     },
     "lists": {
         "blocks": {"lora": {"rank": 2, "roles": [["query"], ["query", "value"], "all"], "layers": [[0], [4, 5], "all"]}}
+    },
+    "no size": {
+        "blocks": {
+            "ia3": {"use": [True, False], "layers": {"last": {"int": [1, 3]}}},
+            "prompt": {"use": [True, False], "length": [1, 4]},
+        }
+    },
+    "no size, shared layers": {
+        "blocks": {
+            "lora": {"use": [True, False], "rank": [0, 2], "layers": [[0], [4, 5], "all"]},
+            "ia3": {"use": [True, False], "layers": {"same_as": "lora"}},
+        }
     },
     "any_of": {
         "blocks": {
@@ -165,7 +178,7 @@ def test_smallest_includes_the_cheapest_design() -> None:
         def cost(design) -> int:  # type: ignore[no-untyped-def]
             return sum(
                 768
-                * getattr(b, b.size_field)
+                * (1 if b.size_field is None else getattr(b, b.size_field))
                 * len(b.layer_indices(MODEL))
                 * (len(b.roles) if b.kind == "lora" and b.roles != "all" else 6 if b.kind == "lora" else 1)
                 for b in design.blocks
@@ -190,6 +203,9 @@ MISTAKES = [
     ("blocks:\n  lora:\n    rank: [1]\n    layers: {same_as: adapter}\n", 4, "must be one of lora"),
     ("blocks:\n  lora:\n    rank: [1]\n    learning_rate: 0\n", 4, "above 0"),
     ("blocks:\n  lora:\n    roles: all\n", 2, "rank is required"),
+    ("blocks:\n  ia3:\n    size: 4\n", 3, "blocks.ia3.size is not a known key"),
+    ("blocks:\n  ia3:\n    layers: {groups: 2}\n", 3, "groups differ in their size, but ia3 has none"),
+    ("blocks:\n  prompt:\n    length: 4\n    layers: all\n", 4, "the model as a whole and has no layers"),
     ("quantization: [nf5]\nblocks: {}\n", 1, "did you mean 'nf4'"),
     ("blocks:\n  lora: {rank: 1}\nrequire: {any_of: [adapter]}\n", 3, "must be one of lora"),
     ("blocks:\n  lora: {rank: 1}\nrequire: {export: onnx}\n", 3, "must be peft"),
@@ -218,6 +234,30 @@ def test_an_illegal_option_on_a_model_gets_its_line(tmp_path) -> None:  # type: 
     path.write_text("blocks:\n  lora:\n    rank: [8]\n    layers: {last: {int: [1, 40]}}\n")
     with pytest.raises(SpaceError, match="last=40, n_layers=6"):
         load_space(str(path)).check(MODEL)
+
+
+def test_a_technique_that_the_model_cannot_have_gets_its_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.yaml"
+    path.write_text("blocks:\n  lora: {rank: 1}\n  ia3:\n    use: [true, false]\n")
+    summary = make_summary()
+    fused = dataclasses.replace(
+        summary,
+        layers=tuple(
+            dataclasses.replace(layer, roles={"qkv": layer.roles["query"], "mlp_down": layer.roles["mlp_down"]})
+            for layer in summary.layers
+        ),
+    )
+    load_space(str(path)).check(summary)
+    with pytest.raises(SpaceError, match=r"line 4: blocks.ia3.use: .*key, value and mlp_down.*take ia3 out"):
+        load_space(str(path)).check(fused)
+
+
+def test_stock_only_means_that_peft_opens_it_not_that_it_merges() -> None:
+    both = {"lora": {"rank": 2}, "ia3": {}}
+    space = SearchSpace.from_dict({"blocks": both, "require": {"export": "peft"}})
+    assert space.draw(RandomChooser(random.Random(0)), MODEL).violation == "require.export: peft"
+    alone = SearchSpace.from_dict({"blocks": {"ia3": {}}, "require": {"export": "peft"}})
+    assert not alone.draw(RandomChooser(random.Random(0)), MODEL).violation
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
