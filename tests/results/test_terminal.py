@@ -6,7 +6,7 @@ from rich.console import Console
 from autopeft.results.terminal import TrialTable, front_table, leaderboard_table
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
-from tests.results.generated import Builder, lora
+from tests.results.generated import Builder, language_model, lora
 
 
 def render(table: TrialTable, width: int, *, terminal: bool = True) -> str:
@@ -62,3 +62,20 @@ def test_markup_in_a_reason_is_text(build: Builder) -> None:
 def test_an_empty_front_says_why(build: Builder) -> None:
     build.add(lora(1), params=1000, outcome=Outcome.FAILED, reason="KeyError: x")
     assert "KeyError: x" in render(front_table(build.state()), 80)
+
+
+def test_baselines_are_marked_and_perplexity_reads_right(build: Builder) -> None:
+    state = language_model(build)
+    text = render(leaderboard_table(state), 200, terminal=False)
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    rows = {line.split()[0]: line for line in lines if line.split()[0].isdigit()}
+    assert rows["0"].endswith("LoRA r=8 on query, value (yardstick)")
+    assert rows["1"].endswith("head only (baseline)")
+    assert rows["22"].endswith("no adapter, untrained (base model)")
+    assert "*" not in rows["22"]
+    assert "mergeable" not in rows["22"]
+    assert "23.68 ± 0.40" in rows["18"]
+    assert "perplexity (lower is better) on validation and test" in text
+    complete = [line for line in lines if " complete " in line]
+    assert complete[0] == rows["18"]  # the lowest perplexity comes first
+    assert "no adapter" not in render(front_table(state), 200, terminal=False)
