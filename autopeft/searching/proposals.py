@@ -93,6 +93,8 @@ class Proposals:
         """Return why a proposal is refused without a full estimate, or an empty string."""
         if proposal.draw.violation:
             return "requirement"
+        if not proposal.draw.design.blocks and self._cost_model.trainable_params(proposal.draw.design) == 0:
+            return "requirement"  # the base model as it is: no design to train
         key, rates = proposal.draw.design.key, dict(proposal.draw.learning_rates)
         if any(r.design.key == key and dict(r.learning_rates) == rates for r in self._ledger.records.values()):
             return "duplicate"
