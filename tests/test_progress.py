@@ -106,3 +106,26 @@ def test_an_interrupt_in_a_callback_is_one(events: list[Event], log: logging.Log
 
     with pytest.raises(KeyboardInterrupt):
         call_each([interrupt], log)(events[0])
+
+
+def test_a_notebook_gets_one_output_that_is_updated(events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPython's own display system: one output with an id, updated in place, and one for what failed."""
+    from IPython.core.displaypub import CapturingDisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    outputs = CapturingDisplayPublisher()
+    monkeypatch.setattr(shell, "display_pub", outputs)
+    try:
+        with show_progress(None, Console(file=io.StringIO(), force_jupyter=True)) as show:
+            for event in events:
+                show(event)
+    finally:
+        InteractiveShell.clear_instance()
+    kinds = [(output.get("update", False), output["data"]["text/plain"]) for output in outputs.outputs]
+    new = [text for update, text in kinds if not update]
+    assert new[0] == "starting"
+    assert "trial 1 failed" in new[1]
+    assert [text for update, text in kinds if update][-1].startswith("3/8 designs, 1 done")
+    line = {output["transient"]["display_id"] for output in outputs.outputs if output.get("transient")}
+    assert len(line) == 1
