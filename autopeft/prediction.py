@@ -50,7 +50,7 @@ class Purpose:
         """Read it from a description. Raises ArtifactError."""
         try:
             metadata = description["metadata"]
-            purpose = cls(
+            return cls(
                 task=find_task(metadata["task"]),
                 labels=tuple(description["base_model"]["labels"]),
                 max_length=int(metadata["max_length"]),
@@ -61,12 +61,6 @@ class Purpose:
                 f"autopeft.json must name the task and the max_length of the training, but {error!r}; predict with "
                 "the autopeft that wrote it, or export the adapter again"
             ) from error
-        if not purpose.labels:
-            raise ArtifactError(
-                f"predictions are classes, but this adapter was trained for {purpose.task.name}, which has none; open "
-                "it with autopeft.load and call generate"
-            )
-        return purpose
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
