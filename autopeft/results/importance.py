@@ -8,7 +8,7 @@ The parameters are derived from the designs themselves: each field of each block
 rates, and the quantization. Not known here: what the search space would have allowed but no trial tried.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 from typing import Any
@@ -108,7 +108,7 @@ def importances(state: StudyState, objective: Objective, *, seed: int = 0) -> Im
     rows = _quality_rows(state) if objective.kind == "quality" else _cost_rows(state, objective)
     judged = np.array([row.judged for row in rows], dtype=bool)
     n_judged = int(judged.sum())
-    what = "trained in full" if objective.kind == "quality" else "have an estimate"
+    what = "trained in full" if objective.kind == "quality" else "differ in design"
     if n_judged < MIN_TRIALS:
         reason = f"too few trials to tell: {n_judged} {what}, and it takes {MIN_TRIALS}"
         return Importances(objective=objective, r2=float("nan"), n_trials=n_judged, reason=reason)
@@ -131,16 +131,18 @@ class _Row:
 
 
 def _quality_rows(state: StudyState) -> list[_Row]:
+    # A perplexity is the exponential of a loss: its logarithm keeps one diverged trial from being all the variance.
+    scale: Callable[[float], float] = log10 if state.metric == "perplexity" else float
     rows = []
     for trial in [t for t in state.chains if t.baseline != "base"][-MAX_TRIALS:]:
         scores = [(rung.examples, rung.scores.get(state.metric, float("nan"))) for rung in trial.rungs]
         rows += [
-            _Row(trial=trial, target=score, share=examples / state.n_full_examples, judged=False)
+            _Row(trial=trial, target=scale(score), share=examples / state.n_full_examples, judged=False)
             for examples, score in scores
             if isfinite(score)
         ]
         if trial.outcome is Outcome.COMPLETE and isfinite(trial.value(state.metric)):
-            rows.append(_Row(trial=trial, target=trial.value(state.metric)))
+            rows.append(_Row(trial=trial, target=scale(trial.value(state.metric))))
     return rows
 
 
@@ -166,11 +168,10 @@ def _explain(
     from sklearn.model_selection import GroupKFold
 
     rng = np.random.default_rng(seed)
-    groups = [row.trial.design.key for row in rows]
+    groups = [row.trial.number for row in rows]
     plain = np.full(len(rows), np.nan)
     shuffled = np.full((len(parameters), N_SHUFFLES, len(rows)), np.nan)
-    n_folds = min(N_FOLDS, len(set(groups)))
-    for train, test in GroupKFold(n_folds, shuffle=True, random_state=seed).split(table, groups=groups):
+    for train, test in GroupKFold(N_FOLDS, shuffle=True, random_state=seed).split(table, groups=groups):
         held_out = test[judged[test]]
         if not len(held_out):
             continue
