@@ -1,6 +1,7 @@
 """The hypervolume against brute force, and the box that it is a share of."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import autopeft
 from autopeft.searching.hypervolume import FACT, Box, hypervolume, hypervolume_history, make_box
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.trial import Outcome, TrialRecord
 from tests.conftest import make_summary
 from tests.results.generated import HEAD, Builder, lora
+from tests.tasks.generated import reviews, save_tiny_bert
 
 ACCURACY, PARAMS, MEMORY = (OBJECTIVES[name] for name in ("accuracy", "trainable_params", "peak_memory"))
 LIMIT = 100_000_000
@@ -175,3 +178,30 @@ def test_a_budget_that_only_the_cheapest_design_meets(trial: TrialRecord) -> Non
     box = make("accuracy", "trainable_params", limits={"trainable_params": 770})
     assert hypervolume([at(trial, 0.8, 770)], [ACCURACY, PARAMS], box) == pytest.approx(0.8)
     assert hypervolume([at(trial, 0.8, 771)], [ACCURACY, PARAMS], box) == 0
+
+
+def test_a_search_writes_the_box_before_its_first_trial_and_keeps_it(tmp_path) -> None:
+    reviews(120).to_csv(tmp_path / "reviews.csv", index=False)
+    study = {
+        "model": save_tiny_bert(tmp_path / "model"),
+        "data": str(tmp_path / "reviews.csv"),
+        "splits": {"train": 40, "validation": 20, "test": 20},
+        "space": {"blocks": {"lora": {"rank": [1, 2]}}},
+        "objectives": ["accuracy", "peak_memory", "trainable_params"],
+        "training": {"epochs": 1, "batch_size": 20, "precision": "fp32", "kernel": "sdpa"},
+        "n_trials": 1,
+        "output_dir": str(tmp_path),
+    }
+    file, seen = tmp_path / "study" / "study.json", []
+    read = lambda event=None: seen.append(json.loads(file.read_text())["facts"][FACT])  # noqa: E731
+    state = autopeft.search(**study, callbacks=[read]).state
+    head = next(trial for trial in state.trials if trial.baseline == "head")
+    for cost in ("peak_memory", "trainable_params"):
+        assert seen[0]["ideal"][cost] == head.estimate.cost(cost)
+    assert hypervolume_history(state)[-1].value > 0
+    # A later run takes the box as it is, whatever this version would make of it.
+    changed = json.loads(file.read_text())
+    changed["facts"][FACT]["reference"]["peak_memory"] *= 2
+    file.write_text(json.dumps(changed))
+    autopeft.search(**{**study, "n_trials": 2}, callbacks=[read])
+    assert seen[-1] == changed["facts"][FACT] != seen[0]
