@@ -23,6 +23,8 @@ BLOCKS = {
     "lora": [{"lora": {"rank": 8, "roles": ["query", "value"]}}],
     "adapter": [{"adapter": {"size": 64, "mode": "serial", "at": ["attention", "mlp"]}}],
     "prefix": [{"prefix": {"length": 16}}],
+    "prompt": [{"prompt": {"length": 16}}],
+    "ia3": [{"ia3": {}}],
     "hybrid": [
         {"lora": {"rank": 4, "layers": [3, 4, 5]}},
         {"adapter": {"size": 16, "mode": "parallel"}},
@@ -139,6 +141,18 @@ def test_flops_of_a_full_training_follow_its_tokens(minilm: str):
     assert 0.45 * training.flops * 10 < train_flops(40 * 32) < 0.5 * training.flops * 10  # attention falls faster
 
 
+def test_the_tokens_of_a_prompt_cost_computation_and_positions(estimator: Callable[..., Estimator]):
+    """Every example is longer by the prompt: its FLOPs are those of steps on longer texts."""
+    head, prompt = estimator()(design("head")), estimator()(design("prompt"))
+    assert prompt.train_flops > 2 * head.train_flops  # 48 tokens for 32, and the gradient goes down to the input
+    training, _ = estimator().steps(design("prompt"))
+    assert prompt.train_flops == pytest.approx(10 * training.flops, rel=1e-9)  # ten steps at the longest length
+    estimator(max_tokens=496).check(design("prompt"))
+    with pytest.raises(DesignError, match=r"got length=16, longest input=497, n_positions=512; lower training.max_len"):
+        estimator(max_tokens=497).trainable_params(design("prompt"))
+    estimator(max_tokens=512).check(design("hybrid"))
+
+
 def test_an_estimator_leaves_its_base_as_it_was(minilm: str):
     base = build_meta(minilm, HEAD)
     before = {name: id(tensor) for name, tensor in base.model.state_dict(keep_vars=True).items()}
@@ -197,7 +211,7 @@ def test_a_configuration_is_enough(llama_config: str):
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["lora", "prefix"])
+@pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
 def test_a_decoder_with_shared_keys_is_estimated_like_a_real_one(
     llama_config: str, name: str, kernel: str, tmp_path: Path
 ):
@@ -206,7 +220,9 @@ def test_a_decoder_with_shared_keys_is_estimated_like_a_real_one(
     config = transformers.AutoConfig.from_pretrained(llama_config)
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
-    blocks = {"lora": BLOCKS["lora"], "prefix": [{"prefix": {"length": 4, "layers": [1]}}]}[name]
+    blocks = {"lora": BLOCKS["lora"], "prefix": [{"prefix": {"length": 4, "layers": [1]}}], "prompt": BLOCKS["prompt"]}[
+        name
+    ]
     chosen = Design.from_dict({"blocks": blocks})
     base = build_meta(str(tmp_path), HEAD, kernel=kernel)
     workload = Workload(
