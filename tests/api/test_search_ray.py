@@ -106,7 +106,7 @@ def processes_of_ray(session: int) -> list[str]:
 
 
 def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: dict[str, Any], tmp_path: Path) -> None:
-    study = {**study, "training": {**study["training"], "epochs": 20}, "n_trials": 30, "early_stopping": "off"}
+    study = {**study, "training": {**study["training"], "epochs": 6}, "n_trials": 60, "early_stopping": "off"}
     study |= {"executor": {"type": "ray", "cpus_per_worker": 1}, "n_workers": 2}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(study))
@@ -123,6 +123,9 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
         if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 3):
             break
         time.sleep(0.1)
+    else:
+        process.kill()
+        raise AssertionError("no three trials in two minutes")
     assert processes_of_ray(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=60)

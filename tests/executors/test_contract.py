@@ -20,11 +20,29 @@ class Echo:
         return SegmentResult(trial=segment.trial, status=status, examples=segment.stop)
 
 
+def make_echo(setup: None) -> Echo:
+    return Echo()
+
+
 Make = Callable[[Callable[[], bool]], Executor]
+
+
+def on_ray(n_workers: int) -> Make:
+    def make(stop: Callable[[], bool]) -> Executor:
+        from autopeft.executors.ray import RayExecutor
+        from autopeft.executors.ray_cluster import RayCluster
+
+        return RayExecutor(RayCluster(RayOptions(cpus_per_worker=1), n_workers=n_workers), make_echo, None, stop)
+
+    return make
+
+
 EXECUTORS: dict[str, Make] = {
     "local": lambda stop: LocalExecutor(Echo, stop),
     "simulated-1": lambda stop: SimulatedExecutor(Echo(), lambda s: s.stop, should_stop=stop),
     "simulated-3": lambda stop: SimulatedExecutor(Echo(), lambda s: s.stop, n_workers=3, should_stop=stop),
+    "ray-1": on_ray(1),
+    "ray-2": on_ray(2),
 }
 
 
@@ -32,32 +50,14 @@ def segment(trial: int, stop: int = 10) -> Segment:
     return Segment(trial=trial, design=Design(), learning_rates={"head": 1e-3}, seed=0, stop=stop, full=100)
 
 
-def make_echo(setup: object) -> Echo:
-    """Make a worker from a recipe, as remote executors do."""
-    return Echo()
-
-
-def make_ray(n_workers: int) -> Make:
-    def make(stop: Callable[[], bool]) -> Executor:
-        from autopeft.executors.ray import RayExecutor
-        from autopeft.executors.ray_cluster import RayCluster
-
-        cluster = RayCluster(RayOptions(cpus_per_worker=1), n_workers=n_workers)
-        return RayExecutor(cluster, make_echo, None, stop)
-
-    return make
-
-
-@pytest.fixture(params=[*EXECUTORS, *(pytest.param(f"ray-{n}", marks=pytest.mark.ray) for n in (1, 2))])
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.ray] * name.startswith("ray")) for name in EXECUTORS])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    kind, _, number = request.param.partition("-")
-    if kind == "ray":
+    if request.param.startswith("ray"):
         request.getfixturevalue("local_ray")
-    maker = make_ray(int(number)) if kind == "ray" else EXECUTORS[request.param]
     made: list[Executor] = []
 
     def make_and_keep(stop: Callable[[], bool]) -> Executor:
-        made.append(maker(stop))
+        made.append(EXECUTORS[request.param](stop))
         return made[-1]
 
     yield make_and_keep
