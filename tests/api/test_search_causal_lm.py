@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import autopeft
-from autopeft.errors import ArtifactError, AutopeftError, ResultError
+from autopeft.errors import AutopeftError, ResultError
 from autopeft.spec.trial import Outcome
 from tests.tasks.generated_language import FORMS, save_tiny_llama, sentences, write_csv
 
@@ -120,13 +120,6 @@ def test_a_design_of_which_nothing_trains_is_never_proposed(language_study: dict
     result = autopeft.search(**{**language_study, "space": space, "sampler": "random"})
     assert result.state.n_refused["requirement"] >= 1
     assert all(trial.design.blocks for trial in result.state.trials if not trial.baseline)
-
-
-def test_predictions_of_classes_are_refused_with_the_way_out(language_study: dict[str, Any], tmp_path: Path) -> None:
-    result = autopeft.search(**{**language_study, "n_trials": 1})
-    result.export(result.state.yardstick, tmp_path / "adapter")
-    with pytest.raises(ArtifactError, match=r"trained for causal-lm, which has none; open it with autopeft.load"):
-        autopeft.predict(tmp_path / "adapter", language_study["data"])
 
 
 @pytest.mark.parametrize(
