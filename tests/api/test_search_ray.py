@@ -119,16 +119,16 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
-    for _ in range(1200):
+    for _ in range(3000):
         if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 3):
             break
         time.sleep(0.1)
     else:
         process.kill()
-        raise AssertionError("no three trials in two minutes")
+        raise AssertionError("no three trials in five minutes")
     assert processes_of_ray(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert f"resume with: autopeft search {path}" in output
     assert not [line for line in output.splitlines() if "ray" in line.lower().replace("array", "")], output
