@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from autopeft.api import load as load
     from autopeft.api import open_study as open
     from autopeft.api import search as search
+    from autopeft.outlook import DryRun as DryRun
     from autopeft.prediction import predict as predict
-    from autopeft.preparation import DryRun as DryRun
     from autopeft.results.result import SearchResult as SearchResult
     from autopeft.spec.block import Block as Block
     from autopeft.spec.block import register as register
@@ -35,7 +35,7 @@ _HOMES = {
     "load": "api",
     "estimate": "api",
     "predict": "prediction",
-    "DryRun": "preparation",
+    "DryRun": "outlook",
     "SearchResult": "results.result",
     "Block": "spec.block",
     "register": "spec.block",

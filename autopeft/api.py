@@ -11,7 +11,8 @@ from autopeft.estimation.estimator import estimate
 from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.models.artifact import load
-from autopeft.preparation import DryRun, PreparedStudy, dry_run, prepare_study
+from autopeft.outlook import DryRun, dry_run
+from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_log
 from autopeft.results.result import SearchResult
 from autopeft.searching.folder import StudyFolder

@@ -3,7 +3,6 @@
 import importlib.metadata
 import math
 import platform
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ from autopeft.spec.design import Design
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS, find_objective
-from autopeft.spec.space import DEFAULT_HEAD_LEARNING_RATE, RandomChooser, SearchSpace
+from autopeft.spec.space import DEFAULT_HEAD_LEARNING_RATE, SearchSpace
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, find_task
@@ -33,10 +32,6 @@ from autopeft.training.plan import workload
 from autopeft.training.worker import WorkerSetup
 
 PACKAGES = ("autopeft", "torch", "transformers", "peft", "optuna", "bitsandbytes", "datasets")
-N_DRY_RUN_DRAWS = 200
-"""Random designs that a dry run holds against the budget's parameter limit."""
-N_DRY_RUN_ESTIMATES = 20
-"""Of these, how many are estimated in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,72 +306,3 @@ def _check_budget(study: PreparedStudy) -> None:
         best = min(best or (over[name], message), (over[name], message))
     if best is not None:
         raise BudgetError(best[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class DryRun:
-    """What a search would do, without training anything.
-
-    Attributes:
-        size: Assignments of the space's discrete choices; learning rates do not count.
-        feasible_share: Share of random designs within the budget.
-        n_drawn: Random designs that the share was measured on.
-        predicted_seconds: Of the whole search on one worker.
-    """
-
-    size: float
-    feasible_share: float
-    n_drawn: int
-    predicted_seconds: float
-    limits: dict[str, int]
-    notes: tuple[str, ...]
-
-
-def dry_run(study: PreparedStudy) -> DryRun:
-    """Measure how much of the space the budget leaves, and predict how long the search takes."""
-    chooser = RandomChooser(random.Random(study.spec.seed))
-    draws = [study.space.draw(chooser, study.model) for _ in range(N_DRY_RUN_DRAWS)]
-    designs = [draw.design for draw in draws if not draw.violation]
-    limit = study.limits.get("trainable_params", math.inf)
-    light = [design for design in designs if _fits(study, design) and study.estimator.trainable_params(design) <= limit]
-    share = len(light) / max(1, len(designs))
-    others = set(study.limits) - {"trainable_params"}
-    if others and light:
-        sample = light[:N_DRY_RUN_ESTIMATES]
-        fits = sum(max(excess(study.limits, study.estimator(design)).values()) <= 0 for design in sample)
-        share *= fits / len(sample)
-    return DryRun(
-        size=study.space.size(study.model),
-        feasible_share=share,
-        n_drawn=len(designs),
-        predicted_seconds=_predicted_seconds(study),
-        limits=study.limits,
-        notes=study.data.notes,
-    )
-
-
-def _fits(study: PreparedStudy, design: Design) -> bool:
-    """Return whether the longest input fits into the model beside what the design puts before it."""
-    try:
-        study.estimator.check(design)
-    except DesignError:
-        return False
-    return True
-
-
-def _predicted_seconds(study: PreparedStudy) -> float:
-    """Predict the time of the whole search from the measured step.
-
-    Takes every design for as slow as a LoRA in all layers, an evaluation for a third of a training step per
-    token, and the share of trials that pass a rung for `1 / eta`.
-    """
-    step = study.step_seconds[f"{study.training.precision}/{study.training.kernel}"]
-    train = step * study.workload.n_steps
-    evaluation = train / study.workload.n_examples * len(study.data.validation) / 3
-    halving = study.spec.halving
-    ends = (*(halving.rungs if halving else ()), 1.0)
-    seconds, reached, before = 0.0, 1.0, 0.0
-    for end in ends:
-        seconds += reached * ((end - before) * train + evaluation)
-        reached, before = reached / (halving.eta if halving else 1.0), end
-    return study.spec.n_trials * seconds + 2 * (train + evaluation)

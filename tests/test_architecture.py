@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "doctor": {*VALUES, "models", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training"},
     "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
+    "outlook": {*VALUES, "preparation"},
     "api": {
         *VALUES,
         "models",
@@ -39,10 +40,11 @@ MAY_IMPORT = {
         "results",
         "progress",
         "preparation",
+        "outlook",
     },
     "__main__": {"cli"},
-    "cli": {*VALUES, "api", "prediction", "preparation", "searching", "results", "progress", "doctor"},
-    "__init__": {*VALUES, "api", "prediction", "preparation", "results"},
+    "cli": {*VALUES, "api", "prediction", "preparation", "outlook", "searching", "results", "progress", "doctor"},
+    "__init__": {*VALUES, "api", "prediction", "preparation", "outlook", "results"},
 }
 # Who may import a heavy package: a part, or one module of it.
 GATES = {

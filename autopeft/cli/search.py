@@ -10,7 +10,8 @@ from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors, limit_wo
 from autopeft.cli.dashboard import PORT, beside
 
 if TYPE_CHECKING:
-    from autopeft.preparation import DryRun, PreparedStudy
+    from autopeft.outlook import DryRun
+    from autopeft.preparation import PreparedStudy
     from autopeft.results.result import SearchResult
 
 
@@ -52,7 +53,7 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
     from rich.console import Console
 
     from autopeft.api import run_study
-    from autopeft.preparation import DryRun
+    from autopeft.outlook import DryRun
     from autopeft.results.result import SearchResult
     from autopeft.spec.study import load_study
 

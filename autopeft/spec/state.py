@@ -33,7 +33,7 @@ class StudyState:
         limits: The budget as amounts.
         n_full_examples: Examples of a full training.
         trials: Every trial in the record, by number; of a chain of continued trials, all links.
-        n_refused: Proposals that were never trained, by the limit they broke, or `requirement`, `illegal` or `duplicate`.
+        n_refused: Proposals that were never trained, by the limit they broke, or `requirement`, `illegal`, `duplicate`.
         tests: The final check, by trial number.
         samples: What designs wrote in the final check, by trial number; empty where the task writes nothing.
         notes: What preparation had to say: how splits were made, how much was truncated.
