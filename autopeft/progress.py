@@ -67,7 +67,7 @@ def _is_trouble(event: Event) -> bool:
 
 def _now(event: Event) -> str:
     """Return what is being trained, as far as the event says it."""
-    return event.trial.design.describe() if event.kind in (EventKind.STARTED, EventKind.RUNG) else ""
+    return event.trial.describe() if event.kind in (EventKind.STARTED, EventKind.RUNG) else ""
 
 
 @contextmanager

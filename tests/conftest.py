@@ -70,7 +70,7 @@ def make_summary(n_layers: int = 6) -> ModelSummary:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Run a local Ray of two cores for the whole session, whatever this machine has: executors use it as they find it."""
+    """Run a local Ray of two cores for the session, whatever this machine has: executors use it as they find it."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -11,7 +11,6 @@ from autopeft.results.selection import best, knee
 from autopeft.results.wording import (
     BASELINE_MARKS,
     MISSING,
-    design_words,
     format_difference,
     format_interval,
     format_score,
@@ -117,7 +116,7 @@ def make_card(comparer: Comparer, trial: TrialRecord, *, compare: bool = False) 
     )
     return Card(
         number=trial.number,
-        words=design_words(trial),
+        words=trial.describe(),
         mark=BASELINE_MARKS.get(trial.baseline, ""),
         facts=(*_scores(state, trial), *gain, *_costs(state, trial)),
         code=code if loadable else "",

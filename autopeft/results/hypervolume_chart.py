@@ -18,7 +18,7 @@ def hypervolume_chart(state: StudyState) -> Any | None:
     history = hypervolume_history(state)
     if not history:
         return None
-    designs = {trial.number: trial.design.describe() for trial in state.trials}
+    designs = {trial.number: trial.describe() for trial in state.trials}
     hover = [
         f"trial {point.trial}: {designs[point.trial]}<br>hypervolume {point.value:.4f}"
         + ("" if point.elapsed_seconds is None else f"<br>after {format_seconds(point.elapsed_seconds)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from autopeft.results.wording import design_words, reason_words, serving_words
+from autopeft.results.wording import reason_words, serving_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.objective import COSTS
 from autopeft.spec.state import StudyState, TestScore
@@ -74,7 +74,7 @@ def _row(state: StudyState, trial: TrialRecord, metrics: Iterable[str], on_front
     peak = trial.measured.peak_memory
     return {
         "number": trial.number,
-        "design": design_words(trial),
+        "design": trial.describe(),
         "outcome": trial.outcome.value,
         "front": on_front,
         **_scores("", metrics, trial.scores, trial.standard_errors),

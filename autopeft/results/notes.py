@@ -22,7 +22,7 @@ def study_note(state: StudyState) -> str:
     rows = [
         [
             str(record.number),
-            _code(record.design.describe()),
+            _code(record.describe()),
             format_cost(state.cost.name, record.estimate.cost(state.cost.name)),
             format_score(record.scores, record.standard_errors, state.metric),
         ]
@@ -48,7 +48,7 @@ def trial_note(state: StudyState, trial: TrialRecord) -> str:
     title = f"**{outcome_words(trial.outcome)}**"
     if reason := reason_words(trial, state.limits):
         title += f": {_code(reason)}"
-    lines = [_code(trial.design.describe()), title]
+    lines = [_code(trial.describe()), title]
     if trial.baseline:
         lines.append(f"A baseline: {_BASELINES[trial.baseline]}.")
     if trial.continues is not None:

@@ -8,7 +8,6 @@ from autopeft.results.front import why_empty
 from autopeft.results.selection import best, gain_over_yardstick, knee
 from autopeft.results.wording import (
     count_designs,
-    design_words,
     format_difference,
     format_ratio,
     format_score,
@@ -94,7 +93,7 @@ def gain_sentences(comparer: Comparer) -> list[str]:
 
 def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:
     trial = comparison.trial
-    who = f"{lead}: {design_words(trial)} (trial {trial.number})"
+    who = f"{lead}: {trial.describe()} (trial {trial.number})"
     if trial.number == comparison.reference.number:
         return f"{who}, which is the yardstick itself: no design that costs no more scored better."
     difference = comparison.soundest

@@ -21,20 +21,15 @@ def outcome_words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def design_words(trial: TrialRecord) -> str:
-    """Say what a trial trained; the base model as it is trained nothing, and is no design."""
-    return "no adapter, untrained" if trial.baseline == "base" else trial.design.describe()
-
-
 def serving_words(trial: TrialRecord) -> str:
     """Say how a trained design is served; the base model as it is needs nothing."""
     return "as it is" if trial.baseline == "base" else SERVING[trial.estimate.serving]
 
 
 def marked_words(trial: TrialRecord) -> str:
-    """Return `design_words` with the baseline's mark behind it: `LoRA r=8 on query, value (yardstick)`."""
+    """Say what was trained, with the baseline's mark behind it: `LoRA r=8 on query, value (yardstick)`."""
     mark = BASELINE_MARKS.get(trial.baseline)
-    return design_words(trial) + (f" ({mark})" if mark else "")
+    return trial.describe() + (f" ({mark})" if mark else "")
 
 
 def direction_words(objective: Objective) -> str:

@@ -155,7 +155,7 @@ class StudyStore:
 def _attributes(record: TrialRecord) -> dict[str, Any]:
     """Return a record as the user attributes of its trial."""
     return {
-        "summary": record.design.describe(),
+        "summary": record.describe(),
         "design": record.design.to_dict(),
         "learning_rates": dict(record.learning_rates),
         "seed": record.seed,

@@ -71,7 +71,8 @@ class Measured:
     """Cost of a trial as it ran, summed over its segments.
 
     Attributes:
-        peak_memory: Highest sum of live tensor bytes seen in a training step, or None where no step was measured.
+        peak_memory: Highest sum of live tensor bytes seen in a training or evaluation step, or None where none was
+            measured.
         train_seconds: Time in training steps.
         evaluation_seconds: Time in evaluations.
         n_steps: Optimizer steps.

@@ -74,7 +74,7 @@ class Event:
         """Say in one line what happened."""
         trial = self.trial
         what = f"trial {trial.number} {self.kind if self.kind is not EventKind.FINISHED else trial.outcome}"
-        parts = [f"{what}: {trial.design.describe()}", f"{format_count(trial.estimate.trainable_params)} parameters"]
+        parts = [f"{what}: {trial.describe()}", f"{format_count(trial.estimate.trainable_params)} parameters"]
         if self.kind is EventKind.STARTED and trial.continues is not None:
             parts.append(f"continues trial {trial.continues}")
         if self.kind is not EventKind.STARTED and self.metric in trial.scores:

@@ -153,6 +153,10 @@ class TrialRecord:
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
 
+    def describe(self) -> str:
+        """Say what was trained, in words."""
+        return "no adapter, untrained" if self.baseline == "base" else self.design.describe()
+
     def value(self, name: str) -> float:
         """Return the score or the predicted cost called `name`, NaN where there is none."""
         if name in self.scores:

@@ -19,7 +19,7 @@ from autopeft.training.batches import Inputs, collate
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.evaluate import autocast
-from autopeft.training.measure import peak_memory
+from autopeft.training.measure import model_tensors, peak_memory
 from autopeft.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state, set_learning_rate
 from autopeft.training.plan import Batch, Plan, learning_rate_factor
 
@@ -151,15 +151,8 @@ class Trainer:
         return loss, reason, peak.n_bytes
 
     def _resident(self, inputs: Inputs) -> Iterator[torch.Tensor]:
-        model = self.attached.model
-        yield from model.parameters()
-        yield from model.buffers()
+        yield from model_tensors(self.attached.model)
         yield from inputs.tensors
-        for module in model.modules():
-            # bitsandbytes keeps the scales of its packed weights outside of parameters and buffers.
-            state = getattr(getattr(module, "weight", None), "quant_state", None)
-            if state is not None:
-                yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
         for fields in self.optimizer.state.values():
             yield from fields.values()
 

@@ -1,4 +1,4 @@
-"""Measured peak memory of one training step, to lay beside the prediction."""
+"""Measured peak memory of a training or evaluation step, to lay beside the prediction."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +21,17 @@ class Peak:
     """
 
     n_bytes: int | None = None
+
+
+def model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield every tensor that a model keeps, with what is attached to it."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        # bitsandbytes keeps the scales of its packed weights outside of parameters and buffers.
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
 
 
 def live_bytes(tensors: Iterable[torch.Tensor]) -> int:

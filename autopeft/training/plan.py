@@ -164,7 +164,8 @@ def workload(data: PreparedData, training: Training) -> Workload:
     `n_train_tokens` is that of seed 0: with other seeds the padding differs by a few parts in a thousand.
     """
     plan = Plan.of(data, training, seed=0)
-    longest = max(int(data.train.lengths.max()), int(data.validation.lengths.max()))
+    splits = (data.train, data.validation, data.test)
+    longest = max(int(split.lengths.max()) for split in splits if len(split))
     return Workload(
         batch_size=min(training.batch_size, len(data.train)),
         evaluation_batch_size=min(training.evaluation_batch_size, len(data.validation)),

@@ -25,6 +25,7 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.evaluate import evaluate, n_padded_tokens
 from autopeft.training.loop import Progress, Trainer, own_generators
+from autopeft.training.measure import Peak
 from autopeft.training.plan import Plan, full_examples
 from autopeft.training.sampling import N_SAMPLES, write_samples
 
@@ -219,6 +220,8 @@ class Worker:
         """Evaluate, and note in `progress` what became of it."""
         started = time.perf_counter()
         evaluation = None
+        # Once for a trial: in the segment whose training step is measured, or where nothing is trained.
+        peak = Peak() if progress.measured.peak_memory is not None or progress.measured.n_steps == 0 else None
         try:
             evaluation = evaluate(
                 attached.model,
@@ -228,6 +231,7 @@ class Worker:
                 self.setup.training,
                 attached.base.device,
                 should_stop,
+                peak,
             )
         except FloatingPointError as error:
             progress.status, progress.error = SegmentStatus.DIVERGED, f"{error} after example {progress.examples}"
@@ -235,7 +239,7 @@ class Worker:
             if evaluation is None:
                 progress.status = SegmentStatus.INTERRUPTED
         seconds = time.perf_counter() - started
-        progress.measured += Measured(evaluation_seconds=seconds)
+        progress.measured += Measured(peak_memory=None if peak is None else peak.n_bytes, evaluation_seconds=seconds)
         if evaluation is not None:
             pace.evaluation_took(seconds, self._n_tokens(split))
             self._evaluation_pace[attached.design.quantization] = pace.evaluation_seconds_per_token

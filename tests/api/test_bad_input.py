@@ -75,7 +75,10 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "model that is not there": (lambda s, p: {"model": str(p / "nothing")}, "nothing"),
     "unknown key": (lambda s, p: {"n_trails": 3}, "n_trails is not a known key; did you mean 'n_trials'"),
     "unknown task": (lambda s, p: {"task": "text-clasification"}, "did you mean 'text-classification'"),
-    "metric not among the objectives": (lambda s, p: {"metric": "macro_f1"}, "must be among the objectives"),
+    "metric not among the objectives": (
+        lambda s, p: {"metric": "macro_f1", "objectives": ["accuracy", "trainable_params"]},
+        "must be among the objectives",
+    ),
     "yardstick that the model does not allow": (
         lambda s, p: {"yardstick": {"blocks": [{"lora": {"rank": 8, "roles": ["mlp_gate"]}}]}},
         "mlp_gate",
