@@ -28,8 +28,9 @@ $(SMOLLM2): studies/smollm2/prepare.py studies/smollm2/requirements.txt | $(READ
 smollm2: install $(SMOLLM2)
 	$(BIN)/autopeft search studies/smollm2.yaml
 
+# One process for each core, with one thread each.
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install $(SMOLLM2)

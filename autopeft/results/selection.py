@@ -106,13 +106,16 @@ class Gain:
 
     Attributes:
         at_no_more_cost: The best front design that costs no more in any cost objective; None where there is none.
-        cheapest_as_good: The cheapest front design whose score is no lower; None where there is none.
+        cheapest_as_good: The cheapest front design whose score is no worse; None where there is none.
+        cheapest_tied: The cheapest front design that the yardstick is better than by no more than one standard error
+            of their paired difference on the validation split; None where there is none.
         overall: The best front design, whatever it costs.
     """
 
     yardstick: TrialRecord
     at_no_more_cost: Comparison | None
     cheapest_as_good: Comparison | None
+    cheapest_tied: Comparison | None
     overall: Comparison
 
 
@@ -131,11 +134,13 @@ def gain_over_yardstick(comparer: Comparer) -> Gain:
     costs = [objective.name for objective in state.objectives if objective.kind == "cost"]
     no_dearer = [t for t in front if all(t.value(name) <= yardstick.value(name) for name in costs)]
     as_good = [trial for trial in front if loss(trial) <= loss(yardstick)]
+    tied = _cheapest_tied(comparer, front, yardstick, state.metric)
     cheapest = min(as_good, key=lambda trial: trial.value(costs[0]), default=None)
     return Gain(
         yardstick=yardstick,
         at_no_more_cost=comparer.compare(min(no_dearer, key=loss), yardstick) if no_dearer else None,
         cheapest_as_good=comparer.compare(cheapest, yardstick) if cheapest is not None else None,
+        cheapest_tied=comparer.compare(tied, yardstick) if tied in front else None,
         overall=comparer.compare(min(front, key=loss), yardstick),
     )
 

@@ -33,7 +33,9 @@ def count_words(state: StudyState) -> str:
     counts = Counter(trial.outcome for trial in state.chains)
     text = ", ".join(f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome])
     refused = sum(state.n_refused.values())
-    return (text or "no trials") + (f"; {refused} proposals refused before training" if refused else "")
+    return (text or "no trials") + (
+        f"; {refused} {'proposal' if refused == 1 else 'proposals'} refused before training" if refused else ""
+    )
 
 
 def headline(comparer: Comparer) -> str:
@@ -83,11 +85,15 @@ def gain_sentences(comparer: Comparer) -> list[str]:
             sentences[-1] = _sentence(state, "The best design costs no more than the yardstick", dearest)
     if gain.at_no_more_cost is None or gain.at_no_more_cost.trial.number != dearest.trial.number:
         sentences.append(_sentence(state, "The best design, whatever it costs", dearest))
-    cheap = gain.cheapest_as_good
-    if cheap is not None and cheap.trial.value(state.cost.name) < gain.yardstick.value(state.cost.name):
-        ratio = format_ratio(cheap.trial.value(state.cost.name), gain.yardstick.value(state.cost.name))
-        lead = f"With {ratio} less {state.cost.label}, at no worse validation score"
-        sentences.append(_sentence(state, lead, cheap))
+    for cheap, quality in (
+        (gain.cheapest_as_good, "at no worse validation score"),
+        (gain.cheapest_tied, "within one standard error of the yardstick on validation"),
+    ):
+        if cheap is not None and cheap.trial.value(state.cost.name) < gain.yardstick.value(state.cost.name):
+            ratio = format_ratio(cheap.trial.value(state.cost.name), gain.yardstick.value(state.cost.name))
+            sentences.append(_sentence(state, f"With {ratio} less {state.cost.label}, {quality}", cheap))
+            if gain.cheapest_tied is not None and gain.cheapest_tied.trial == cheap.trial:
+                break  # the same design is both
     return sentences
 
 

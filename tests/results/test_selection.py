@@ -159,6 +159,10 @@ def test_the_gain_compares_at_no_more_cost_at_no_less_quality_and_overall(result
     as_good = [trial for trial in complete(result) if accuracy(trial) >= accuracy(yardstick)]
     assert gain.cheapest_as_good is not None
     assert params(gain.cheapest_as_good.trial) == min(map(params, as_good))
+    gaps = {trial.number: result.compare(yardstick, trial).validation for trial in result.front}
+    tied = [t for t in result.front if gaps[t.number].value <= gaps[t.number].standard_error]
+    assert gain.cheapest_tied is not None
+    assert params(gain.cheapest_tied.trial) == min(map(params, tied))
     assert gain.overall.trial.number == result.best().number
     assert gain.overall.validation.value == pytest.approx(accuracy(gain.overall.trial) - accuracy(yardstick))
 
