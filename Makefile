@@ -30,7 +30,7 @@ smollm2: install $(SMOLLM2)
 
 # One process for each core, with one thread each.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install $(SMOLLM2)
