@@ -6,16 +6,19 @@ entry-point group `autopeft.blocks`. This module knows no technique by name.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
 from autopeft.errors import DesignError
 from autopeft.spec.messages import explain, one_of
 from autopeft.spec.model import ROLES, ModelSummary
+
+Place = TypeVar("Place", bound=Hashable)
 
 ENTRY_POINT_GROUP = "autopeft.blocks"
 
@@ -170,6 +173,20 @@ def block_class(kind: str) -> type[Block]:
     if kind not in _REGISTRY:
         raise DesignError(f"block {one_of(block_kinds(), kind)}")
     return _REGISTRY[kind]
+
+
+def first_shared(places: Iterable[Iterable[Place]]) -> Place | None:
+    """Return the first place that is wanted a second time, or None.
+
+    Args:
+        places: What each block of a design wants for itself: layers, sublayers, linear maps.
+    """
+    taken: set[Place] = set()
+    for place in chain.from_iterable(places):
+        if place in taken:
+            return place
+        taken.add(place)
+    return None
 
 
 def make_block(kind: str, settings: Mapping[str, Any]) -> Block:

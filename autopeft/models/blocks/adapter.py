@@ -14,6 +14,7 @@ scaled).
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 
 from autopeft.errors import DesignError
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import Block, Quantization, register
+from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.model import ModelSummary
 
 PLACES = ("attention", "mlp")
@@ -80,16 +81,13 @@ class Adapter(Technique):
     @classmethod
     def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
         """Refuse two adapters in one place: what each reads would depend on their order."""
-        taken: set[tuple[int, str]] = set()
-        for block in blocks:
-            assert isinstance(block, Adapter)
-            for place in ((layer, name) for layer in block.layer_indices(model) for name in block.at):
-                if place in taken:
-                    raise DesignError(
-                        f"a sublayer can have one adapter, but two blocks want {place[1]} of layer {place[0]}; "
-                        "make their layers or places disjoint"
-                    )
-                taken.add(place)
+        adapters = [block for block in blocks if isinstance(block, Adapter)]
+        shared = first_shared(product(block.layer_indices(model), block.at) for block in adapters)
+        if shared is not None:
+            raise DesignError(
+                f"a sublayer can have one adapter, but two blocks want {shared[1]} of layer {shared[0]}; "
+                "make their layers or places disjoint"
+            )
 
     def describe(self) -> str:
         """Say the mode, the size and the places."""

@@ -18,7 +18,7 @@ import torch
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import Block, Quantization, register
+from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.model import ModelSummary
 
 PEFT_TYPE = "IA3"
@@ -50,12 +50,9 @@ class Ia3(Technique):
     @classmethod
     def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
         """Refuse two blocks in one layer: they would be one."""
-        taken: set[int] = set()
-        for block in blocks:
-            both = taken & set(block.layer_indices(model))
-            if both:
-                raise DesignError(f"a layer can have one ia3, but layer {min(both)} has two; take one away")
-            taken |= set(block.layer_indices(model))
+        layer = first_shared(block.layer_indices(model) for block in blocks)
+        if layer is not None:
+            raise DesignError(f"a layer can have one ia3, but layer {layer} has two; take one away")
 
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return True: peft scales any maps that it is given by path."""

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import Block, Quantization, Roles, register
+from autopeft.spec.block import Block, Quantization, Roles, first_shared, register
 from autopeft.spec.messages import nearest
 from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
 
@@ -96,15 +96,10 @@ class Lora(Technique):
     @classmethod
     def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
         """Refuse blocks that share a linear map, or that peft cannot keep in one configuration."""
-        taken: set[str] = set()
-        for block in blocks:
-            assert isinstance(block, Lora)
-            for linear in block._targets(model):
-                if linear.path in taken:
-                    raise DesignError(
-                        f"a linear map can have one lora, but two blocks want {linear.path}; make them disjoint"
-                    )
-                taken.add(linear.path)
+        loras = [block for block in blocks if isinstance(block, Lora)]
+        path = first_shared((linear.path for linear in block._targets(model)) for block in loras)
+        if path is not None:
+            raise DesignError(f"a linear map can have one lora, but two blocks want {path}; make them disjoint")
         for field in ("dropout", "rslora", "dora"):
             values = sorted({getattr(block, field) for block in blocks})
             if len(values) > 1:

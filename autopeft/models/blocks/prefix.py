@@ -22,7 +22,7 @@ from torch.nn import functional
 from autopeft.errors import DesignError, ModelError
 from autopeft.models.roles import attention_path, position_table
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import Block, Quantization, register
+from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.model import ModelSummary
 
 PEFT_TYPE = "PREFIX_TUNING"
@@ -67,12 +67,9 @@ class Prefix(Technique):
     @classmethod
     def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
         """Refuse two prefixes in one layer: they would be one longer prefix."""
-        taken: set[int] = set()
-        for block in blocks:
-            both = taken & set(block.layer_indices(model))
-            if both:
-                raise DesignError(f"a layer can have one prefix, but layer {min(both)} has two; add their lengths")
-            taken |= set(block.layer_indices(model))
+        layer = first_shared(block.layer_indices(model) for block in blocks)
+        if layer is not None:
+            raise DesignError(f"a layer can have one prefix, but layer {layer} has two; add their lengths")
 
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return whether the prefix is in all layers of a model with a cache, which is how peft passes it."""
