@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import Attached
 from autopeft.models.base import Head
+from autopeft.spec.training import Training
+from autopeft.tasks.base import PreparedData, TokenizedSplit
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
 
@@ -98,3 +102,47 @@ class RealRun:
 
     def _resident(self, *more: torch.Tensor) -> int:
         return storage_bytes([*model_tensors(self.model), *self.inputs.values(), *more])
+
+
+def counted(step: Callable[[], None]) -> int:
+    """Return the floating-point operations of a step, by torch's own counter."""
+
+    def raw(formula: Callable[..., int]) -> Callable[..., int]:
+        def wrapped(*args: object, **kwargs: object) -> int:
+            return formula(*args, **kwargs)
+
+        wrapped._get_raw = True  # tensors, not shapes
+        return wrapped
+
+    missing = {op: raw(formula) for op, formula in flop_formulas().items() if op not in flop_registry}
+    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def one_split(split: TokenizedSplit, *, task: str, metric: str, labels: tuple[str, ...], n_tokens: int) -> PreparedData:
+    """Return prepared data with the same examples in every split."""
+    return PreparedData(
+        task=task,
+        metric=metric,
+        labels=labels,
+        train=split,
+        validation=split,
+        test=split,
+        pad_token_id=0,
+        padding_side="right",
+        fingerprint="",
+        max_length=n_tokens,
+    )
+
+
+def one_epoch(precision: str, batch_size: int) -> Training:
+    """Return a training with nothing left to choose."""
+    return Training(
+        epochs=1,
+        batch_size=batch_size,
+        evaluation_batch_size=batch_size,
+        precision=precision,
+        kernel="sdpa",
+        device="cpu",
+    )

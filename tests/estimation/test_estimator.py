@@ -6,17 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.estimator import Estimator, estimate
-from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
-from tests.estimation.measured import HEAD, RealRun
+from tests.estimation.measured import HEAD, RealRun, counted
 
 BLOCKS = {
     "head": [],
@@ -81,20 +79,6 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(
         assert training.flops == counted(run.train)
         attached.model.eval()
         assert evaluation.flops == counted(run.evaluate)
-
-
-def counted(step: Callable[[], None]) -> int:
-    def raw(formula: Callable[..., int]) -> Callable[..., int]:
-        def wrapped(*args: object, **kwargs: object) -> int:
-            return formula(*args, **kwargs)
-
-        wrapped._get_raw = True  # tensors, not shapes
-        return wrapped
-
-    missing = {op: raw(formula) for op, formula in flop_formulas().items() if op not in flop_registry}
-    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", BLOCKS)

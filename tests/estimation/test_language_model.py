@@ -5,23 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autopeft.errors import DesignError
 from autopeft.estimation.estimator import Estimator, estimate
-from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import attach
 from autopeft.models.base import Head, build_meta, load_base
 from autopeft.models.losses import IGNORED
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-from autopeft.spec.training import Training
 from autopeft.spec.trial import Segment
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 from autopeft.tasks.causal_lm import TASK
 from autopeft.training.evaluate import evaluate
 from autopeft.training.worker import Worker, WorkerSetup
-from tests.estimation.measured import allocated_peak, model_tensors, storage_bytes
+from tests.estimation.measured import allocated_peak, counted, model_tensors, one_epoch, one_split, storage_bytes
 from tests.tasks.generated_language import save_tiny_llama
 
 BATCH_SIZE, N_TOKENS = 8, 48
@@ -58,30 +55,7 @@ def padded_split() -> TokenizedSplit:
 
 
 def prepared() -> PreparedData:
-    split = padded_split()
-    return PreparedData(
-        task="causal-lm",
-        metric="perplexity",
-        labels=(),
-        train=split,
-        validation=split,
-        test=split,
-        pad_token_id=0,
-        padding_side="right",
-        fingerprint="",
-        max_length=N_TOKENS,
-    )
-
-
-def training(precision: str) -> Training:
-    return Training(
-        epochs=1,
-        batch_size=BATCH_SIZE,
-        evaluation_batch_size=BATCH_SIZE,
-        precision=precision,
-        kernel="sdpa",
-        device="cpu",
-    )
+    return one_split(padded_split(), task="causal-lm", metric="perplexity", labels=(), n_tokens=N_TOKENS)
 
 
 def estimator(llama: str, precision: str = "fp32") -> Estimator:
@@ -101,7 +75,7 @@ def estimator(llama: str, precision: str = "fp32") -> Estimator:
     ("name", "quantization"), [(name, "none") for name in BLOCKS] + [("lora", "nf4"), ("lora", "int8")]
 )
 def test_the_training_peak_is_the_one_that_a_worker_measures(llama: str, name: str, quantization: str, precision: str):
-    worker = Worker(WorkerSetup(model=llama, training=training(precision), data=prepared()))
+    worker = Worker(WorkerSetup(model=llama, training=one_epoch(precision, BATCH_SIZE), data=prepared()))
     chosen = design(name, quantization)
     full = 2 * BATCH_SIZE
     result = worker.run(Segment(trial=0, design=chosen, learning_rates={}, seed=0, stop=full, full=full))
@@ -119,7 +93,7 @@ def test_the_evaluation_peak_is_that_of_a_real_evaluation(llama: str, name: str,
     with attach(base, chosen) as attached:
 
         def run() -> object:
-            return evaluate(attached.model, data.validation, data, TASK, training(precision), base.device)
+            return evaluate(attached.model, data.validation, data, TASK, one_epoch(precision, BATCH_SIZE), base.device)
 
         run()
         peak = storage_bytes(model_tensors(attached.model)) + allocated_peak(run)
@@ -169,20 +143,6 @@ def test_flops_are_those_that_torch_counts(llama: str):
     answer = estimator(llama)(design("lora"))
     assert answer.train_flops == 2 * step.flops
     assert answer.inference_flops == evaluation.flops // BATCH_SIZE
-
-
-def counted(step) -> int:
-    def raw(formula):
-        def wrapped(*args: object, **kwargs: object) -> int:
-            return formula(*args, **kwargs)
-
-        wrapped._get_raw = True  # tensors, not shapes
-        return wrapped
-
-    missing = {op: raw(formula) for op, formula in flop_formulas().items() if op not in flop_registry}
-    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def test_a_base_model_alone_costs_an_evaluation(llama: str):

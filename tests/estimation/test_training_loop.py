@@ -7,12 +7,11 @@ import pytest
 
 from autopeft.estimation.estimator import Estimator
 from autopeft.spec.design import Design
-from autopeft.spec.training import Training
 from autopeft.spec.trial import Segment
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 from autopeft.training.worker import Worker, WorkerSetup
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
-from tests.estimation.measured import HEAD
+from tests.estimation.measured import HEAD, one_epoch, one_split
 
 BLOCKS = [{"lora": {"rank": 8}}, {"adapter": {"size": 16}}]
 
@@ -28,31 +27,12 @@ def padded_data() -> PreparedData:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=np.arange(len(lengths), dtype=np.int64) % 2,
     )
-    return PreparedData(
-        task="text-classification",
-        metric="accuracy",
-        labels=HEAD.labels,
-        train=split,
-        validation=split,
-        test=split,
-        pad_token_id=0,
-        padding_side="right",
-        fingerprint="",
-        max_length=N_TOKENS,
-    )
+    return one_split(split, task="text-classification", metric="accuracy", labels=HEAD.labels, n_tokens=N_TOKENS)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_peak_is_the_one_that_a_worker_measures(precision: str, minilm: str, estimator: Callable[..., Estimator]):
-    training = Training(
-        epochs=1,
-        batch_size=BATCH_SIZE,
-        evaluation_batch_size=BATCH_SIZE,
-        precision=precision,
-        kernel="sdpa",
-        device="cpu",
-    )
-    worker = Worker(WorkerSetup(model=minilm, training=training, data=padded_data()))
+    worker = Worker(WorkerSetup(model=minilm, training=one_epoch(precision, BATCH_SIZE), data=padded_data()))
     design = Design.from_dict({"blocks": BLOCKS})
     result = worker.run(
         Segment(trial=0, design=design, learning_rates={}, seed=0, stop=2 * BATCH_SIZE, full=2 * BATCH_SIZE)

@@ -47,20 +47,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Training:
-    """Return a training with nothing left to choose."""
-    return Training(epochs=2.5, batch_size=8, evaluation_batch_size=16, precision="fp32", kernel="sdpa", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def make(llama: str, plain: Training) -> Callable[[str], Worker]:
+def make(llama: str, training: Training) -> Callable[[str], Worker]:
     """Return a function that makes a worker on 90 training, 40 validation and 50 test examples of a form."""
 
     def worker(form: str = "completion", **changes: Any) -> Worker:
-        training = plain.model_copy(update=changes)
+        changed = training.model_copy(update=changes)
         splits = Splits(train=90, validation=40, test=50)
-        data = prepare(sentences(180, form=form), model=llama, task="causal-lm", splits=splits, training=training)
-        return Worker(WorkerSetup(model=llama, training=training, data=data))
+        data = prepare(sentences(180, form=form), model=llama, task="causal-lm", splits=splits, training=changed)
+        return Worker(WorkerSetup(model=llama, training=changed, data=data))
 
     return worker
 
@@ -175,7 +169,7 @@ def test_samples_are_greedy_continuations(make: Callable[..., Worker], llama: st
             assert sample.reference == tokenizer.decode(prompt.reference, skip_special_tokens=True).strip()
 
 
-def test_an_end_token_of_the_model_ends_the_answer(llama: str, plain: Training, make: Callable[..., Worker]) -> None:
+def test_an_end_token_of_the_model_ends_the_answer(llama: str, training: Training, make: Callable[..., Worker]) -> None:
     """Chat models name several: the end of a turn besides that of a text."""
     base = load_base(llama, Head(auto_class="AutoModelForCausalLM"))
     tokenizer = AutoTokenizer.from_pretrained(llama)
@@ -184,7 +178,7 @@ def test_an_end_token_of_the_model_ends_the_answer(llama: str, plain: Training, 
     end = written[0][-1]
     base.model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
     with attach(base, Design()) as attached:
-        samples = write_samples(attached, prompts, tokenizer, plain, lambda: False)
+        samples = write_samples(attached, prompts, tokenizer, training, lambda: False)
     for sample, tokens in zip(samples, written, strict=True):
         until = tokens[: tokens.index(end)] if end in tokens else tokens
         text = tokenizer.decode(until, skip_special_tokens=True).strip()
@@ -207,7 +201,7 @@ def test_writing_stops_when_asked_and_the_scores_stay(make: Callable[..., Worker
     assert next(asked) < n_batches + 20
 
 
-def test_a_prompt_as_long_as_the_model_takes_leaves_room_to_write(llama: str, plain: Training) -> None:
+def test_a_prompt_as_long_as_the_model_takes_leaves_room_to_write(llama: str, training: Training) -> None:
     data: PreparedData = prepare(
         sentences(30, form="text").assign(text=lambda rows: rows["text"] * 40), model=llama, task="causal-lm"
     )
@@ -215,7 +209,7 @@ def test_a_prompt_as_long_as_the_model_takes_leaves_room_to_write(llama: str, pl
     prompts = [replace(p, prompt=np.concatenate([p.prompt, p.reference])) for p in TASK.prompts(data.test, 2)]
     assert len(prompts[0].prompt) == base.summary.n_positions
     with attach(base, Design()) as attached:
-        samples = write_samples(attached, prompts, AutoTokenizer.from_pretrained(llama), plain, lambda: False)
+        samples = write_samples(attached, prompts, AutoTokenizer.from_pretrained(llama), training, lambda: False)
     assert len(samples) == 2
 
 
