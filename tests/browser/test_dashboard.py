@@ -16,7 +16,7 @@ import autopeft
 from autopeft.searching.state import read_state
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
-from tests.api.conftest import SPACE
+from tests.api.conftest import tiny_study
 from tests.browser.conftest import Browser
 from tests.tasks.generated import reviews, save_tiny_bert
 
@@ -28,18 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The arguments of a search that takes seconds, and whose budget refuses some designs."""
     folder = tmp_path_factory.mktemp("browser")
     reviews(300).to_csv(folder / "reviews.csv", index=False)
-    return {
-        "model": save_tiny_bert(folder),
-        "data": str(folder / "reviews.csv"),
-        "columns": {"text": "text", "label": "label", "group": "film"},
-        "splits": {"train": 120, "validation": 60, "test": 60},
-        "space": SPACE,
-        "budget": {"trainable_params": "10%"},
-        "training": {"epochs": 1, "batch_size": 16, "precision": "fp32", "kernel": "sdpa"},
-        "n_trials": 6,
-        "study_name": "tiny",
-        "output_dir": str(folder / "runs"),
-    }
+    return tiny_study(save_tiny_bert(folder), str(folder / "reviews.csv"), folder, trainable_params="10%")
 
 
 @pytest.fixture(scope="module")
