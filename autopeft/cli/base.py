@@ -1,7 +1,7 @@
 """What all commands share: exit codes, and errors in one line."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec
 
@@ -47,10 +47,3 @@ def pairs(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
         if "=" not in text:
             raise click.BadParameter(f"{text!r} is not {form}", param_hint=option)
     return dict(text.split("=", 1) for text in texts)
-
-
-def limit_words(limits: Mapping[str, int]) -> str:
-    """Say a budget in words."""
-    from autopeft.spec.cost import format_cost
-
-    return ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in limits.items()) or "none"

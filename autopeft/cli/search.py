@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors, limit_words
+from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors
 from autopeft.cli.dashboard import PORT, beside
+from autopeft.spec.cost import format_limits
 
 if TYPE_CHECKING:
     from autopeft.outlook import DryRun
@@ -86,7 +87,7 @@ def _print_ready(study: "PreparedStudy") -> None:
     for note in data.notes:
         click.echo(f"        {note}")
     click.echo(f"space   {study.space.name}: {study.space.size(study.model):,} designs, learning rates besides")
-    click.echo(f"budget  {limit_words(study.limits)}")
+    click.echo(f"budget  {format_limits(study.limits)}")
     click.echo(f"device  {training.device}, {training.precision}, {training.kernel} attention")
 
 
@@ -94,7 +95,7 @@ def _print_dry_run(answer: "DryRun") -> None:
     from autopeft.spec.units import format_seconds
 
     click.echo(f"space     {answer.size:,} designs, learning rates besides")
-    click.echo(f"budget    {limit_words(answer.limits)}")
+    click.echo(f"budget    {format_limits(answer.limits)}")
     click.echo(f"feasible  {answer.feasible_share:.0%} of {answer.n_drawn} random designs")
     click.echo(f"time      about {format_seconds(answer.predicted_seconds)} on one worker")
     for note in answer.notes:

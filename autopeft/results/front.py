@@ -1,6 +1,5 @@
 """The front of a study, and how it is explained where it is empty."""
 
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import overload
@@ -8,7 +7,7 @@ from typing import overload
 import pandas as pd
 
 from autopeft.results.leaderboard import make_leaderboard
-from autopeft.results.wording import format_score, marked_words, outcome_words
+from autopeft.results.wording import format_score, marked_words, outcomes_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
@@ -62,8 +61,7 @@ class Front(Sequence[TrialRecord]):
 
 def why_empty(state: StudyState) -> str:
     """Say why a study has no front: how its trials ended, and the first real error."""
-    counts = Counter(trial.outcome for trial in state.chains)
-    ends = [f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome]]
+    ends = [words] if (words := outcomes_words(state.outcomes)) else []
     refused = sum(state.n_refused.values())
     ends += [f"{refused} refused before training"] if refused else []
     message = f"no design trained in full within the budget ({', '.join(ends) or 'no trial was started'})"

@@ -13,10 +13,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from ruamel.yaml import YAML
 
 from autopeft.results.summary import count_words
-from autopeft.results.wording import MISSING, SERVING, format_interval, format_score
+from autopeft.results.wording import MISSING, SERVING, format_interval, format_score, label_words
 from autopeft.searching.folder import StudyFolder
-from autopeft.spec.cost import format_cost
-from autopeft.spec.objective import OBJECTIVES
+from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.trial import TrialRecord
 from autopeft.spec.units import format_seconds
@@ -61,7 +60,7 @@ def model_card(state: StudyState, record: TrialRecord, description: Mapping[str,
         rates=", ".join(f"{name} {rate:.2g}" for name, rate in sorted(record.learning_rates.items())),
         counts=count_words(state),
         space=f"`{_public_name(state.spec.space)}`" if isinstance(state.spec.space, str) else "given with the study",
-        budget=", ".join(f"{name} {format_cost(name, limit)}" for name, limit in state.limits.items()) or "none",
+        budget=format_limits(state.limits),
         versions=", ".join(f"{name} {version}" for name, version in state.facts.get("versions", {}).items()),
         front_matter=_yaml(_front_matter(state, record, test, stock=stock)),
     )
@@ -105,13 +104,16 @@ def _front_matter(state: StudyState, record: TrialRecord, test: TestScore | None
 
 
 def _score_row(record: TrialRecord, test: TestScore | None, name: str) -> list[str]:
-    label = OBJECTIVES[name].label if name in OBJECTIVES else name
     cells = [
         [format_score(source.scores, source.standard_errors, name), format_interval(*_of(source), name)]
         for source in (record, test)
         if source is not None
     ]
-    return [label, *(cell or MISSING for pair in cells for cell in pair), *[MISSING] * (2 if test is None else 0)]
+    return [
+        label_words(name),
+        *(cell or MISSING for pair in cells for cell in pair),
+        *[MISSING] * (2 if test is None else 0),
+    ]
 
 
 def _of(source: TrialRecord | TestScore) -> tuple[Mapping[str, float], Mapping[str, float]]:

@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from math import isfinite
 
-from autopeft.results.wording import MISSING, format_score, outcome_words, reason_words
+from autopeft.results.wording import (
+    MISSING,
+    format_score,
+    label_words,
+    limit_words,
+    outcome_words,
+    outcomes_words,
+    reason_words,
+)
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
@@ -17,8 +25,6 @@ _BASELINES = {"yardstick": "the yardstick", "head": "the new modules alone", "ba
 
 def study_note(state: StudyState) -> str:
     """Return what a study asks, how far it is and what its front holds."""
-    limits = ", ".join(f"{OBJECTIVES[name].label} ≤ {format_cost(name, limit)}" for name, limit in state.limits.items())
-    counts = [(outcome, sum(trial.outcome is outcome for trial in state.chains)) for outcome in Outcome]
     rows = [
         [
             str(record.number),
@@ -28,9 +34,10 @@ def study_note(state: StudyState) -> str:
         ]
         for record in pareto_front(state.trials, state.objectives)
     ]
+    budget = ", ".join(limit_words(state.limits)) or "none"
     lines = [
-        f"{_code(state.spec.model)} on {_code(state.spec.data)}; budget: {limits or 'none'}.",
-        ", ".join(f"{count} {outcome_words(outcome)}" for outcome, count in counts if count) or "No trial yet.",
+        f"{_code(state.spec.model)} on {_code(state.spec.data)}; budget: {budget}.",
+        outcomes_words(state.outcomes) or "No trial yet.",
     ]
     if refused := sum(state.n_refused.values()):
         lines.append(f"{refused} proposals were refused before training; a few of them are in the list as infeasible.")
@@ -71,8 +78,7 @@ def _scores(state: StudyState, trial: TrialRecord) -> str:
     header = ["score", "validation", *(["test"] if test else [])]
     rows = []
     for name in names:
-        label = OBJECTIVES[name].label if name in OBJECTIVES else name
-        row = [label, format_score(trial.scores, trial.standard_errors, name)]
+        row = [label_words(name), format_score(trial.scores, trial.standard_errors, name)]
         rows.append([*row, format_score(test.scores, test.standard_errors, name)] if test else row)
     return _table(header, rows) if rows else ""
 

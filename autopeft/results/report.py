@@ -1,6 +1,5 @@
 """The report: one HTML file that opens without a network, in light and in dark, on wide and narrow screens."""
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -28,13 +27,14 @@ from autopeft.results.wording import (
     format_interval,
     format_score,
     format_share,
+    label_words,
+    limit_words,
     outcome_words,
     reason_words,
     serving_words,
 )
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
-from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_count, format_seconds
@@ -81,7 +81,7 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
         "time": time_chart(state),
         "rungs": rung_chart(state),
     }
-    counts = Counter(trial.outcome for trial in state.chains)
+    counts = state.outcomes
     chosen = picks(comparer) if front else ()
     references = [trial for trial in (state.yardstick, state.base) if trial is not None and trial not in front]
     return _template().render(
@@ -158,7 +158,7 @@ def _template() -> Template:
         designs=count_designs,
         fact=_fact,
         telling=_telling,
-        label=lambda name: OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " "),
+        label=label_words,
     )
     return environment.get_template("report.html")
 
@@ -185,7 +185,7 @@ def _tagline(state: StudyState) -> str:
 
 
 def _budget(state: StudyState) -> str:
-    limits = [f"{OBJECTIVES[name].label} ≤ {format_cost(name, limit)}" for name, limit in state.limits.items()]
+    limits = limit_words(state.limits)
     return "; ".join(limits) or "none"
 
 

@@ -1,6 +1,5 @@
 """How far a study is, for people and for programs."""
 
-from collections import Counter
 from math import isfinite
 from typing import Any
 
@@ -18,7 +17,7 @@ def status_values(state: StudyState) -> dict[str, Any]:
     `n_refused` (proposals by reason); `n_front`, `best` (of the metric; null before a design trained in full);
     `n_tested` (designs scored on the test split).
     """
-    counts = Counter(trial.outcome for trial in state.chains)
+    counts = state.outcomes
     scores = [
         t.scores[state.metric] for t in eligible(state.trials) if isfinite(t.scores.get(state.metric, float("nan")))
     ]

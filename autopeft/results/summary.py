@@ -1,7 +1,5 @@
 """A study in a few sentences: what was tried, and what the front gains over the yardstick."""
 
-from collections import Counter
-
 from autopeft.errors import ResultError
 from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
@@ -12,13 +10,13 @@ from autopeft.results.wording import (
     format_ratio,
     format_score,
     marked_words,
-    outcome_words,
+    outcomes_words,
     verdict,
 )
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.trial import TrialRecord
 
 _AGAINST = {
     "clearly better": "is clearly better than",
@@ -30,8 +28,7 @@ _AGAINST = {
 
 def count_words(state: StudyState) -> str:
     """Say how many trials ended in which way: `12 complete, 5 stopped, 3 infeasible; 9 proposals refused`."""
-    counts = Counter(trial.outcome for trial in state.chains)
-    text = ", ".join(f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome])
+    text = outcomes_words(state.outcomes)
     refused = sum(state.n_refused.values())
     return (text or "no trials") + (
         f"; {refused} {'proposal' if refused == 1 else 'proposals'} refused before training" if refused else ""

@@ -16,9 +16,24 @@ SERVING: dict[Serving, str] = {"merge": "mergeable", "peft": "stock PEFT", "auto
 """What each way of serving is called."""
 
 
+def label_words(name: str) -> str:
+    """Return what people call a metric, a cost, or another reason to refuse a proposal."""
+    return OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " ")
+
+
+def limit_words(limits: Mapping[str, int]) -> list[str]:
+    """Say each limit of a budget: `peak memory ≤ 240.0 MiB`."""
+    return [f"{label_words(name)} ≤ {format_cost(name, limit)}" for name, limit in limits.items()]
+
+
 def outcome_words(outcome: Outcome) -> str:
     """Return an outcome as words."""
     return outcome.value.replace("_", " ")
+
+
+def outcomes_words(counts: Mapping[Outcome, int]) -> str:
+    """Say how many trials ended in which way: `12 complete, 5 stopped`; nothing where there are none."""
+    return ", ".join(f"{counts[outcome]} {outcome_words(outcome)}" for outcome in Outcome if counts[outcome])
 
 
 def serving_words(trial: TrialRecord) -> str:

@@ -106,6 +106,11 @@ def format_cost(name: str, value: float) -> str:
     return format_bytes(value) if name in ("peak_memory", "adapter_bytes") else format_count(value)
 
 
+def format_limits(limits: Mapping[str, int]) -> str:
+    """Write a budget for people: `trainable_params 227k, peak_memory 240.0 MiB`, or `none`."""
+    return ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in limits.items()) or "none"
+
+
 def _limit(name: str, value: str | float) -> int | float:
     """Return bytes or a count as int, a share of the base model as float."""
     try:

@@ -1,5 +1,6 @@
 """All that is known of a study at one moment, as a plain value: what results, plots and reports are made from."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,11 @@ class StudyState:
     def base(self) -> TrialRecord | None:
         """Return the base model as it is, untrained, where the task can score it."""
         return next((t for t in self.trials if t.baseline == "base" and t.outcome is Outcome.COMPLETE), None)
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """Count the trials by outcome, a chain of continued trials as its last link."""
+        return Counter(trial.outcome for trial in self.chains)
 
     @property
     def chains(self) -> tuple[TrialRecord, ...]:
