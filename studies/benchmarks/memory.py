@@ -28,6 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
+from machine import cpu_name
 from scipy.stats import spearmanr
 
 from autopeft.estimation.estimator import Estimator
@@ -185,14 +186,6 @@ def summarize(rows: list[Row]) -> dict[str, float]:
         "median_seconds": float(np.median([row.seconds for row in rows])),
         "worst_seconds": float(max(row.seconds for row in rows)),
     }
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def main() -> None:

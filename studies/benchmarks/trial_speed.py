@@ -21,7 +21,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -38,6 +37,7 @@ import pandas as pd
 import peft
 import torch
 import transformers
+from machine import cpu_name_with_units
 
 from autopeft.metrics import accuracy
 from autopeft.spec.design import Design
@@ -170,15 +170,6 @@ def summarize(results: dict[str, list[tuple[float, float]]]) -> dict[str, dict[s
     }
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
-    return f"{names[0] if names else platform.processor()} ({', '.join(known) or 'no AVX-512'})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -210,7 +201,7 @@ def main() -> None:
     record = {
         "schema_version": 1,
         "trial": {"rows": arguments.rows, "epochs": 2, "batch_size": 32, "rank": RANK, "learning_rate": LEARNING_RATE},
-        "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads(), "device": training.device},
+        "machine": {"cpu": cpu_name_with_units(), "threads": torch.get_num_threads(), "device": training.device},
         "chosen": {"precision": training.precision, "kernel": training.kernel, "step_seconds": choice.step_seconds},
         "versions": {name: version(name) for name in ("autopeft", "torch", "transformers", "peft")},
         "ways": summary,

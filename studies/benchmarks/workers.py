@@ -17,7 +17,6 @@ to end: starting Ray, making the workers, the first steps, and the trials.
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from machine import cpu_name
 
 from autopeft.executors.base import Executor
 from autopeft.executors.local import LocalExecutor
@@ -143,12 +143,6 @@ def summarize(results: dict[str, list[Times]], n_trials: int) -> dict[str, dict[
     return rows
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -185,7 +179,7 @@ def main() -> None:
     record = {
         "schema_version": 1,
         "trials": {"n": arguments.trials, "rows": arguments.rows, "epochs": 1, "batch_size": 16, "designs": BLOCKS},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads_per_worker": 1},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads_per_worker": 1},
         "chosen": {"precision": choice.training.precision, "kernel": choice.training.kernel},
         "versions": {name: version(name) for name in ("autopeft", "torch", "transformers", "peft", "ray")},
         "ways": rows,
