@@ -9,12 +9,12 @@ from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import metric_names
 from autopeft.results.wording import outcome_words, reason_words
-from autopeft.searching.pareto import pareto_front
+from autopeft.searching.pareto import eligible, pareto_front
 from autopeft.spec.cost import Budget, format_cost
 from autopeft.spec.messages import one_of
 from autopeft.spec.objective import COSTS, OBJECTIVES, find_objective
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.trial import TrialRecord
 
 
 def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]) -> tuple[TrialRecord, ...]:
@@ -37,11 +37,7 @@ def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]
     front = pareto_front(within, objectives)
     if front:
         return front
-    finished = [
-        t
-        for t in scored
-        if t.outcome is Outcome.COMPLETE and t.baseline != "base" and all(v <= 0 for v in t.excess.values())
-    ]
+    finished = eligible(scored)
     if not finished:
         raise ResultError(why_empty(state))
     smallest = {name: min(trial.estimate.cost(name) for trial in finished) for name in amounts}

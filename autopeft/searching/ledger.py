@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from autopeft.searching.pareto import compared
+from autopeft.searching.pareto import compared, eligible
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.rungs import RungEntry, promotable
 from autopeft.spec.event import Progress
@@ -85,8 +85,7 @@ class Ledger:
         """Return how far the search is, `n_ended` trials having ended in this call."""
         counts = Counter(record.outcome for record in self.records.values())
         metric = self._plan.metric
-        complete = [r for r in self.records.values() if r.outcome is Outcome.COMPLETE and r.baseline != "base"]
-        scores = [record.scores[metric.name] for record in complete]
+        scores = [record.scores[metric.name] for record in eligible(list(self.records.values()))]
         n_left = self._plan.n_trials - self.n_started() + counts[Outcome.RUNNING]
         remaining = elapsed_seconds / n_ended * n_left if n_ended else None
         if remaining is not None and self._plan.timeout_seconds is not None:

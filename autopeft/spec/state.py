@@ -73,13 +73,15 @@ class StudyState:
     @property
     def yardstick(self) -> TrialRecord | None:
         """Return the default design that the front is measured against, where it trained in full."""
-        complete = (t for t in self.trials if t.baseline == "yardstick" and t.outcome is Outcome.COMPLETE)
-        return next(complete, None)
+        return self._baseline("yardstick")
 
     @property
     def base(self) -> TrialRecord | None:
         """Return the base model as it is, untrained, where the task can score it."""
-        return next((t for t in self.trials if t.baseline == "base" and t.outcome is Outcome.COMPLETE), None)
+        return self._baseline("base")
+
+    def _baseline(self, name: str) -> TrialRecord | None:
+        return next((t for t in self.trials if t.baseline == name and t.outcome is Outcome.COMPLETE), None)
 
     @property
     def outcomes(self) -> Counter[Outcome]:
