@@ -111,7 +111,7 @@ def load(
     if state is None:
         model = _open_stock(base.model, folder)
     else:
-        attach(base, design).load_state(state)
+        attach(base, design, restored=True).load_state(state)
         model = base.model
     if not quantized:
         for (

@@ -12,8 +12,8 @@ from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError, ModelError
 from autopeft.models.base import Base
-from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import block_class
+from autopeft.models.technique import Site, StepPosition, Technique
+from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
 
 HEAD = "head"
@@ -30,6 +30,7 @@ class Attached:
         groups: Trainable parameters by `head` and block kind; disjoint, and together all that train.
         n_trainable: How many numbers train.
         sites: Where each of them was attached, by `head` and block kind.
+        rate_factors: What a group's learning rate is multiplied by, for parameters that want another.
     """
 
     def __init__(self, base: Base, design: Design, sites: Mapping[str, Site], undo: ExitStack) -> None:
@@ -39,6 +40,7 @@ class Attached:
         self.groups: dict[str, list[nn.Parameter]] = {kind: site.trainable for kind, site in sites.items()}
         self.n_trainable = sum(p.numel() for group in self.groups.values() for p in group)
         self.sites = dict(sites)
+        self.rate_factors = {p: factor for site in sites.values() for p, factor in site.rate_factors.items()}
         self._undo = undo
         owned = {id(tensor) for site in sites.values() for tensor in (*site.trainable, *site.frozen)}
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -68,6 +70,17 @@ class Attached:
             for name, tensor in self._tensors.items():
                 tensor.copy_(state[name])
 
+    def penalty(self) -> torch.Tensor | None:
+        """Return what the techniques add to the loss of a training step, a scalar, or None."""
+        penalties = [t.penalty(blocks, self.sites[t.kind]) for t, blocks in _by_technique(self.design)]
+        present = [penalty for penalty in penalties if penalty is not None]
+        return torch.stack(present).sum() if present else None
+
+    def after_step(self, position: StepPosition) -> None:
+        """Let the techniques act after an optimizer step, before the gradients are dropped."""
+        for technique, blocks in _by_technique(self.design):
+            technique.after_step(blocks, self.sites[technique.kind], position)
+
     def detach(self) -> None:
         """Bring the base model back, bit for bit; doing it again does nothing."""
         self._undo.close()
@@ -84,7 +97,7 @@ class Attached:
         self.detach()
 
 
-def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
+def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False) -> Attached:
     """Attach a design and start its new modules from a seed.
 
     Values depend on the seed and on what is attached alone: torch's generators are left as they
@@ -94,6 +107,7 @@ def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
         base: A base with the design's quantization, or on the meta device.
         design: What to attach.
         seed: Of every tensor that the design brings.
+        restored: Whether `load_state` follows, so that no technique needs to fetch values from elsewhere.
 
     Raises:
         DesignError: The design is illegal on this model.
@@ -111,24 +125,24 @@ def attach(base: Base, design: Design, *, seed: int = 0) -> Attached:
         base.model._autopeft_attached = True
         transaction.callback(delattr, base.model, "_autopeft_attached")
         sites = {HEAD: _attach_head(base, transaction, seed)}
-        for technique in _in_order(design):
-            site = Site(base.model, base.summary, transaction)
+        for technique, blocks in _by_technique(design):
+            site = Site(base.model, base.summary, transaction, restored=restored)
             with _seeded(seed, technique.kind):
-                technique.attach_all([block for block in design.blocks if block.kind == technique.kind], site)
+                technique.attach_all(blocks, site)
             sites[technique.kind] = site
         _set_requires_grad(base, sites)
         return Attached(base, design, sites, transaction.pop_all())
 
 
-def _in_order(design: Design) -> list[type[Technique]]:
-    """Return the techniques of a design in the order in which they attach."""
+def _by_technique(design: Design) -> list[tuple[type[Technique], list[Block]]]:
+    """Return the techniques of a design with their blocks, in the order in which they attach."""
     techniques = []
     for kind in design.kinds:
         technique = block_class(kind)
         if not issubclass(technique, Technique):
             raise DesignError(f"a block must subclass autopeft.models.technique.Technique, but {kind!r} does not")
-        techniques.append(technique)
-    return sorted(techniques, key=lambda technique: (technique.stage, technique.kind))
+        techniques.append((technique, [block for block in design.blocks if block.kind == kind]))
+    return sorted(techniques, key=lambda pair: (pair[0].stage, pair[0].kind))
 
 
 def _attach_head(base: Base, transaction: ExitStack, seed: int) -> Site:

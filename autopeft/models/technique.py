@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,18 +29,31 @@ class Site:
         summary: Its layers and roles; paths stay valid whatever is attached.
         trainable: Parameters that the technique trains.
         frozen: Tensors that the technique owns and does not train; saved with it.
+        rate_factors: What the kind's learning rate is multiplied by, for parameters that want another.
+        restored: Whether saved tensors will be written over what the technique brings: it need not fetch any.
     """
 
-    def __init__(self, model: "PreTrainedModel", summary: ModelSummary, undo: ExitStack) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", summary: ModelSummary, undo: ExitStack, *, restored: bool = False
+    ) -> None:
         self.model = model
         self.summary = summary
+        self.restored = restored
         self.trainable: list[nn.Parameter] = []
         self.frozen: list[torch.Tensor] = []
+        self.rate_factors: dict[nn.Parameter, float] = {}
         self._undo = undo
 
     def module(self, path: str) -> nn.Module:
         """Return the module at a path; where a peft layer wraps a linear map, the wrapper."""
         module: nn.Module = self.model.get_submodule(path)
+        return module
+
+    def base_module(self, path: str) -> nn.Module:
+        """Return the module of the base at a path, inside of whatever wraps it."""
+        module = self.module(path)
+        while isinstance(inner := getattr(module, "base_layer", None), nn.Module):  # peft's wrappers hold the map so
+            module = inner
         return module
 
     def linear(self, layer: int, role: str) -> nn.Module:
@@ -75,9 +89,7 @@ class Site:
     def train(self, path: str) -> nn.Parameter:
         """Train a parameter of the base: a copy takes its place, and the original comes back untouched."""
         parent, _, name = path.rpartition(".")
-        place = self.module(parent)
-        while isinstance(inner := getattr(place, "base_layer", None), nn.Module):  # peft's wrappers hold the map so
-            place = inner
+        place = self.base_module(parent)
         original = getattr(place, name)
         copy = nn.Parameter(original.detach().clone().float())
         self._undo.callback(setattr, place, name, original)
@@ -122,6 +134,21 @@ class Site:
         self._undo.callback(action)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepPosition:
+    """Where an optimizer step stands in a full training.
+
+    Attributes:
+        step: Index of the step, from 0.
+        examples: Examples trained on when the step is done.
+        full: Examples of the full training.
+    """
+
+    step: int
+    examples: int
+    full: int
+
+
 class Technique(Block):
     """A block with the code that attaches it; subclass it, decorate with `register`, and that is all.
 
@@ -141,6 +168,19 @@ class Technique(Block):
         """Attach every block of this kind in a design; override where they must be attached as one."""
         for block in blocks:
             block.attach(site)
+
+    @classmethod
+    def penalty(cls, blocks: Sequence[Any], site: Site) -> torch.Tensor | None:  # noqa: ARG003
+        """Return what a training step adds to the loss, a scalar, or None; called in the forward's context."""
+        return None
+
+    @classmethod
+    def after_step(cls, blocks: Sequence[Any], site: Site, position: StepPosition) -> None:
+        """Act after an optimizer step, while the gradients are still there.
+
+        What is remembered from step to step must be buffers of the technique's modules, or frozen
+        parameters: they travel with the checkpoint, and a training cut into segments equals one long run.
+        """
 
     @classmethod
     def to_peft(cls, blocks: Sequence[Any], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

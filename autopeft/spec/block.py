@@ -85,6 +85,11 @@ class Block(BaseModel):
         """Return how many tokens the block puts before every input; they take positions and computation."""
         return 0
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Return whether the model answers as the base does until the first training step."""
+        return True
+
     def conflicts(self) -> Mapping[str, str]:
         """Return the quantizations and the other kinds that the block cannot go with, each with the reason."""
         return {}

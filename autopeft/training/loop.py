@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from autopeft.models.attach import Attached
+from autopeft.models.technique import StepPosition
 from autopeft.spec.cost import Measured
 from autopeft.spec.training import Training
 from autopeft.spec.trial import SegmentStatus
@@ -163,6 +164,9 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate_factor(batch, self.plan.full, self.training))
         with autocast(self.training, self.device):
             loss = self.task.loss(self.attached.model(**inputs.forward), inputs.labels)
+            penalty = self.attached.penalty()
+            if penalty is not None:
+                loss = loss + penalty
         value = float(loss.detach())
         if not math.isfinite(value):
             return value, f"the training loss is {value}"
@@ -170,6 +174,7 @@ class Trainer:
         reason = self._clip()
         if not reason:
             self.optimizer.step()
+            self.attached.after_step(StepPosition(step=batch.step, examples=batch.stop, full=self.plan.full))
         self.optimizer.zero_grad(set_to_none=True)
         return value, reason
 

@@ -1,5 +1,6 @@
 """AdamW over the parameters of a design: a learning rate for each block kind, and a state that travels by name."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -14,7 +15,7 @@ _FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(attached: Attached, learning_rates: Mapping[str, float], training: Training) -> torch.optim.AdamW:
-    """Return AdamW with one learning rate for each group of the design.
+    """Return AdamW with one learning rate for each group of the design, times a parameter's own factor.
 
     Weight decay acts on matrices alone: biases, norms and scales (fewer than two dimensions) are left out.
     Each parameter group keeps its peak rate as `peak_lr`.
@@ -28,11 +29,12 @@ def make_optimizer(attached: Attached, learning_rates: Mapping[str, float], trai
     for name, parameters in attached.groups.items():
         rate = learning_rates.get(name, DEFAULT_HEAD_LEARNING_RATE if name == HEAD else None)
         rate = block_class(name).default_learning_rate if rate is None else rate
-        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-        for chosen, decay in ((matrices, training.weight_decay), (vectors, 0.0)):
-            if chosen:
-                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+        by_setting: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            decay = training.weight_decay if parameter.ndim >= 2 else 0.0
+            by_setting[rate * attached.rate_factors.get(parameter, 1.0), decay].append(parameter)
+        for (peak, decay), chosen in by_setting.items():
+            groups.append({"params": chosen, "lr": peak, "peak_lr": peak, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rows import BY_NAME, ROWS
 from tiny_models import HEAD, LANGUAGE_HEAD, content, logits, perturb, structure
 
 from autopeft.errors import DesignError
@@ -16,23 +17,9 @@ from autopeft.models.base import Base, load_base
 from autopeft.spec.block import block_kinds
 from autopeft.spec.design import QUANTIZATIONS, Design
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "lora": {"lora": {"rank": 2}},
-    "lora, rslora": {"lora": {"rank": 4, "rslora": True, "roles": ["query", "value", "mlp_down"]}},
-    "lora, dora": {"lora": {"rank": 2, "dora": True, "roles": ["key", "value", "mlp_down"]}},
-    # GELU: with ReLU three features can all be zero for such short texts, and then nothing gets a gradient
-    "adapter, serial": {"adapter": {"size": 3, "at": ["attention", "mlp"], "activation": "gelu"}},
-    "adapter, parallel": {
-        "adapter": {"size": 3, "at": ["attention", "mlp"], "mode": "parallel", "layers": [0, 2], "activation": "gelu"}
-    },
-    "ia3": {"ia3": {}},
-    "prefix": {"prefix": {"length": 3, "layers": [1]}},
-    "prefix, all layers": {"prefix": {"length": 3}},
-    "prompt": {"prompt": {"length": 4}},
-}
 MODELS = ("bert", "llama", "llama-lm")
-SINGLES = [(name,) for name in VARIANTS]
-PAIRS = [pair for pair in itertools.combinations(VARIANTS, 2) if pair[0].partition(",")[0] != pair[1].partition(",")[0]]
+SINGLES = [(row.name,) for row in ROWS]
+PAIRS = [pair for pair in itertools.combinations(BY_NAME, 2) if pair[0].partition(",")[0] != pair[1].partition(",")[0]]
 # Each pair of kinds once, each time on another model and base; the whole product is below, as a slow test.
 KIND_PAIRS = list({tuple(name.partition(",")[0] for name in pair): pair for pair in PAIRS}.values())
 ALL_BASES = list(itertools.product(MODELS, QUANTIZATIONS))
@@ -56,7 +43,7 @@ def loaded(folders: dict[str, str], language_folders: dict[str, str]) -> Any:
 
 
 def make(names: tuple[str, ...], quantization: str) -> Design:
-    return Design.from_dict({"quantization": quantization, "blocks": [VARIANTS[name] for name in names]})
+    return Design.from_dict({"quantization": quantization, "blocks": [BY_NAME[name].block for name in names]})
 
 
 def refusals(made: Design) -> Iterator[str]:
@@ -65,28 +52,10 @@ def refusals(made: Design) -> Iterator[str]:
         yield from (other for other in block.conflicts() if other in (made.quantization, *made.kinds))
 
 
-def count(made: Design, base: Base) -> int:
-    """Count by the formulas of the papers, for width 32, 48 inside the MLP, and 8 for each key-value head."""
-    total = base.summary.n_head_parameters
-    kv = 8 * base.summary.n_key_value_heads
-    for block in made.blocks:
-        values, n = dict(block), len(block.layer_indices(base.summary))
-        match block.kind:
-            case "lora":
-                roles = base.summary.roles if values["roles"] == "all" else values["roles"]
-                shapes = [base.summary.layers[0].roles[role] for role in roles]
-                total += n * sum(
-                    values["rank"] * (s.in_features + s.out_features) + values["dora"] * s.out_features for s in shapes
-                )
-            case "adapter":
-                total += n * len(values["at"]) * (2 * 32 * values["size"] + values["size"] + 32)
-            case "ia3":
-                total += n * (2 * kv + 48)
-            case "prefix":
-                total += n * 2 * values["length"] * kv
-            case "prompt":
-                total += values["length"] * 32
-    return total
+def count(names: tuple[str, ...], base: Base) -> int:
+    """Count by the formulas of the papers."""
+    rows = [BY_NAME[name] for name in names]
+    return base.summary.n_head_parameters + sum(row.count(row.make(), base.summary) for row in rows)
 
 
 def step(base: Base, text: dict[str, torch.Tensor]) -> None:
@@ -96,11 +65,11 @@ def step(base: Base, text: dict[str, torch.Tensor]) -> None:
     base.model(**text, labels=labels).loss.backward()
 
 
-def check(base: Base, made: Design, text: dict[str, torch.Tensor], folder: Path | None) -> None:
+def check(base: Base, names: tuple[str, ...], made: Design, text: dict[str, torch.Tensor], folder: Path | None) -> None:
     """Check all that must hold of a legal design on a base."""
     tensors, modules, plain = content(base.model), structure(base.model), logits(base.model, text)
     with attach(base, made) as attached:
-        assert attached.n_trainable == count(made, base)
+        assert attached.n_trainable == count(names, base)
         perturb(attached)  # what is zero at the start hides the gradient of what feeds it
         answer, state = logits(base.model, text), attached.state()
         assert answer.shape == plain.shape
@@ -129,17 +98,18 @@ def check(base: Base, made: Design, text: dict[str, torch.Tensor], folder: Path 
         torch.testing.assert_close(logits(load(folder)[0], text), answer, atol=1e-5, rtol=1e-5)
 
 
-def works_or_is_refused(base: Base, made: Design, text: dict[str, torch.Tensor], folder: Path | None) -> None:
+def works_or_is_refused(base: Base, names: tuple[str, ...], text: dict[str, torch.Tensor], folder: Path | None) -> None:
+    made = make(names, base.quantization)
     reasons = list(refusals(made))
     if reasons:
         with pytest.raises(DesignError, match=f"cannot go with {reasons[0]}: .*leave out one of the two"):
             made.check(base.summary)
         return
-    check(base, made, text, folder)
+    check(base, names, made, text, folder)
 
 
 def test_every_kind_is_among_the_variants() -> None:
-    assert {block.kind for name in VARIANTS for block in make((name,), "none").blocks} == set(block_kinds())
+    assert {block.kind for name in BY_NAME for block in make((name,), "none").blocks} == set(block_kinds())
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -148,14 +118,14 @@ def test_every_kind_is_among_the_variants() -> None:
 def test_each_technique_over_each_base(
     loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), make(names, quantization), text, tmp_path)
+    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
 
 
 @pytest.mark.parametrize(("model", "quantization", "names"), COVERING, ids=str)
 def test_each_pair_of_kinds(
     loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), make(names, quantization), text, tmp_path)
+    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
 
 
 @pytest.mark.slow
@@ -165,10 +135,10 @@ def test_each_pair_of_kinds(
 def test_every_pair_over_every_base(
     loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), make(names, quantization), text, tmp_path)
+    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
 
 
-ROWS = {
+README_ROWS = {
     "`lora`": "lora",
     "`lora` with `rslora`": "lora, rslora",
     "`lora` with `dora`": "lora, dora",
@@ -184,11 +154,11 @@ def test_the_table_in_the_readme_is_what_the_code_says() -> None:
     text = (Path(__file__).parents[2] / "search_spaces" / "README.md").read_text(encoding="utf-8")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     at = next(index for index, cells in enumerate(lines) if cells[:2] == ["block", "none"])
-    header, rows = lines[at][1:], lines[at + 2 : at + 2 + len(ROWS)]
+    header, rows = lines[at][1:], lines[at + 2 : at + 2 + len(README_ROWS)]
     assert set(header) == {*QUANTIZATIONS, *block_kinds()}
-    assert [row[0] for row in rows] == list(ROWS)
+    assert [row[0] for row in rows] == list(README_ROWS)
     for name, *cells in rows:
-        (block,) = make((ROWS[name],), "none").blocks
+        (block,) = make((README_ROWS[name],), "none").blocks
         expected = ["no" if other in block.conflicts() else "yes" for other in header]
         assert cells == expected, name
         for reason in block.conflicts().values():

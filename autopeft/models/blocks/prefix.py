@@ -50,6 +50,11 @@ class Prefix(Technique):
 
     length: Annotated[int, Field(ge=1)]
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Return False: prefixes take attention from the first step on."""
+        return False
+
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a model whose attention cannot be given prefixes, and a prefix that leaves no positions."""
         super().check(model, quantization)

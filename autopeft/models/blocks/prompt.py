@@ -57,6 +57,11 @@ class Prompt(Technique):
     length: Annotated[int, Field(ge=1)]
 
     @property
+    def starts_as_base(self) -> bool:
+        """Return False: the prompt is read from the first step on."""
+        return False
+
+    @property
     def n_input_tokens(self) -> int:
         """Return the length."""
         return self.length

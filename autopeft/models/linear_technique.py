@@ -1,0 +1,115 @@
+"""Techniques that change linear maps chosen by layer and role, with peft's layers: what they have in common."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+
+from autopeft.errors import DesignError
+from autopeft.models import peft_gate
+from autopeft.models.technique import Site, Technique
+from autopeft.spec.block import Block, Quantization, Roles, first_shared
+from autopeft.spec.messages import nearest
+from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
+
+
+class LinearTechnique(Technique):
+    """Settings that every technique on linear maps has; a subclass adds its own, and `peft_settings`.
+
+    Attributes:
+        roles: The linear maps that are changed in each layer.
+
+    Class attributes:
+        peft_type: Name of the technique in peft, such as `"LORA"`.
+        shared_fields: What peft keeps once for all of an adapter's layers: blocks of one design must agree on it.
+    """
+
+    stage: ClassVar[int] = 0
+    mergeable: ClassVar[bool] = True
+    peft_type: ClassVar[str]
+    shared_fields: ClassVar[tuple[str, ...]] = ()
+
+    roles: Roles = "all"
+
+    @classmethod
+    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:
+        """Return the arguments of peft's configuration besides the targets.
+
+        Args:
+            targets: The block that each linear map gets, by the map's path; never empty.
+            conv1d: Whether the maps are GPT-2's, whose weights are transposed.
+        """
+        raise NotImplementedError
+
+    def targets(self, model: ModelSummary) -> Iterator[LinearSummary]:
+        """Yield the linear maps that the block changes."""
+        wanted = ROLES if self.roles == "all" else self.roles
+        for index in self.layer_indices(model):
+            roles = model.layers[index].roles
+            yield from (roles[role] for role in wanted if role in roles)
+
+    def check(self, model: ModelSummary, quantization: Quantization) -> None:
+        """Refuse a role that the model lacks; subclasses add rules on their size."""
+        super().check(model, quantization)
+        if self.roles != "all":
+            for role in self.roles:
+                if role not in model.roles:
+                    raise DesignError(
+                        f"{self.kind}.roles must be roles of the model ({', '.join(model.roles)}), but got {role!r}"
+                        f"{nearest(role, model.roles)}"
+                    )
+
+    def check_rank(self, rank: int, model: ModelSummary) -> None:
+        """Refuse a rank above what the maps can have."""
+        if rank > model.hidden_size:
+            raise DesignError(
+                f"rank <= hidden_size must hold, but got rank={rank}, hidden_size={model.hidden_size}; "
+                f"lower {self.kind}.rank"
+            )
+        for linear in self.targets(model):
+            if rank > min(linear.in_features, linear.out_features):
+                raise DesignError(
+                    f"rank <= min(in_features, out_features) must hold, but got rank={rank} for {linear.path} of "
+                    f"{linear.in_features} x {linear.out_features}; lower {self.kind}.rank"
+                )
+
+    @classmethod
+    def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
+        """Refuse blocks that share a linear map, or that peft cannot keep in one configuration."""
+        own = [block for block in blocks if isinstance(block, cls)]
+        path = first_shared((linear.path for linear in block.targets(model)) for block in own)
+        if path is not None:
+            raise DesignError(f"a linear map can have one {cls.kind}, but two blocks want {path}; make them disjoint")
+        for field in cls.shared_fields:
+            values = sorted({getattr(block, field) for block in own})
+            if len(values) > 1:
+                raise DesignError(
+                    f"{cls.kind} blocks of one design must have the same {field}, because peft keeps one {field} for "
+                    f"all of an adapter's layers, but got {' and '.join(map(str, values))}"
+                )
+
+    def resolve(self, model: ModelSummary) -> Block:
+        """Write every layer and every role of the model as `all`."""
+        resolved = super().resolve(model)
+        assert isinstance(resolved, LinearTechnique)
+        return resolved._collapse("roles", model.roles)
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return True: peft has targets for each map."""
+        return True
+
+    def describe_roles(self) -> str:
+        """Say which roles are changed, after a size."""
+        return f"on {'all roles' if self.roles == 'all' else ', '.join(self.roles)}"
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Inject all blocks as one peft adapter."""
+        targets = {linear.path: block for block in blocks for linear in block.targets(site.summary)}
+        conv1d = any(type(site.base_module(path)).__name__ == "Conv1D" for path in targets)
+        peft_gate.inject(site, cls.peft_type, list(targets), cls.peft_settings(targets, conv1d=conv1d))
+
+    @classmethod
+    def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # noqa: ARG003
+        """Return what was injected, as peft would save it."""
+        return peft_gate.extract(site)
