@@ -25,11 +25,15 @@ class LinearTechnique(Technique):
     """
 
     stage: ClassVar[int] = 0
-    mergeable: ClassVar[bool] = True
     peft_type: ClassVar[str]
     shared_fields: ClassVar[tuple[str, ...]] = ()
 
     roles: Roles = "all"
+
+    @property
+    def mergeable(self) -> bool:
+        """Return True: what is added to a linear map can be added to its weight."""
+        return True
 
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:

@@ -58,7 +58,6 @@ class Block(BaseModel):
         space_fields: Names that a search space may give besides the fields themselves.
         default_learning_rate: Used where a space gives none.
         slow_start: Whether the technique improves late, so that early stopping keeps it a quota.
-        mergeable: Whether the trained block can be folded into the base weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
@@ -69,7 +68,6 @@ class Block(BaseModel):
     space_fields: ClassVar[frozenset[str]] = frozenset()
     default_learning_rate: ClassVar[float] = 1e-3
     slow_start: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = False
 
     layers: Layers = "all"
 
@@ -89,6 +87,11 @@ class Block(BaseModel):
     def starts_as_base(self) -> bool:
         """Return whether the model answers as the base does until the first training step."""
         return True
+
+    @property
+    def mergeable(self) -> bool:
+        """Return whether the trained block can be folded into the base weights."""
+        return False
 
     def conflicts(self) -> Mapping[str, str]:
         """Return the quantizations and the other kinds that the block cannot go with, each with the reason."""

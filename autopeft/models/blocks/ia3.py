@@ -33,8 +33,12 @@ class Ia3(Technique):
     kind: ClassVar[str] = "ia3"
     # A prior, not a measurement: that of Liu et al. (section 3.5), who train with Adafactor.
     default_learning_rate: ClassVar[float] = 3e-3
-    mergeable: ClassVar[bool] = True
     stage: ClassVar[int] = 1  # outside of LoRA: the key that is scaled is the key that LoRA made
+
+    @property
+    def mergeable(self) -> bool:
+        """Return True: factors of a map's outputs or inputs are factors of its weight's rows or columns."""
+        return True
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a model without maps of its own for keys, values and the way out of the MLP."""
