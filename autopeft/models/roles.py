@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, ModelSummary
+from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, Modality, ModelSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -212,8 +212,16 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         # the text of an encoder-decoder enters twice
         takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
         is_decoder=_is_decoder(model, layers),
+        modality=_modality(model),
         layers=layers,
     )
+
+
+def _modality(model: "PreTrainedModel") -> Modality:
+    """Return what transformers calls the model's first input, in our words."""
+    if model.main_input_name == "pixel_values":
+        return "vision"
+    return "speech" if model.main_input_name in ("input_features", "input_values") else "text"
 
 
 def _is_decoder(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Modality = Literal["text", "vision", "speech"]
+"""What goes in: tokens, images, or the features of sound."""
+
+Stack = Literal["", "encoder", "decoder"]
+"""Which part of an encoder-decoder a layer belongs to; empty for a model of one stack."""
 
 ROLES = (
     "query",
@@ -10,6 +16,10 @@ ROLES = (
     "value",
     "qkv",
     "attention_output",
+    "cross_query",
+    "cross_key",
+    "cross_value",
+    "cross_attention_output",
     "mlp_up",
     "mlp_gate",
     "mlp_down",
@@ -28,10 +38,11 @@ class LinearSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One transformer layer: its module path and its linear maps by role."""
+    """One transformer layer: its module path, its linear maps by role, and the stack that it is in."""
 
     path: str
     roles: Mapping[str, LinearSummary]
+    stack: Stack = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,8 @@ class ModelSummary:
         takes_cache: Whether it takes keys and values of earlier tokens, as stock prefix tuning needs.
         takes_embeddings: Whether its input can be given as embeddings, so that a prompt fits before the text.
         is_decoder: Whether a token sees earlier ones only, so that heads read the last one.
+        modality: What goes in.
+        layers: From the input upwards; an encoder-decoder's are the encoder's, then the decoder's.
     """
 
     name: str
@@ -69,6 +82,7 @@ class ModelSummary:
     takes_cache: bool = True
     takes_embeddings: bool = True
     is_decoder: bool = False
+    modality: Modality = "text"
 
     @property
     def n_layers(self) -> int:
@@ -77,8 +91,8 @@ class ModelSummary:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Return the roles that every layer has, in canonical order."""
-        return tuple(role for role in ROLES if all(role in layer.roles for layer in self.layers))
+        """Return the roles that any layer has, in canonical order; only a decoder's layers have the cross ones."""
+        return tuple(role for role in ROLES if any(role in layer.roles for layer in self.layers))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
@@ -91,6 +105,7 @@ class ModelSummary:
             LayerSummary(
                 path=layer["path"],
                 roles={role: LinearSummary(**linear) for role, linear in layer["roles"].items()},
+                stack=layer.get("stack", ""),
             )
             for layer in values["layers"]
         )

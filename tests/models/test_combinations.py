@@ -136,30 +136,3 @@ def test_every_pair_over_every_base(
     loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
 ) -> None:
     works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
-
-
-README_ROWS = {
-    "`lora`": "lora",
-    "`lora` with `rslora`": "lora, rslora",
-    "`lora` with `dora`": "lora, dora",
-    "`adapter` (serial)": "adapter, serial",
-    "`adapter` (parallel)": "adapter, parallel",
-    "`ia3`": "ia3",
-    "`prefix`": "prefix",
-    "`prompt`": "prompt",
-}
-
-
-def test_the_table_in_the_readme_is_what_the_code_says() -> None:
-    text = (Path(__file__).parents[2] / "search_spaces" / "README.md").read_text(encoding="utf-8")
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    at = next(index for index, cells in enumerate(lines) if cells[:2] == ["block", "none"])
-    header, rows = lines[at][1:], lines[at + 2 : at + 2 + len(README_ROWS)]
-    assert set(header) == {*QUANTIZATIONS, *block_kinds()}
-    assert [row[0] for row in rows] == list(README_ROWS)
-    for name, *cells in rows:
-        (block,) = make((README_ROWS[name],), "none").blocks
-        expected = ["no" if other in block.conflicts() else "yes" for other in header]
-        assert cells == expected, name
-        for reason in block.conflicts().values():
-            assert reason in " ".join(text.split()), "the README gives the reason too"
