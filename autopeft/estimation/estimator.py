@@ -239,9 +239,8 @@ def stored_bytes(base: Base) -> int:
 
 
 def _adapter_bytes(attached: Attached) -> int:
-    """Return the bytes of every tensor that is exported: what trains, and what comes with it."""
-    tensors = (tensor for site in attached.sites.values() for tensor in (*site.trainable, *site.frozen))
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    """Return the bytes of every tensor of an export: what trained, folded where it can be, and what comes with it."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in attached.exported_tensors().values())
 
 
 def _scale(step: StepCost, workload: Workload, n_added_tokens: int) -> int:

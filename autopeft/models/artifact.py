@@ -51,7 +51,7 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         },
         "metadata": dict(metadata),
     }
-    files = _stock_files(attached) if stock else {TENSOR_FILE: _to_bytes(attached.state())}
+    files = _stock_files(attached) if stock else {TENSOR_FILE: _to_bytes(attached.exported_tensors())}
     return {
         DESCRIPTION_FILE: json.dumps(description, indent=2, sort_keys=True).encode(),
         **files,
@@ -111,7 +111,7 @@ def load(
     if state is None:
         model = _open_stock(base.model, folder)
     else:
-        attach(base, design, restored=True).load_state(state)
+        attach(base, design, restored=True, inference=True).load_state(state)
         model = base.model
     if not quantized:
         for (
@@ -194,7 +194,8 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    return safetensors.torch.save(dict(tensors), metadata={"format": "pt"})
+    copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(copies, metadata={"format": "pt"})
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError, ModelError
 from autopeft.models.base import Base
-from autopeft.models.technique import Site, StepPosition, Technique
+from autopeft.models.technique import Foldable, Site, StepPosition, Technique
 from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
 
@@ -49,6 +49,17 @@ class Attached:
     def state(self) -> dict[str, torch.Tensor]:
         """Return a copy, on the CPU, of every tensor that the design brought, by its path in the model."""
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._tensors.items()}
+
+    def exported_tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an export holds, by path in the model: the state, with folded modules as what they fold to."""
+        tensors = dict(self._tensors)
+        for path, module in ((p, m) for site in self.sites.values() for p, m in site.added.items()):
+            if isinstance(module, Foldable):
+                tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{path}.")}
+                with torch.no_grad():
+                    folded = module.folded().state_dict()
+                tensors |= {f"{path}.{name}": tensor for name, tensor in folded.items()}
+        return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Write the tensors of `state` back.
@@ -97,7 +108,7 @@ class Attached:
         self.detach()
 
 
-def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False) -> Attached:
+def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False, inference: bool = False) -> Attached:
     """Attach a design and start its new modules from a seed.
 
     Values depend on the seed and on what is attached alone: torch's generators are left as they
@@ -108,6 +119,7 @@ def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False)
         design: What to attach.
         seed: Of every tensor that the design brings.
         restored: Whether `load_state` follows, so that no technique needs to fetch values from elsewhere.
+        inference: Whether the state that follows is an export's, where what only training needs is folded away.
 
     Raises:
         DesignError: The design is illegal on this model.
@@ -126,7 +138,7 @@ def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False)
         transaction.callback(delattr, base.model, "_autopeft_attached")
         sites = {HEAD: _attach_head(base, transaction, seed)}
         for technique, blocks in _by_technique(design):
-            site = Site(base.model, base.summary, transaction, restored=restored)
+            site = Site(base.model, base.summary, transaction, restored=restored, inference=inference)
             with _seeded(seed, technique.kind):
                 technique.attach_all(blocks, site)
             sites[technique.kind] = site

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MISSING = object()
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that training needs more of than inference: an export holds what it folds to, in its place."""
+
+    def folded(self) -> nn.Module:
+        """Return a module that answers the same without what only training needs."""
 
 
 class Site:
@@ -31,14 +39,24 @@ class Site:
         frozen: Tensors that the technique owns and does not train; saved with it.
         rate_factors: What the kind's learning rate is multiplied by, for parameters that want another.
         restored: Whether saved tensors will be written over what the technique brings: it need not fetch any.
+        inference: Whether an export is being opened: modules that can be folded are put in as what they fold to.
+        added: The technique's own modules, by path.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", summary: ModelSummary, undo: ExitStack, *, restored: bool = False
+        self,
+        model: "PreTrainedModel",
+        summary: ModelSummary,
+        undo: ExitStack,
+        *,
+        restored: bool = False,
+        inference: bool = False,
     ) -> None:
         self.model = model
         self.summary = summary
         self.restored = restored
+        self.inference = inference
+        self.added: dict[str, nn.Module] = {}
         self.trainable: list[nn.Parameter] = []
         self.frozen: list[torch.Tensor] = []
         self.rate_factors: dict[nn.Parameter, float] = {}
@@ -71,9 +89,12 @@ class Site:
         place = self.module(parent)
         if hasattr(place, name):
             raise ModelError(f"an own module needs a free name, but {parent}.{name} exists")
+        if self.inference and isinstance(module, Foldable):
+            module = module.folded()
         near = next(place.parameters())  # where the layer is: another device for some layers, or meta in a dry run
         place.add_module(name, module.to(device=near.device, dtype=torch.float32))
         self._undo.callback(delattr, place, name)
+        self.added[f"{parent}.{name}" if parent else name] = module
         for parameter in module.parameters():
             self.own(parameter)
         self.frozen.extend(buffer for buffer in module.buffers() if buffer is not None)
