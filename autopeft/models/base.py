@@ -9,7 +9,7 @@ from autopeft.errors import ModelError
 from autopeft.models import quantization as quantized
 from autopeft.models.loading import Checkpoint, Head, read
 from autopeft.models.model_files import fingerprint, locate
-from autopeft.models.roles import summarize
+from autopeft.models.summary import summarize
 from autopeft.spec.block import Quantization
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.training import Kernel, Precision
@@ -166,7 +166,7 @@ def open_checkpoint(
         skip = quantized.skipped_paths(*read(checkpoint, dtype=dtype, device_map={"": "meta"}))
     config = quantized.quantization_config(quantization, skip=skip, compute_dtype=compute_dtype)
     model, new_modules = read(checkpoint, dtype=dtype, device_map=device_map, quantization_config=config)
-    quantized.settle(model, quantization, compute_dtype)
+    quantized.settle(model, quantization)
     model.requires_grad_(False)
     hashed = fingerprint(checkpoint.folder)
     return Base(

@@ -129,11 +129,9 @@ def _new_modules(model: "PreTrainedModel", checkpoint: Checkpoint, info: dict[st
     Raises:
         ModelError: Weights of the base itself are missing.
     """
-    backbone = model.base_model
-    children = [(path, child) for path, child in model.named_children() if child is not backbone]
-    heads = [path for path, child in children if next(child.parameters(), None) is not None]
-    new = set(heads) if checkpoint.head.labels and backbone is not model else set()
     layers = tuple(f"{layer.path}." for layer in find_layers(model))
+    heads = _head_paths(model, layers)
+    new = set(heads) if checkpoint.head.labels else set()
     wrong = []
     for key in sorted(k if isinstance(k, str) else k[0] for k in (*info["missing_keys"], *info["mismatched_keys"])):
         parts = key.split(".")
@@ -152,6 +150,18 @@ def _new_modules(model: "PreTrainedModel", checkpoint: Checkpoint, info: dict[st
     return tuple(path for path, _ in model.named_modules() if path in new)
 
 
+def _head_paths(model: "PreTrainedModel", layers: tuple[str, ...]) -> list[str]:
+    """Return the children of a model that are no part of its base.
+
+    Where the base is no module of its own (T5, Whisper as a classifier), a head is what comes after the layers.
+    """
+    children = [(path, child) for path, child in model.named_children() if next(child.parameters(), None) is not None]
+    if model.base_model is not model:
+        return [path for path, child in children if child is not model.base_model]
+    holds_layers = [any(layer.startswith(f"{path}.") for layer in layers) for path, _ in children]
+    return [path for path, _ in children[len(children) - holds_layers[::-1].index(True) :]]
+
+
 def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer in a model's folder, with a padding token, or None where the folder has none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -167,6 +177,8 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def _set_pad_token(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
     """Give the model a padding token: decoders find the last token of each sequence by it."""
     config = model.config.get_text_config()
+    if not hasattr(config, "pad_token_id"):
+        return  # images have no tokens
     if config.pad_token_id is None:
         token = _tokenizer_pad_token(checkpoint)
         if token is None:

@@ -1,21 +1,15 @@
 """Roles: where the parts of a transformer layer are, read from the loaded model and not from its name.
 
-This module does not know: experts (several maps with one role in a layer get none), cross-attention
-(only self-attention has roles), and the smaller stack of a model that has two.
+This module does not know: experts (several maps with one role in a layer get none), and any stack but the
+largest of a model that is no encoder-decoder (such as the vision tower of a language model).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from inspect import signature
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, Modality, ModelSummary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, Stack
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q", "wq"),
@@ -68,7 +62,13 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
 """Ends of module paths inside a layer, by role; the longest end that fits decides."""
 
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
-_CROSS_ATTENTION = ("crossattention", "encoder_attn", "EncDecAttention", "cross_attn")
+_CROSS_ATTENTION = {
+    "crossattention": "attention",
+    "encoder_attn": "self_attn",
+    "EncDecAttention": "SelfAttention",
+    "cross_attn": "self_attn",
+}
+"""Names of modules that attend to another stack, and what a self-attention with the same maps is called."""
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -88,17 +88,21 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def find_layers(model: nn.Module) -> tuple[LayerSummary, ...]:
     """Return the transformer layers from the input upwards, with a role for each linear map that has one.
 
+    An encoder-decoder's are those of the encoder, then those of the decoder.
+
     Raises:
         ModelError: The model has no stack of equal layers, or none of their maps has a known role.
     """
-    path, stack = _largest_stack(model)
     fallback = _peft_targets(model)
+    stacks = _encoder_and_decoder(model) or [("", *_largest_stack(model))]
     layers = tuple(
-        LayerSummary(path=f"{path}.{index}", roles=_layer_roles(f"{path}.{index}", layer, fallback))
+        LayerSummary(path=f"{path}.{index}", roles=_layer_roles(f"{path}.{index}", layer, fallback), stack=name)
+        for name, path, stack in stacks
         for index, layer in enumerate(stack)
     )
     if not any(layer.roles for layer in layers):
-        names = [name for name, module in stack[0].named_modules() if linear_shape(module)]
+        first = stacks[0][2][0]
+        names = [name for name, module in first.named_modules() if linear_shape(module)]
         raise ModelError(
             f"the linear maps of a layer must have names with a known role, but {type(model).__name__} has "
             f"{', '.join(names)}; add their ends to autopeft/models/roles.py"
@@ -120,8 +124,35 @@ def position_table(model: nn.Module) -> nn.Embedding | None:
     return None
 
 
+def _encoder_and_decoder(model: nn.Module) -> list[tuple[Stack, str, nn.ModuleList]]:
+    """Return the stacks of an encoder-decoder, each by name with its path: siblings that both have layers."""
+    for parent, module in model.named_modules():
+        sides = dict(module.named_children())
+        if "encoder" not in sides or "decoder" not in sides:
+            continue
+        inside = parent and f"{parent}."
+        encoder, decoder = _stack_in(sides["encoder"]), _stack_in(sides["decoder"])
+        if encoder is not None and decoder is not None:
+            return [
+                ("encoder", f"{inside}encoder.{encoder[0]}", encoder[1]),
+                ("decoder", f"{inside}decoder.{decoder[0]}", decoder[1]),
+            ]
+    return []
+
+
 def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the list of equal-class layers that holds the most linear weights, with its path."""
+    found = _stack_in(model)
+    if found is None:
+        names = [name for name, module in model.named_modules() if linear_shape(module)]
+        raise ModelError(
+            "a model must have a list of equal transformer layers with linear maps, but "
+            f"{type(model).__name__} has none; its linear maps: {', '.join(names) or 'none'}"
+        )
+    return found
+
+
+def _stack_in(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     best: tuple[str, nn.ModuleList] | None = None
     most = 0
     for path, module in model.named_modules():
@@ -131,12 +162,6 @@ def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         size = sum(n_in * n_out for n_in, n_out in shapes)
         if size > most:
             best, most = (path, module), size
-    if best is None:
-        names = [name for name, module in model.named_modules() if linear_shape(module)]
-        raise ModelError(
-            "a model must have a list of equal transformer layers with linear maps, but "
-            f"{type(model).__name__} has none; its linear maps: {', '.join(names) or 'none'}"
-        )
     return best
 
 
@@ -144,16 +169,27 @@ def _layer_roles(path: str, layer: nn.Module, fallback: dict[str, str]) -> dict[
     found: defaultdict[str, list[LinearSummary]] = defaultdict(list)
     for name, module in layer.named_modules():
         shape = linear_shape(module)
-        if shape is None or any(part in _CROSS_ATTENTION for part in name.split(".")):
-            continue
-        role = _role(name) or fallback.get(name.rpartition(".")[2])
-        if role is not None:
-            linear = LinearSummary(path=f"{path}.{name}", in_features=shape[0], out_features=shape[1])
+        role = None if shape is None else _role(name, fallback)
+        if shape is not None and role in ROLES:
+            linear = LinearSummary(
+                path=f"{path}.{name}",
+                in_features=shape[0],
+                out_features=shape[1],
+                transposed=not isinstance(module, nn.Linear),
+            )
             found[role].append(linear)
     return {role: found[role][0] for role in ROLES if len(found[role]) == 1}
 
 
-def _role(name: str) -> str | None:
+def _role(name: str, fallback: dict[str, str]) -> str | None:
+    """Return the role of a linear map by its path in a layer; a cross-attention's are those of attention, crossed."""
+    parts = name.split(".")
+    crossed = not _CROSS_ATTENTION.keys().isdisjoint(parts)
+    role = _role_by_suffix(".".join(_CROSS_ATTENTION.get(part, part) for part in parts)) or fallback.get(parts[-1])
+    return f"cross_{role}" if crossed else role
+
+
+def _role_by_suffix(name: str) -> str | None:
     """Return the role whose longest suffix ends `name` at a dot, or None."""
     fitting = [
         (len(suffix), role)
@@ -175,86 +211,3 @@ def _peft_targets(model: nn.Module) -> dict[str, str]:
     if len(names) == 1:
         return {names[0]: "qkv"}
     return dict(zip(names, ("query", "value"), strict=False)) if len(names) == 2 else {}
-
-
-def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modules: tuple[str, ...]) -> ModelSummary:
-    """Return the structure of a model with its head as a plain value; the same on every device and quantization.
-
-    Args:
-        model: On any device, in any quantization, with nothing attached.
-        name: As the user gave it.
-        fingerprint: Of its files.
-        new_modules: Paths of the modules that the checkpoint did not have.
-
-    Raises:
-        ModelError: The structure is not understood.
-    """
-    config = model.config.get_text_config()
-    n_new = logical_numel(model.get_submodule(path) for path in new_modules)
-    n_heads = int(config.num_attention_heads)
-    layers, inputs = find_layers(model), signature(model.base_model.forward).parameters
-    return ModelSummary(
-        name=name,
-        architecture=type(model).__name__,
-        model_type=str(model.config.model_type),
-        fingerprint=fingerprint,
-        n_parameters=logical_numel([model]) - n_new,
-        n_head_parameters=n_new,
-        new_modules=new_modules,
-        hidden_size=int(config.hidden_size),
-        n_heads=n_heads,
-        n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
-        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
-        vocabulary_size=int(getattr(config, "vocab_size", 0)),
-        n_positions=n_positions(model),
-        has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
-        takes_cache="past_key_values" in inputs,
-        # the text of an encoder-decoder enters twice
-        takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
-        is_decoder=_is_decoder(model, layers),
-        modality=_modality(model),
-        layers=layers,
-    )
-
-
-def _modality(model: "PreTrainedModel") -> Modality:
-    """Return what transformers calls the model's first input, in our words."""
-    if model.main_input_name == "pixel_values":
-        return "vision"
-    return "speech" if model.main_input_name in ("input_features", "input_values") else "text"
-
-
-def _is_decoder(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:
-    """Return what the attention says of itself; where it says nothing, whether there is a causal model alone."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    owned = (inner for inner in model.get_submodule(layers[0].path).modules() if hasattr(inner, "is_causal"))
-    attention = next(owned, None)
-    if attention is not None:
-        return bool(attention.is_causal)
-    kind = model.config.model_type
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-
-def logical_numel(modules: Iterable[nn.Module]) -> int:
-    """Return the number of parameters as if none were quantized; shared ones count once."""
-    sizes: dict[int, int] = {}
-    for module in (inner for outer in modules for inner in outer.modules()):
-        shape = linear_shape(module)
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = shape is not None and name == "weight"
-            sizes[id(parameter)] = shape[0] * shape[1] if packed and shape is not None else parameter.numel()
-    return sum(sizes.values())
-
-
-def n_positions(model: "PreTrainedModel") -> int | None:
-    """Return the longest input in tokens; RoBERTa-like models lose the positions up to the padding's."""
-    declared = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if declared is None:
-        return None
-    table = position_table(model)
-    padding = None if table is None else table.padding_idx
-    return int(declared) if padding is None else int(declared) - padding - 1

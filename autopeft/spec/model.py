@@ -1,6 +1,6 @@
 """What the search needs to know of a model, as a plain value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,20 +29,32 @@ ROLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSummary:
-    """A linear map inside a layer: where it is and its shape."""
+    """A linear map inside a layer: where it is, its shape, and whether its weight is stored as [in, out] (`Conv1D`)."""
 
     path: str
     in_features: int
     out_features: int
+    transposed: bool = False
+    has_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSummary:
+    """A normalisation with a learned factor for each of its features, and a bias in some architectures."""
+
+    path: str
+    n_features: int
+    has_bias: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One transformer layer: its module path, its linear maps by role, and the stack that it is in."""
+    """One transformer layer: its module path, its linear maps by role, its norms, and the stack that it is in."""
 
     path: str
     roles: Mapping[str, LinearSummary]
     stack: Stack = ""
+    norms: tuple[NormSummary, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +67,19 @@ class ModelSummary:
         n_parameters: Parameters of the pretrained base, unquantized, without `new_modules`.
         n_head_parameters: Parameters of `new_modules`; they always train.
         new_modules: Paths of the modules that the checkpoint did not have (head, pooler).
-        n_positions: Longest sequence in tokens, or None where positions are not limited.
+        hidden_size: Width of the layers.
+        head_size: Width of a head's keys and values.
+        vocabulary_size: Rows of the token table; 0 where no tokens go in or come out.
+        n_positions: Longest input in tokens, or None where positions are not limited; the patches of an image,
+            and of sound the positions that the layers see.
+        n_target_positions: Longest target of an encoder-decoder in tokens; None where it has none, or no limit.
         has_attention_interface: Whether the attention can be given prefixes in chosen layers.
         takes_cache: Whether it takes keys and values of earlier tokens, as stock prefix tuning needs.
         takes_embeddings: Whether its input can be given as embeddings, so that a prompt fits before the text.
-        is_decoder: Whether a token sees earlier ones only, so that heads read the last one.
+        is_decoder: Whether a token sees earlier ones only, so that heads read the last one; not of encoder-decoders.
         modality: What goes in.
         layers: From the input upwards; an encoder-decoder's are the encoder's, then the decoder's.
+        outer_norms: The norms of the base outside of the layers: of the embeddings, and the last one.
     """
 
     name: str
@@ -83,6 +101,8 @@ class ModelSummary:
     takes_embeddings: bool = True
     is_decoder: bool = False
     modality: Modality = "text"
+    n_target_positions: int | None = None
+    outer_norms: tuple[NormSummary, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -93,6 +113,15 @@ class ModelSummary:
     def roles(self) -> tuple[str, ...]:
         """Return the roles that any layer has, in canonical order; only a decoder's layers have the cross ones."""
         return tuple(role for role in ROLES if any(role in layer.roles for layer in self.layers))
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Return whether the layers are two stacks, the second of which attends to the first."""
+        return any(layer.stack == "decoder" for layer in self.layers)
+
+    def first_layer_without(self, indices: Iterable[int], *roles: str) -> int | None:
+        """Return the first of some layers that has none of the roles, or None where each has one."""
+        return next((index for index in indices if self.layers[index].roles.keys().isdisjoint(roles)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values."""
@@ -106,7 +135,14 @@ class ModelSummary:
                 path=layer["path"],
                 roles={role: LinearSummary(**linear) for role, linear in layer["roles"].items()},
                 stack=layer.get("stack", ""),
+                norms=_norms(layer),
             )
             for layer in values["layers"]
         )
-        return cls(**{**values, "layers": layers, "new_modules": tuple(values["new_modules"])})
+        read = {"layers": layers, "new_modules": tuple(values["new_modules"]), "outer_norms": _norms(values, "outer_norms")}
+        return cls(**{**values, **read})
+
+
+def _norms(values: Mapping[str, Any], name: str = "norms") -> tuple[NormSummary, ...]:
+    return tuple(NormSummary(**norm) for norm in values.get(name, ()))
+

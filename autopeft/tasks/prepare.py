@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from autopeft.errors import DataError, ModelError, StudyError
-from autopeft.models.roles import n_positions
+from autopeft.models.summary import n_positions
 from autopeft.spec.messages import first_line, one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint

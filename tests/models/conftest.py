@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, HEAD, LANGUAGE_HEAD, save
+from tiny_models import ARCHITECTURES, HEAD, HEADS, LANGUAGE_HEAD, inputs_for, save
 
 from autopeft.models.base import Base, load_base
 
@@ -16,7 +16,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def bases(folders: dict[str, str]) -> dict[str, Base]:
     """Return a loaded base by architecture; every test that attaches must detach."""
-    return {name: load_base(folder, HEAD) for name, folder in folders.items()}
+    return {name: load_base(folder, HEADS[name]) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +42,4 @@ def real_base(minilm: str) -> Base:
 @pytest.fixture
 def text() -> dict[str, torch.Tensor]:
     """Return three right-padded inputs of different lengths."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 97, (3, 9), generator=generator)
-    mask = torch.ones_like(ids)
-    for row, length in enumerate((9, 4, 6)):
-        ids[row, length:] = 1
-        mask[row, length:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    return inputs_for("bert")

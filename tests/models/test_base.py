@@ -5,17 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import ARCHITECTURES, HEAD, content
+from tiny_models import ARCHITECTURES, HEAD, HEADS, SOUND_HEAD, SPEECH_HEAD, TARGET_HEAD, content
 
 from autopeft.errors import ModelError
 from autopeft.models.base import Base, Head, build_meta, load_base
+
+HEADS_OF_A_BASE = [
+    ("t5", TARGET_HEAD, ()),
+    ("t5", HEAD, ("classification_head",)),
+    ("whisper", SPEECH_HEAD, ()),
+    ("whisper", SOUND_HEAD, ("projector", "classifier")),
+]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_meta_base_has_the_same_summary_without_weights(
     bases: dict[str, Base], folders: dict[str, str], name: str
 ) -> None:
-    meta = build_meta(folders[name], HEAD)
+    meta = build_meta(folders[name], HEADS[name])
     assert meta.summary == bases[name].summary
     assert all(tensor.is_meta for tensor in meta.model.parameters())
     assert meta.device.type == "meta"
@@ -37,8 +44,9 @@ def test_real_weights(real_base: Base, minilm: str) -> None:
 def test_everything_is_frozen_and_evaluating(bases: dict[str, Base], name: str) -> None:
     assert not any(parameter.requires_grad for parameter in bases[name].model.parameters())
     assert not any(module.training for module in bases[name].model.modules())
-    assert bases[name].model.config.pad_token_id == 1
-    assert bases[name].model.config.id2label == {0: "negative", 1: "positive"}
+    config = bases[name].model.config
+    assert getattr(config, "pad_token_id", 1) == 1
+    assert not HEADS[name].labels or config.id2label == {0: "negative", 1: "positive"}
 
 
 def test_loading_leaves_the_random_numbers_alone(folders: dict[str, str]) -> None:
@@ -74,6 +82,29 @@ def test_verify_sees_writes_and_replacements(folders: dict[str, str]) -> None:
     layer.output.dense.weight = torch.nn.Parameter(layer.output.dense.weight.clone(), requires_grad=False)
     with pytest.raises(ModelError, match=r"output\.dense\.weight"):
         base.verify()
+
+
+@pytest.mark.parametrize(("name", "head", "new"), HEADS_OF_A_BASE, ids=str)
+def test_the_head_of_a_model_whose_base_is_no_module_of_its_own(
+    folders: dict[str, str], name: str, head: Head, new: tuple[str, ...]
+) -> None:
+    base = load_base(folders[name], head)
+    assert base.summary.new_modules == new
+    assert base.summary == build_meta(folders[name], head).summary
+    loaded = {path.rpartition("encoder.")[2]: tensor for path, tensor in base.model.named_parameters()}
+    stored = load_file(Path(folders[name]) / "model.safetensors")
+    kept = {path.removeprefix("encoder."): tensor for path, tensor in stored.items() if path.startswith("encoder.")}
+    assert kept
+    assert all(torch.equal(loaded[path], tensor) for path, tensor in kept.items())
+
+
+def test_a_hole_in_such_a_base_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(folders["t5"], tmp_path / "t5")
+    tensors = load_file(tmp_path / "t5" / "model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("decoder.block.1.layer.0.")}
+    save_file(kept, tmp_path / "t5" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 5, such as decoder\.block\.1"):
+        load_base(str(tmp_path / "t5"), TARGET_HEAD)
 
 
 def test_a_head_of_the_checkpoint_is_replaced_whatever_its_size(folders: dict[str, str], tmp_path: Path) -> None:

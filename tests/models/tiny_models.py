@@ -14,15 +14,27 @@ from autopeft.models.base import Head
 from autopeft.spec.design import Design
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
+IMAGE_HEAD = Head(auto_class="AutoModelForImageClassification", labels=HEAD.labels)
 LANGUAGE_HEAD = Head(auto_class="AutoModelForCausalLM")
+TARGET_HEAD = Head(auto_class="AutoModelForSeq2SeqLM")
+SPEECH_HEAD = Head(auto_class="AutoModelForSpeechSeq2Seq")
+SOUND_HEAD = Head(auto_class="AutoModelForAudioClassification", labels=HEAD.labels)
 SIZES: dict[str, Any] = {"vocab_size": 97, "pad_token_id": 1}
-BERT_LIKE = {
+BERT_LIKE: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 40,
     **SIZES,
+}
+LLAMA_LIKE = {**BERT_LIKE, "num_key_value_heads": 2}
+VIT_LIKE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
 }
 CONFIGS: dict[str, Callable[[], Any]] = {
     "bert": lambda: transformers.BertConfig(**BERT_LIKE),
@@ -34,20 +46,59 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "distilbert": lambda: transformers.DistilBertConfig(
         dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=40, **SIZES
     ),
-    "llama": lambda: transformers.LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=40,
-        **SIZES,
-    ),
+    "llama": lambda: transformers.LlamaConfig(**LLAMA_LIKE),
     "gpt2": lambda: transformers.GPT2Config(
         n_embd=32, n_layer=3, n_head=4, n_positions=40, vocab_size=97, eos_token_id=1, bos_token_id=1
     ),
+    "qwen": lambda: transformers.Qwen3Config(**LLAMA_LIKE, head_dim=8),
+    "mistral": lambda: transformers.MistralConfig(**LLAMA_LIKE),
+    "gemma": lambda: transformers.Gemma3TextConfig(**LLAMA_LIKE, head_dim=8),
+    "opt": lambda: transformers.OPTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=40,
+        word_embed_proj_dim=32,
+        **SIZES,
+    ),
+    "t5": lambda: transformers.T5Config(
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        decoder_start_token_id=1,
+        **SIZES,
+    ),
+    "vit": lambda: transformers.ViTConfig(**VIT_LIKE, intermediate_size=48),
+    "dinov2": lambda: transformers.Dinov2Config(**VIT_LIKE, mlp_ratio=2),
+    "whisper": lambda: transformers.WhisperConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_mel_bins=8,
+        max_source_positions=10,
+        max_target_positions=40,
+        bos_token_id=2,
+        eos_token_id=1,
+        decoder_start_token_id=2,
+        **SIZES,
+    ),
 }
 ARCHITECTURES = tuple(CONFIGS)
+HEADS = dict.fromkeys(ARCHITECTURES, HEAD) | {
+    "t5": TARGET_HEAD,
+    "vit": IMAGE_HEAD,
+    "dinov2": IMAGE_HEAD,
+    "whisper": SPEECH_HEAD,
+}
+"""The head that each architecture is usually given."""
 
 
 def save(name: str, folder: Path, auto_class: str = "AutoModel") -> str:
@@ -60,6 +111,28 @@ def save(name: str, folder: Path, auto_class: str = "AutoModel") -> str:
                 parameter.mul_(5)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def inputs_for(name: str) -> dict[str, torch.Tensor]:
+    """Return a batch of three for an architecture: text padded on the right, images, or sound; and targets to read."""
+    generator = torch.Generator().manual_seed(0)
+    if HEADS[name] is IMAGE_HEAD:
+        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
+    ids = torch.randint(5, 97, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((9, 4, 6)):
+        ids[row, length:] = 1
+        mask[row, length:] = 0
+    target = torch.randint(5, 97, (3, 6), generator=generator)
+    if HEADS[name] is SPEECH_HEAD:
+        return {"input_features": torch.randn(3, 8, 20, generator=generator), "decoder_input_ids": target}
+    text = {"input_ids": ids, "attention_mask": mask}
+    return text | {"decoder_input_ids": target} if HEADS[name] is TARGET_HEAD else text
+
+
+def labels_for(head: Head, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return what a batch of `inputs_for` is to be answered with: classes, or tokens."""
+    return torch.tensor([0, 1, 0]) if head.labels else inputs.get("decoder_input_ids", inputs.get("input_ids"))
 
 
 def design(*blocks: dict[str, Any], quantization: str = "none") -> Design:

@@ -1,0 +1,124 @@
+"""The structure of a loaded model as a plain value: what the search knows of it."""
+
+from collections.abc import Iterable, Sequence
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from autopeft.models.roles import find_layers, linear_shape, position_table
+from autopeft.spec.model import LayerSummary, Modality, ModelSummary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modules: tuple[str, ...]) -> ModelSummary:
+    """Return the structure of a model with its head as a plain value; the same on every device and quantization.
+
+    Args:
+        model: On any device, in any quantization, with nothing attached.
+        name: As the user gave it.
+        fingerprint: Of its files.
+        new_modules: Paths of the modules that the checkpoint did not have.
+
+    Raises:
+        ModelError: The structure is not understood.
+    """
+    config = model.config.get_text_config()
+    n_new = logical_numel(model.get_submodule(path) for path in new_modules)
+    n_heads = int(config.num_attention_heads)
+    layers, inputs = find_layers(model), signature(model.base_model.forward).parameters
+    return ModelSummary(
+        name=name,
+        architecture=type(model).__name__,
+        model_type=str(model.config.model_type),
+        fingerprint=fingerprint,
+        n_parameters=logical_numel([model]) - n_new,
+        n_head_parameters=n_new,
+        new_modules=new_modules,
+        hidden_size=int(config.hidden_size),
+        n_heads=n_heads,
+        n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
+        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+        vocabulary_size=int(getattr(config, "vocab_size", 0)),
+        n_positions=n_positions(model),
+        n_target_positions=_n_target_positions(config) if layers[-1].stack == "decoder" else None,
+        has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
+        takes_cache="past_key_values" in inputs,
+        # the text of an encoder-decoder enters twice
+        takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
+        is_decoder=_is_decoder(model, layers),
+        modality=_modality(model),
+        layers=layers,
+    )
+
+
+def _modality(model: "PreTrainedModel") -> Modality:
+    """Return what transformers calls the model's first input, in our words."""
+    if model.main_input_name == "pixel_values":
+        return "vision"
+    return "speech" if model.main_input_name in ("input_features", "input_values") else "text"
+
+
+def _is_decoder(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:
+    """Return what the attention says of itself; where it says nothing, whether there is a causal model alone."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    owned = (inner for inner in model.get_submodule(layers[0].path).modules() if hasattr(inner, "is_causal"))
+    attention = next(owned, None)
+    if attention is not None:
+        return bool(attention.is_causal)
+    kind = model.config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def logical_numel(modules: Iterable[nn.Module]) -> int:
+    """Return the number of parameters as if none were quantized; shared ones count once."""
+    sizes: dict[int, int] = {}
+    for module in (inner for outer in modules for inner in outer.modules()):
+        shape = linear_shape(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = shape is not None and name == "weight"
+            sizes[id(parameter)] = shape[0] * shape[1] if packed and shape is not None else parameter.numel()
+    return sum(sizes.values())
+
+
+def n_positions(model: "PreTrainedModel") -> int | None:
+    """Return the longest input in tokens; RoBERTa-like models lose the positions up to the padding's.
+
+    Of an image, the patches that it is cut into; of sound, the positions that its features end up in.
+    """
+    config, modality = model.config.get_text_config(), _modality(model)
+    if modality == "vision":
+        return _n_patches(config)
+    declared = getattr(config, "max_source_positions" if modality == "speech" else "max_position_embeddings", None)
+    if declared is None:
+        return None
+    table = position_table(model)
+    padding = None if table is None else table.padding_idx
+    return int(declared) if padding is None else int(declared) - padding - 1
+
+
+def _n_patches(config: Any) -> int | None:
+    """Return how many patches an image of the declared size has, or None where the configuration does not say."""
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image is None or patch is None:
+        return None
+    (height, width), (rows, columns) = sides(image), sides(patch)
+    return (height // rows) * (width // columns)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of what a configuration gives as one side or as both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _n_target_positions(config: Any) -> int | None:
+    """Return how many tokens the decoder of an encoder-decoder can write; None where positions are not limited."""
+    limits = (getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings"))
+    return next((int(limit) for limit in limits if limit is not None), None)
