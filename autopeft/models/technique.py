@@ -107,6 +107,11 @@ class Site:
         else:
             self.frozen.append(parameter)
 
+    def freeze(self, parameter: nn.Parameter) -> None:
+        """Keep a parameter that the technique trained as it is: it is saved still."""
+        self.trainable = [each for each in self.trainable if each is not parameter]
+        self.frozen.append(parameter)
+
     def train(self, path: str) -> nn.Parameter:
         """Train a parameter of the base: a copy takes its place, and the original comes back untouched."""
         parent, _, name = path.rpartition(".")

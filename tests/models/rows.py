@@ -4,10 +4,17 @@ A new technique adds one row here; every test over techniques, architectures and
 this table.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tiny_models import design, perturb
+
+from autopeft.models.artifact import pack
+from autopeft.models.attach import attach
+from autopeft.models.base import Base
 from autopeft.models.linear_technique import LinearTechnique
 from autopeft.spec.block import Block, make_block
 from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
@@ -21,23 +28,18 @@ class Row:
 
     Attributes:
         name: What tests are called by, the kind first.
-        settings: Of the block, for models of a few narrow layers.
+        settings: Of the block, for models of a few narrow layers; or a function that returns them for a base.
         count: The paper's formula: trainable numbers of a block on a model.
     """
 
     name: str
     kind: str
-    settings: dict[str, Any]
+    settings: dict[str, Any] | Callable[[Base], dict[str, Any]]
     count: Count
 
-    @property
-    def block(self) -> dict[str, Any]:
-        """Return the block's JSON form."""
-        return {self.kind: self.settings}
-
-    def make(self) -> Block:
-        """Return the block."""
-        return make_block(self.kind, self.settings)
+    def make(self, base: Base) -> Block:
+        """Return the block for a base."""
+        return make_block(self.kind, self.settings(base) if callable(self.settings) else self.settings)
 
 
 def maps(block: LinearTechnique, model: ModelSummary) -> list[LinearSummary]:
@@ -52,9 +54,11 @@ def maps(block: LinearTechnique, model: ModelSummary) -> list[LinearSummary]:
 
 
 def lora(block: Any, model: ModelSummary) -> int:
-    """A [r, in] and B [out, r] for each map, and a norm for each output of DoRA."""
+    """A [r, in] unless it is frozen and B [out, r] for each map; DoRA's norm of each output; a gate's map to 1."""
     return sum(
-        block.rank * (linear.in_features + linear.out_features) + block.dora * linear.out_features
+        block.rank * (linear.in_features * (not block.freeze_a) + linear.out_features)
+        + block.dora * linear.out_features
+        + block.gate * (linear.in_features + 1)
         for linear in maps(block, model)
     )
 
@@ -93,6 +97,35 @@ def prompt(block: Any, model: ModelSummary) -> int:
     return int(block.length) * model.hidden_size
 
 
+_EXPORTS = tempfile.TemporaryDirectory(prefix="autopeft-members-")
+
+
+def exported(base: Base) -> list[str]:
+    """Return the folders of two adapters for a model, as earlier studies would have exported them."""
+    folder = Path(_EXPORTS.name) / base.summary.architecture / base.summary.fingerprint
+    blocks = ({"size": 3, "activation": "gelu"}, {"size": 2, "activation": "gelu", "mode": "parallel", "layers": [0]})
+    for number, block in enumerate(blocks):
+        member = folder / str(number)
+        if not (member / "autopeft.json").is_file():
+            member.mkdir(parents=True, exist_ok=True)
+            made = design({"adapter": block}, quantization=base.quantization)
+            with attach(base, made) as attached:
+                perturb(attached, seed=number)
+                for name, content in pack(attached, metadata={}).items():
+                    (member / name).write_bytes(content)
+    return [str(folder / str(number)) for number in range(len(blocks))]
+
+
+def fusion(block: Any, model: ModelSummary) -> int:
+    """A value map for each place with an adapter, and a query and a key map where two meet: [d, d] each."""
+    n_members = [
+        sum(index in b.layer_indices(model) for m in block.adapters for b in m.blocks)
+        for index in range(model.n_layers)
+    ]
+    widths = [layer.roles["mlp_down"].out_features for layer in model.layers]
+    return sum((3 if n > 1 else n) * width**2 for n, width in zip(n_members, widths, strict=True))
+
+
 ROWS = (
     Row(name="lora", kind="lora", settings={"rank": 2}, count=lora),
     Row(
@@ -107,6 +140,9 @@ ROWS = (
         settings={"rank": 2, "dora": True, "roles": ["key", "value", "mlp_down"]},
         count=lora,
     ),
+    Row(name="lora, frozen A", kind="lora", settings={"rank": 3, "freeze_a": True}, count=lora),
+    Row(name="lora, plus", kind="lora", settings={"rank": 2, "b_rate_ratio": 16, "layers": [0, 1]}, count=lora),
+    Row(name="lora, gated", kind="lora", settings={"rank": 2, "gate": True, "layers": [1, 2]}, count=lora),
     # GELU: with ReLU three features can all be zero for such short texts, and then nothing gets a gradient
     Row(
         name="adapter, serial",
@@ -124,5 +160,6 @@ ROWS = (
     Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix),
     Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix),
     Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt),
+    Row(name="fusion", kind="fusion", settings=lambda base: {"adapters": exported(base)}, count=fusion),
 )
 BY_NAME = {row.name: row for row in ROWS}
