@@ -62,9 +62,9 @@ def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
     for module in model.modules():
         weight: Any = getattr(module, "weight", None)
-        owners = (getattr(weight, "quant_state", None), getattr(module, "state", None), weight)
-        for owner in owners:
-            for name in ("absmax", "code", "CB", "SCB"):
+        state = getattr(weight, "quant_state", None)
+        for owner in (state, getattr(state, "state2", None), getattr(module, "state", None), weight):
+            for name in ("absmax", "code", "offset", "CB", "SCB"):
                 value = getattr(owner, name, None)
                 if isinstance(value, torch.Tensor):
                     yield value
@@ -77,7 +77,7 @@ def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> Non
     if isinstance(state, PackedState):
         fake: Any = replace(weight)
         fake.__class__ = _fake_class(type(weight).__name__)
-        fake.quant_state = dataclasses.replace(state, absmax=replace(state.absmax), code=replace(state.code))
+        fake.quant_state = _replaced(state, replace)
     elif getattr(weight, "SCB", None) is not None:
         # Such a layer moves weight and scales into its state at the first forward: give it a state to keep.
         fake = replace(weight)
@@ -87,6 +87,15 @@ def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> Non
         undo.callback(setattr, layer, "state", layer.state)
         layer.state = copy.copy(layer.state)
         layer.state.CB, layer.state.SCB = fake.detach(), replace(weight.SCB)
+
+
+def _replaced(state: PackedState, replace: Replace) -> PackedState:
+    """Return a state on fake tensors."""
+    tensors = {"absmax": replace(state.absmax), "code": replace(state.code)}
+    if state.offset is not None and (scales := state.state2) is not None:
+        nested = dataclasses.replace(scales, absmax=replace(scales.absmax), code=replace(scales.code))
+        return dataclasses.replace(state, **tensors, offset=replace(state.offset), state2=nested)
+    return dataclasses.replace(state, **tensors)
 
 
 @cache

@@ -59,8 +59,8 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
         }
     quantized = {
         **_QUANTIZED_SCRATCH,
-        "gemm_4bit": lambda hidden, _packed, shape, *_, **__: _dequantized_bytes(
-            hidden, shape, n_threads if device == "cpu" else None
+        "gemm_4bit": lambda hidden, _packed, shape, *_, absmax_8bit=None, **__: (
+            _dequantized_bytes(hidden, shape, n_threads if device == "cpu" else None) + _scale_bytes(absmax_8bit)
         ),
     }
     for name, formula in quantized.items():
@@ -196,6 +196,15 @@ def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int | 
         return n_bytes
     n_rows = hidden.numel() // hidden.shape[-1]
     return n_bytes + _packed_weight_bytes(n_rows, shape[0], n_bytes, n_threads, transposed=True)
+
+
+def _scale_bytes(codes: torch.Tensor | None) -> int:
+    """Return the size of a 4-bit weight's scales, dequantized to fp32 where they are quantized too.
+
+    Source: `_gemm_4bit_default_impl` in bitsandbytes/backends/default/ops.py (0.50). The sum with their mean
+        makes a second copy, gone before the weight is dequantized, which takes more.
+    """
+    return 0 if codes is None else 4 * codes.numel()
 
 
 def _int8_quantize_bytes(hidden: torch.Tensor, *_: Any, **__: Any) -> int:

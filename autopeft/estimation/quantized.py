@@ -19,6 +19,18 @@ from autopeft.spec.training import Precision
 _BLOCK_SIZE = 64
 """Weights that share a scale in 4-bit storage; bitsandbytes' default, which transformers keeps."""
 _N_CODES = 16
+_NESTED_BLOCK_SIZE = 256
+"""Scales that share a scale where they are quantized too."""
+_N_NESTED_CODES = 256
+
+
+@dataclass(kw_only=True)
+class PackedScales:
+    """What double quantisation keeps of the scales: theirs, and what their codes of 8 bits mean; both fp32."""
+
+    absmax: torch.Tensor
+    code: torch.Tensor
+    blocksize: int = _NESTED_BLOCK_SIZE
 
 
 @dataclass(kw_only=True)
@@ -26,10 +38,12 @@ class PackedState:
     """What a 4-bit layer keeps beside its packed weight, with the attributes of bitsandbytes' `QuantState`.
 
     Attributes:
-        absmax: Scale of each block; fp32.
+        absmax: Scale of each block: fp32, or a code of 8 bits where the scales are quantized too.
         code: The values that a code of 4 bits can mean; fp32.
         shape: Logical shape of the weight, [out_features, in_features].
         dtype: Of the dequantized weight: what the weight was before.
+        offset: Mean of the scales, which was taken off before quantizing them.
+        state2: What the codes of the scales mean.
     """
 
     absmax: torch.Tensor
@@ -38,7 +52,13 @@ class PackedState:
     dtype: torch.dtype
     quant_type: str
     blocksize: int = _BLOCK_SIZE
-    nested: bool = False
+    offset: torch.Tensor | None = None
+    state2: PackedScales | None = None
+
+    @property
+    def nested(self) -> bool:
+        """Return whether the scales are quantized too."""
+        return self.state2 is not None
 
 
 def quantize_meta(base: Base, quantization: Quantization, precision: Precision) -> Base:
@@ -61,7 +81,7 @@ def quantize_meta(base: Base, quantization: Quantization, precision: Precision) 
     )
     model = copy.deepcopy(base.model)
     convert_layers(model, config)
-    settle(model, quantization, compute_dtype)
+    settle(model, quantization)
     for module in model.modules():
         _pack(module)
     return Base(
@@ -78,15 +98,8 @@ def _pack(module: nn.Module) -> None:
     """Give a quantized layer a weight of its stored size; other modules stay as they are."""
     weight: Any = getattr(module, "weight", None)
     if hasattr(weight, "quant_state"):
-        shape, n = weight.shape, weight.numel()
-        state = PackedState(
-            absmax=_meta(-(-n // _BLOCK_SIZE), dtype=torch.float32),
-            code=_meta(_N_CODES, dtype=torch.float32),
-            shape=shape,
-            dtype=weight.dtype,
-            quant_type=weight.quant_type,
-        )
-        packed = _meta((n + 1) // 2, 1, dtype=torch.uint8)
+        state = _packed_state(weight)
+        packed = _meta((weight.numel() + 1) // 2, 1, dtype=torch.uint8)
         module.weight = type(weight)(
             packed,
             requires_grad=False,
@@ -102,6 +115,26 @@ def _pack(module: nn.Module) -> None:
             has_fp16_weights=False,
             SCB=_meta(weight.shape[0], dtype=torch.float32),
         )
+
+
+def _packed_state(weight: Any) -> PackedState:
+    """Return what is kept beside a weight that is about to be packed."""
+    n_blocks = -(-weight.numel() // _BLOCK_SIZE)
+    nested = weight.compress_statistics
+    return PackedState(
+        absmax=_meta(n_blocks, dtype=torch.uint8 if nested else torch.float32),
+        code=_meta(_N_CODES, dtype=torch.float32),
+        shape=weight.shape,
+        dtype=weight.dtype,
+        quant_type=weight.quant_type,
+        offset=_meta(dtype=torch.float32) if nested else None,
+        state2=PackedScales(
+            absmax=_meta(-(-n_blocks // _NESTED_BLOCK_SIZE), dtype=torch.float32),
+            code=_meta(_N_NESTED_CODES, dtype=torch.float32),
+        )
+        if nested
+        else None,
+    )
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ _NOTICES = {
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
 }
 """Starts of messages that are no news, by the logger that they come from."""
+
+DOUBLE = "-dq"
+"""End of the name of a storage whose scales are quantized too."""
 
 
 class _NoticeFilter(logging.Filter):
@@ -58,7 +62,8 @@ def quantization_config(quantization: Quantization, *, skip: Iterable[str], comp
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
+        bnb_4bit_quant_type=quantization.removesuffix(DOUBLE),
+        bnb_4bit_use_double_quant=quantization.endswith(DOUBLE),
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=skipped,
     )
@@ -84,12 +89,12 @@ def convert_layers(model: nn.Module, config: Any) -> None:
     setattr(model, "is_loaded_in_8bit" if config.load_in_8bit else "is_loaded_in_4bit", True)
 
 
-def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dtype) -> None:
-    """Make quantized layers keep their weights as they are, in training and evaluation alike.
+def settle(model: nn.Module, quantization: Quantization) -> None:
+    """Make quantized layers keep their weights and biases as they are, in training and evaluation alike.
 
     On CPUs with AVX512-BF16 a 4-bit layer repacks its weight at the first evaluation, and then passes
-    no gradient on. Quantized layers also cast their bias to the dtype of what they multiply; doing
-    that once here, or giving int8 layers their input in the bias's dtype, keeps the base unchanged.
+    no gradient on. Quantized layers also cast their bias, for good, to the dtype of what they multiply: a
+    4-bit layer casts a copy here, and an int8 layer is given its input in the bias's dtype.
 
     Raises:
         ModelError: Nothing was quantized.
@@ -101,14 +106,28 @@ def settle(model: nn.Module, quantization: Quantization, compute_dtype: torch.dt
     n_quantized = 0
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:
-                module.bias.data = module.bias.data.to(compute_dtype)
+            module.__class__ = _steady_4bit_class()
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.bias is not None:
             module.register_forward_pre_hook(_cast_to_bias)
         n_quantized += isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
     if n_quantized == 0:
         raise ModelError(f"quantization={quantization!r} must change linear maps, but {type(model).__name__} kept all")
+
+
+@cache
+def _steady_4bit_class() -> type[nn.Module]:
+    """Return bitsandbytes' 4-bit layer with a forward that changes nothing of the layer."""
+    import bitsandbytes
+
+    class Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            bias = None if self.bias is None else self.bias.to(self.compute_dtype)
+            product: torch.Tensor = bitsandbytes.matmul_4bit(
+                hidden.to(self.compute_dtype), self.weight, bias=bias, quant_state=self.weight.quant_state
+            )
+            return product.to(hidden.dtype)
+
+    return Linear4bit
 
 
 def _cast_to_bias(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -130,7 +149,7 @@ def probe() -> tuple[torch.Tensor, torch.Tensor]:
     import bitsandbytes
 
     layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
-    settle(layer, "nf4", torch.float32)
+    settle(layer, "nf4")
     gradients = []
     for _ in range(2):
         inputs = torch.ones(3, 64, requires_grad=True)

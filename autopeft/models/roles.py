@@ -6,9 +6,11 @@ largest of a model that is no encoder-decoder (such as the vision tower of a lan
 
 from collections import defaultdict
 
+import torch
 from torch import nn
 
 from autopeft.errors import ModelError
+from autopeft.models.norms import find_norms
 from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, Stack
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -96,7 +98,12 @@ def find_layers(model: nn.Module) -> tuple[LayerSummary, ...]:
     fallback = _peft_targets(model)
     stacks = _encoder_and_decoder(model) or [("", *_largest_stack(model))]
     layers = tuple(
-        LayerSummary(path=f"{path}.{index}", roles=_layer_roles(f"{path}.{index}", layer, fallback), stack=name)
+        LayerSummary(
+            path=f"{path}.{index}",
+            roles=_layer_roles(f"{path}.{index}", layer, fallback),
+            stack=name,
+            norms=find_norms((f"{path}.{index}.{inner}", module) for inner, module in layer.named_modules()),
+        )
         for name, path, stack in stacks
         for index, layer in enumerate(stack)
     )
@@ -176,6 +183,7 @@ def _layer_roles(path: str, layer: nn.Module, fallback: dict[str, str]) -> dict[
                 in_features=shape[0],
                 out_features=shape[1],
                 transposed=not isinstance(module, nn.Linear),
+                has_bias=isinstance(module.bias, torch.Tensor),
             )
             found[role].append(linear)
     return {role: found[role][0] for role in ROLES if len(found[role]) == 1}

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from autopeft.models.norms import find_norms
 from autopeft.models.roles import find_layers, linear_shape, position_table
-from autopeft.spec.model import LayerSummary, Modality, ModelSummary
+from autopeft.spec.model import LayerSummary, Modality, ModelSummary, NormSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,15 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         is_decoder=_is_decoder(model, layers),
         modality=_modality(model),
         layers=layers,
+        outer_norms=_outer_norms(model, layers, new_modules),
     )
+
+
+def _outer_norms(
+    model: nn.Module, layers: Sequence[LayerSummary], new_modules: Sequence[str]
+) -> tuple[NormSummary, ...]:
+    elsewhere = tuple(f"{path}." for path in (*(layer.path for layer in layers), *new_modules))
+    return find_norms((path, m) for path, m in model.named_modules() if not f"{path}.".startswith(elsewhere))
 
 
 def _modality(model: "PreTrainedModel") -> Modality:

@@ -113,13 +113,18 @@ class Site:
         self.frozen.append(parameter)
 
     def train(self, path: str) -> nn.Parameter:
-        """Train a parameter of the base: a copy takes its place, and the original comes back untouched."""
+        """Train a parameter of the base: a copy takes its place, and the original comes back untouched.
+
+        A parameter that the model uses in several places stays the same in all of them.
+        """
         parent, _, name = path.rpartition(".")
-        place = self.base_module(parent)
-        original = getattr(place, name)
+        original = getattr(self.base_module(parent), name)
         copy = nn.Parameter(original.detach().clone().float())
-        self._undo.callback(setattr, place, name, original)
-        setattr(place, name, copy)
+        for module in self.model.modules():
+            for own_name, parameter in module._parameters.items():
+                if parameter is original:
+                    self._undo.callback(setattr, module, own_name, original)
+                    setattr(module, own_name, copy)
         self.trainable.append(copy)
         return copy
 

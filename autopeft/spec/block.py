@@ -6,7 +6,7 @@ entry-point group `autopeft.blocks`. This module knows no technique by name.
 """
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from itertools import chain
@@ -22,8 +22,14 @@ Place = TypeVar("Place", bound=Hashable)
 
 ENTRY_POINT_GROUP = "autopeft.blocks"
 
-Quantization = Literal["none", "int8", "nf4", "fp4"]
-"""Storage of the base model's linear maps; embeddings, norms and new modules stay as they are."""
+Quantization = Literal["none", "int8", "nf4", "fp4", "nf4-dq"]
+"""Storage of the base model's linear maps; embeddings, norms and new modules stay as they are.
+
+`nf4-dq` is nf4 with double quantisation: the scales of the weights are quantized too (Dettmers et al. 2023,
+arXiv:2305.14314, section 3).
+"""
+FOUR_BIT: tuple[Quantization, ...] = ("nf4", "fp4", "nf4-dq")
+QUANTIZED: tuple[Quantization, ...] = ("int8", *FOUR_BIT)
 
 
 def _indices(value: Any) -> Any:
@@ -55,6 +61,7 @@ class Block(BaseModel):
         kind: Name in files and on the command line.
         size_field: The field that says how large the block is, or None; 0 in a search space leaves the block out.
         whole_model: Whether the technique belongs to the model as a whole: such a block has no layers to choose.
+        smallest_size: The smallest size that a block can have.
         space_fields: Names that a search space may give besides the fields themselves.
         default_learning_rate: Used where a space gives none.
         slow_start: Whether the technique improves late, so that early stopping keeps it a quota.
@@ -64,6 +71,7 @@ class Block(BaseModel):
 
     kind: ClassVar[str]
     size_field: ClassVar[str | None] = None
+    smallest_size: ClassVar[int] = 1
     whole_model: ClassVar[bool] = False
     space_fields: ClassVar[frozenset[str]] = frozenset()
     default_learning_rate: ClassVar[float] = 1e-3
@@ -92,6 +100,10 @@ class Block(BaseModel):
     def mergeable(self) -> bool:
         """Return whether the trained block can be folded into the base weights."""
         return False
+
+    def base_parameters(self, model: ModelSummary) -> Iterator[str]:
+        """Yield what the block trains of the base itself: paths of parameters, or of whole modules."""
+        yield from ()
 
     def conflicts(self) -> Mapping[str, str]:
         """Return the quantizations and the other kinds that the block cannot go with, each with the reason."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from autopeft.errors import DesignError
@@ -52,6 +53,18 @@ class Design:
                     raise DesignError(f"{block.describe()} cannot go with {other}: {reason}; leave out one of the two")
         for kind in self.kinds:
             block_class(kind).check_together([block for block in self.blocks if block.kind == kind], model)
+        self._check_owners(model)
+
+    def _check_owners(self, model: ModelSummary) -> None:
+        """Raise `DesignError` where two blocks train the same parameter of the base."""
+        wanted = [(path.split("."), block) for block in self.blocks for path in block.base_parameters(model)]
+        # what is inside of a module comes right after it
+        for (outer, first), (inner, second) in pairwise(sorted(wanted, key=lambda pair: pair[0])):
+            if inner[: len(outer)] == outer:
+                raise DesignError(
+                    f"a parameter of the base can train in one block only, but {first.describe()} and "
+                    f"{second.describe()} both train {'.'.join(inner)}; give them different layers, or leave out one"
+                )
 
     def resolve(self, model: ModelSummary) -> "Design":
         """Return the canonical form on this model: empty blocks dropped, full choices written `all`.

@@ -139,10 +139,13 @@ class ModelSummary:
             )
             for layer in values["layers"]
         )
-        read = {"layers": layers, "new_modules": tuple(values["new_modules"]), "outer_norms": _norms(values, "outer_norms")}
+        read = {
+            "layers": layers,
+            "new_modules": tuple(values["new_modules"]),
+            "outer_norms": _norms(values, "outer_norms"),
+        }
         return cls(**{**values, **read})
 
 
 def _norms(values: Mapping[str, Any], name: str = "norms") -> tuple[NormSummary, ...]:
     return tuple(NormSummary(**norm) for norm in values.get(name, ()))
-

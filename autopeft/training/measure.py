@@ -30,8 +30,9 @@ def model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     for module in model.modules():
         # bitsandbytes keeps the scales of its packed weights outside of parameters and buffers.
         state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            yield from (value for value in vars(state).values() if isinstance(value, torch.Tensor))
+        for owner in (state, getattr(state, "state2", None)):  # double quantisation keeps scales of the scales
+            if owner is not None:
+                yield from (value for value in vars(owner).values() if isinstance(value, torch.Tensor))
 
 
 def live_bytes(tensors: Iterable[torch.Tensor]) -> int:

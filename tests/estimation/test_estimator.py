@@ -43,7 +43,7 @@ def real_run(base: Base, name: str, precision: str):
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "nf4-dq"])
 def test_peaks_are_those_of_real_steps(
     quantization: str,
     precision: str,

@@ -11,7 +11,7 @@ from tests.estimation.measured import model_tensors, storage_bytes
 LORA = [{"lora": {"rank": 4}}, {"adapter": {"size": 8}}]
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4", "fp4", "nf4-dq"])
 def test_a_base_is_stored_in_as_many_bytes_as_a_loaded_one(
     quantization: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
 ):

@@ -9,12 +9,12 @@ from tiny_models import HEAD, content, design, logits
 from autopeft.errors import MissingDependencyError
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, load_base
+from autopeft.spec.block import FOUR_BIT, QUANTIZED
 
-QUANTIZED = ("int8", "nf4", "fp4")
 HYBRID = design(
     {"lora": {"rank": 4}}, {"adapter": {"size": 8, "mode": "parallel"}}, {"prefix": {"length": 4, "layers": [2]}}
 )
-LAYERS = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit, "fp4": bitsandbytes.nn.Linear4bit}
+LAYERS = {"int8": bitsandbytes.nn.Linear8bitLt, **dict.fromkeys(FOUR_BIT, bitsandbytes.nn.Linear4bit)}
 
 
 def batch() -> dict[str, torch.Tensor]:
