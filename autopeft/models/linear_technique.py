@@ -1,9 +1,11 @@
 """Techniques that change linear maps chosen by layer and role, with peft's layers: what they have in common."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field, model_validator
+from torch import nn
 
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
@@ -11,6 +13,9 @@ from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, Roles, first_shared
 from autopeft.spec.messages import nearest
 from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LinearTechnique(Technique):
@@ -22,11 +27,13 @@ class LinearTechnique(Technique):
     Class attributes:
         peft_type: Name of the technique in peft, such as `"LORA"`.
         shared_fields: What peft keeps once for all of an adapter's layers: blocks of one design must agree on it.
+        takes_transposed: Whether maps that store their weight as [in, out] can be changed (GPT-2's `Conv1D`).
     """
 
     stage: ClassVar[int] = 0
     peft_type: ClassVar[str]
     shared_fields: ClassVar[tuple[str, ...]] = ()
+    takes_transposed: ClassVar[bool] = True
 
     roles: Roles = "all"
 
@@ -53,8 +60,15 @@ class LinearTechnique(Technique):
             yield from (roles[role] for role in wanted if role in roles)
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
-        """Refuse a role that the model lacks; subclasses add rules on their size."""
+        """Refuse a role that the model lacks, and maps that cannot be changed; subclasses add rules on their size."""
         super().check(model, quantization)
+        for linear in self.targets(model):
+            if linear.transposed and not self.takes_transposed:
+                raise DesignError(
+                    f"{self.kind} needs maps that store their weight as [out, in], but {linear.path} of "
+                    f"{model.architecture} stores it as [in, out] (Conv1D), which peft's {self.peft_type} cannot wrap; "
+                    "take lora, vera or shira instead"
+                )
         if self.roles != "all":
             for role in self.roles:
                 if role not in model.roles:
@@ -117,3 +131,94 @@ class LinearTechnique(Technique):
     def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # noqa: ARG003
         """Return what was injected, as peft would save it."""
         return peft_gate.extract(site)
+
+
+class ScaledTechnique(LinearTechnique):
+    """Settings of a technique that adds s times a product of factors of a rank, with s = alpha / rank.
+
+    Attributes:
+        rank: Of the factors.
+        alpha: Numerator of the scaling; the rank where it is not given, so that nothing is scaled.
+    """
+
+    size_field: ClassVar[str | None] = "rank"
+    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: float = Field(default_factory=lambda settings: float(settings.get("rank", 1)), gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_alpha_ratio(cls, values: Any) -> Any:
+        """Turn `alpha_ratio`, which a space may give, into alpha."""
+        if not isinstance(values, Mapping) or "alpha_ratio" not in values:
+            return values
+        if "alpha" in values:
+            raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
+        rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
+        try:
+            return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("alpha_ratio and rank must be numbers") from None
+
+    @classmethod
+    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
+        """Return the first block's scaling, with patterns for the maps that differ."""
+        first = next(iter(targets.values()))
+        return {
+            "r": first.rank,
+            "alpha": first.alpha,
+            "rank_pattern": {path: block.rank for path, block in targets.items() if block.rank != first.rank},
+            "alpha_pattern": {path: block.alpha for path, block in targets.items() if block.alpha != first.alpha},
+        }
+
+
+class HookedTechnique(LinearTechnique):
+    """A technique with a module of its own beside each linear map, where peft's layer would not compose.
+
+    The module is `autopeft_<kind>` under the map, and adds what it makes of the map's input to the
+    map's output: y = W x + module(x). Whatever else is on the map, and however its weight is stored, stays in force.
+
+    Class attributes:
+        peft_names: peft's name of each tensor that the module holds, by ours.
+    """
+
+    peft_names: ClassVar[Mapping[str, str]]
+
+    @classmethod
+    def place(cls, site: Site, path: str, module: nn.Module) -> None:
+        """Put a module beside a linear map, and add what it computes."""
+
+        def add(_map: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            added: torch.Tensor = module(args[0])
+            return output + added.to(output.dtype)
+
+        site.add(path, f"autopeft_{cls.kind}", module)
+        site.hook(site.module(path), add)
+
+    @classmethod
+    def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return peft's settings, and the modules' tensors under peft's names."""
+        targets = {linear.path: block for block in blocks for linear in block.targets(site.summary)}
+        conv1d = any(linear.transposed for block in blocks for linear in block.targets(site.summary))
+        tensors = {
+            f"{path}.{theirs}": getattr(site.module(f"{path}.autopeft_{cls.kind}"), ours).detach().cpu().contiguous()
+            for path in targets
+            for ours, theirs in cls.peft_names.items()
+        }
+        settings = cls.peft_settings(targets, conv1d=conv1d)
+        return {"peft_type": cls.peft_type, "target_modules": list(targets), **settings}, tensors
+
+    @classmethod
+    def from_peft(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        model: "PreTrainedModel",  # noqa: ARG003
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors by their path in the attached model."""
+        ours = {theirs: ours for ours, theirs in cls.peft_names.items()}
+        state = {}
+        for name, tensor in tensors.items():
+            path, _, last = name.removeprefix("base_model.model.").rpartition(".")
+            state[f"{path}.autopeft_{cls.kind}.{ours[last]}" if last in ours else f"{path}.{last}"] = tensor
+        return state

@@ -41,6 +41,14 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return () if isinstance(names, str) else tuple(names)
 
 
+def kronecker_sizes(n_features: int, factor: int) -> tuple[int, int]:
+    """Return the two sizes whose product is `n_features` in peft's LoKr: the left factor's, then the right one's."""
+    from peft.tuners.lokr.layer import factorization
+
+    left, right = factorization(n_features, factor)
+    return int(left), int(right)
+
+
 def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Wrap linear maps in the layers of a peft technique, and hand their parameters to the site.
 
@@ -90,7 +98,7 @@ def stock_files(
 
     Args:
         settings: peft's configuration, as a technique returns it.
-        tensors: The adapter's, by peft's names without a prefix.
+        tensors: The adapter's, by peft's names without a prefix; a name without a dot is the tuner's own.
         new_modules: Tensors of the head and the like, by their path in the model.
         modules_to_save: Paths of those modules.
         base_model: Hub id or folder.
@@ -109,8 +117,8 @@ def stock_files(
     )
     # A tuner wraps the model once more than a prompt does, and prompts have no path in it.
     inner = "base_model." if config.is_prompt_learning else "base_model.model."
-    own = "" if config.is_prompt_learning else inner
-    named = {f"{own}{name}": tensor for name, tensor in tensors.items()}
+    tuner = "" if config.is_prompt_learning else "base_model."
+    named = {f"{inner if '.' in name else tuner}{name}": tensor for name, tensor in tensors.items()}
     named.update({f"{inner}{name}": tensor for name, tensor in new_modules.items()})
     return {
         CONFIG_FILE: json.dumps(config.to_dict(), indent=2, sort_keys=True, default=_plain).encode(),

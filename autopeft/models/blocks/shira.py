@@ -1,0 +1,94 @@
+"""SHiRA: a sparse update of high rank, W' = W + S with a fixed random mask.
+
+S has rank (in_features + out_features) nonzero numbers for each map, as many as LoRA of that rank trains; where they
+are is drawn once from the seed that the design is attached with, and saved with it. They start at zero, so that
+the step-0 model is the base model.
+
+Source: Bhardwaj et al. 2024 (arXiv:2406.13175), section 3, the random mask (SHiRA-Rand).
+Omits: masks by structure, weight magnitude or gradient. peft's layer is not used: it computes with the base's
+weight past whatever else is on the map, and copies that weight in every forward. Its format is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from autopeft.errors import DesignError
+from autopeft.models.linear_technique import HookedTechnique
+from autopeft.models.technique import Site
+from autopeft.spec.block import Quantization, register
+from autopeft.spec.model import ModelSummary
+
+
+@register
+class Shira(HookedTechnique):
+    """Settings of a SHiRA block.
+
+    Attributes:
+        rank: Of the LoRA that would train as many numbers; the rank of the update itself is not limited.
+    """
+
+    kind: ClassVar[str] = "shira"
+    peft_type: ClassVar[str] = "SHIRA"
+    peft_names: ClassVar[Mapping[str, str]] = {"values": "shira_weight", "indices": "shira_indices"}
+    size_field: ClassVar[str | None] = "rank"
+    shared_fields: ClassVar[tuple[str, ...]] = ("rank",)
+    # A prior, not a measurement: LoRA's of here; each number is a weight of its own, as in full fine-tuning.
+    default_learning_rate: ClassVar[float] = 1e-3
+
+    rank: Annotated[int, Field(ge=1)]
+
+    def check(self, model: ModelSummary, quantization: Quantization) -> None:
+        """Refuse a role that the model lacks, and more numbers than a map has weights."""
+        super().check(model, quantization)
+        for linear in self.targets(model):
+            n_in, n_out = linear.in_features, linear.out_features
+            if self.rank * (n_in + n_out) > n_in * n_out:
+                raise DesignError(
+                    f"rank * (in_features + out_features) <= in_features * out_features must hold, but got rank="
+                    f"{self.rank} for {linear.path} of {n_in} x {n_out}; lower shira.rank"
+                )
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return whether peft's layer can wrap the maps."""
+        return not any(linear.transposed for linear in self.targets(model))
+
+    def describe(self) -> str:
+        """Say the rank and the roles."""
+        return f"SHiRA r={self.rank} {self.describe_roles()}"
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Put a sparse update beside each map."""
+        for block in blocks:
+            for linear in block.targets(site.summary):
+                cls.place(site, linear.path, SparseUpdate(linear.in_features, linear.out_features, block.rank))
+
+    @classmethod
+    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
+        """Return the rank; the mask is in the file."""
+        return {"r": next(iter(targets.values())).rank}
+
+
+class SparseUpdate(nn.Module):
+    """S x, with S [n_out, n_in] of rank (n_in + n_out) nonzero `values` at `indices` [2, n]: rows, then columns."""
+
+    indices: torch.Tensor
+
+    def __init__(self, n_in: int, n_out: int, rank: int) -> None:
+        super().__init__()
+        self.shape = (n_out, n_in)
+        n = rank * (n_in + n_out)
+        flat = torch.randperm(n_out * n_in)[:n]
+        self.values = nn.Parameter(torch.zeros(n))
+        self.register_buffer("indices", torch.stack([flat // n_in, flat % n_in]).int())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the update adds, in the dtype of the values."""
+        rows, columns = self.indices
+        update = self.values.new_zeros(self.shape).index_put((rows, columns), self.values)
+        return functional.linear(hidden.to(self.values.dtype), update)
