@@ -61,7 +61,6 @@ class Block(BaseModel):
         kind: Name in files and on the command line.
         size_field: The field that says how large the block is, or None; 0 in a search space leaves the block out.
         whole_model: Whether the technique belongs to the model as a whole: such a block has no layers to choose.
-        smallest_size: The smallest size that a block can have.
         space_fields: Names that a search space may give besides the fields themselves.
         default_learning_rate: Used where a space gives none.
         slow_start: Whether the technique improves late, so that early stopping keeps it a quota.
@@ -71,7 +70,6 @@ class Block(BaseModel):
 
     kind: ClassVar[str]
     size_field: ClassVar[str | None] = None
-    smallest_size: ClassVar[int] = 1
     whole_model: ClassVar[bool] = False
     space_fields: ClassVar[frozenset[str]] = frozenset()
     default_learning_rate: ClassVar[float] = 1e-3

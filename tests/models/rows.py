@@ -4,6 +4,7 @@ A new technique adds one row here; every test over techniques, architectures and
 this table.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,56 @@ def lora(block: Any, model: ModelSummary) -> int:
         + block.gate * (linear.in_features + 1)
         for linear in maps(block, model)
     )
+
+
+def loha(block: Any, model: ModelSummary) -> int:
+    """Two pairs of factors of the rank for each map."""
+    return sum(2 * block.rank * (linear.in_features + linear.out_features) for linear in maps(block, model))
+
+
+def _divisors(n_features: int, factor: int) -> tuple[int, int]:
+    """Return the factor and its quotient, or the divisors nearest to the square root."""
+    first = factor if factor > 0 else math.isqrt(n_features)
+    while n_features % first:
+        first -= 1
+    return first, n_features // first
+
+
+def lokr(block: Any, model: ModelSummary) -> int:
+    """C [o1, i1] and a right factor [o2, i2]; what is decomposed has r (o + i) instead of o i."""
+    total = 0
+    for linear in maps(block, model):
+        (o1, o2), (i1, i2) = (_divisors(n, block.factor) for n in (linear.out_features, linear.in_features))
+        both, right = block.decompose_both and 2 * block.rank < max(o1, i1), 2 * block.rank < max(o2, i2)
+        total += block.rank * (o1 + i1) if both else o1 * i1
+        total += block.rank * (o2 + i2) if right else o2 * i2
+    return total
+
+
+def miss(block: Any, model: ModelSummary) -> int:
+    """D [r, out] for each map."""
+    return sum(block.rank * linear.out_features for linear in maps(block, model))
+
+
+def oft(block: Any, model: ModelSummary) -> int:
+    """in / b skew-symmetric blocks of b (b - 1) / 2 numbers for each map."""
+    size = block.block_size
+    return sum(linear.in_features // size * size * (size - 1) // 2 for linear in maps(block, model))
+
+
+def shira(block: Any, model: ModelSummary) -> int:
+    """As many weights of each map as LoRA of the rank has."""
+    return sum(block.rank * (linear.in_features + linear.out_features) for linear in maps(block, model))
+
+
+def vera(block: Any, model: ModelSummary) -> int:
+    """l_b [out] and l_d [r] for each map; the projections do not train."""
+    return sum(block.rank + linear.out_features for linear in maps(block, model))
+
+
+def adalora(block: Any, model: ModelSummary) -> int:
+    """P [out, r], Q [r, in] and r values for each map, r what it starts with: 1.5 times the rank."""
+    return sum(math.ceil(1.5 * block.rank) * (m.in_features + m.out_features + 1) for m in maps(block, model))
 
 
 def _width_in(layer: LayerSummary, block: Any, place: str) -> int:
@@ -143,6 +194,27 @@ ROWS = (
     Row(name="lora, frozen A", kind="lora", settings={"rank": 3, "freeze_a": True}, count=lora),
     Row(name="lora, plus", kind="lora", settings={"rank": 2, "b_rate_ratio": 16, "layers": [0, 1]}, count=lora),
     Row(name="lora, gated", kind="lora", settings={"rank": 2, "gate": True, "layers": [1, 2]}, count=lora),
+    Row(name="loha", kind="loha", settings={"rank": 2}, count=loha),
+    Row(name="lokr", kind="lokr", settings={"rank": 2}, count=lokr),
+    Row(name="lokr, both decomposed", kind="lokr", settings={"rank": 1, "decompose_both": True}, count=lokr),
+    Row(name="lokr, full factor", kind="lokr", settings={"rank": 8, "factor": 4, "roles": ["query"]}, count=lokr),
+    Row(name="oft", kind="oft", settings={"block_size": 4}, count=oft),
+    Row(
+        name="oft, exact",
+        kind="oft",
+        settings={"block_size": 8, "exact": True, "roles": ["query", "mlp_down"]},
+        count=oft,
+    ),
+    Row(name="miss", kind="miss", settings={"rank": 4}, count=miss),
+    Row(name="miss, padded", kind="miss", settings={"rank": 5, "layers": [1]}, count=miss),
+    Row(name="shira", kind="shira", settings={"rank": 2}, count=shira),
+    Row(name="vera", kind="vera", settings={"rank": 12}, count=vera),
+    Row(
+        name="adalora",
+        kind="adalora",
+        settings={"rank": 2, "roles": ["query", "value", "mlp_down"]},
+        count=adalora,
+    ),
     # GELU: with ReLU three features can all be zero for such short texts, and then nothing gets a gradient
     Row(
         name="adapter, serial",

@@ -32,7 +32,6 @@ class Oft(LinearTechnique):
     kind: ClassVar[str] = "oft"
     peft_type: ClassVar[str] = "OFT"
     size_field: ClassVar[str | None] = "block_size"
-    smallest_size: ClassVar[int] = 2
     shared_fields: ClassVar[tuple[str, ...]] = ("block_size", "exact")
     takes_transposed: ClassVar[bool] = False
     # A prior, not a measurement: LoRA's of here; Q is on the scale of an angle in radians.
