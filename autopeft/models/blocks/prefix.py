@@ -2,14 +2,17 @@
 
 In each chosen layer, with P the length: K <- [P_K; K], V <- [P_V; V], and the mask gets P open
 columns. The step-0 model is not the base model: prefixes take attention from the first step on.
+With `projection`, an MLP over smaller embeddings computes P_K and P_V while they train, and is folded away in an
+export. With `gate`, P_K and P_V are scaled by a number in (0, 1) that is computed from the layer's input.
 
-Source: Li & Liang 2021 (arXiv:2101.00190), section 4.2, without the reparameterisation; prefixes in
-chosen layers as in P-tuning v2, Liu et al. 2022 (arXiv:2110.07602).
-Omits: keys are learned as they stand after a rotary embedding, as peft does.
+Source: Li & Liang 2021 (arXiv:2101.00190), section 4.2, and section 4.3 for the projection; prefixes in
+chosen layers as in P-tuning v2, Liu et al. 2022 (arXiv:2110.07602); the gate of UniPELT, Mao et al. 2022
+(arXiv:2110.07577), section 3.2.
+Omits: keys are learned as they stand after a rotary embedding and after a norm of keys, as in peft. Where layers
+have a sliding window, the prefix stays in sight. Cross-attention reads no prefix.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from typing import Annotated, Any, ClassVar
@@ -17,17 +20,19 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional
 
-from autopeft.errors import DesignError, ModelError
+from autopeft.errors import DesignError
+from autopeft.models.gate import gate_maker
+from autopeft.models.prefix_attention import BYPASSING, NAME, switch_attention
+from autopeft.models.prefix_states import LayerPrefix, PrefixStates, ProjectedStates, Reparameterisation
 from autopeft.models.roles import attention_path, position_table
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import LayerSummary, ModelSummary
 
 PEFT_TYPE = "PREFIX_TUNING"
-_NAME = "autopeft_prefix"
-_KERNELS = ("sdpa", "eager")
+DEFAULT_PROJECTION_SIZE = 512
+"""The width of Li & Liang's smaller embeddings for generation from tables; 800 for summaries (section 4.3)."""
 
 
 @register
@@ -39,6 +44,9 @@ class Prefix(Technique):
 
     Attributes:
         length: Key-value pairs in each layer, in tokens.
+        projection: Whether an MLP computes them while they train.
+        projection_size: Width of the MLP's embeddings and of its inner layer.
+        gate: Whether they are scaled by a learned gate.
     """
 
     kind: ClassVar[str] = "prefix"
@@ -49,6 +57,9 @@ class Prefix(Technique):
     slow_start: ClassVar[bool] = True
 
     length: Annotated[int, Field(ge=1)]
+    projection: bool = False
+    projection_size: Annotated[int, Field(ge=1)] = DEFAULT_PROJECTION_SIZE
+    gate: bool = False
 
     @property
     def starts_as_base(self) -> bool:
@@ -58,10 +69,10 @@ class Prefix(Technique):
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a model whose attention cannot be given prefixes, and a prefix that leaves no positions."""
         super().check(model, quantization)
-        if not model.has_attention_interface:
+        if not model.has_attention_interface and model.model_type not in BYPASSING:
             raise DesignError(
-                f"a prefix needs a model that computes attention through transformers' attention interface, but "
-                f"{model.architecture} does not; take prefix out of the space"
+                f"a prefix needs a model that computes attention through transformers' attention interface, or one of "
+                f"{', '.join(BYPASSING)}, but {model.architecture} is neither; take prefix out of the space"
             )
         if model.n_positions is not None and self.length >= model.n_positions:
             raise DesignError(
@@ -76,26 +87,55 @@ class Prefix(Technique):
         if layer is not None:
             raise DesignError(f"a layer can have one prefix, but layer {layer} has two; add their lengths")
 
+    def resolve(self, model: ModelSummary) -> Block:
+        """Write the size of no projection as the default."""
+        resolved = super().resolve(model)
+        return resolved if self.projection else resolved.model_copy(update={"projection_size": DEFAULT_PROJECTION_SIZE})
+
     def exports_to_peft(self, model: ModelSummary) -> bool:
-        """Return whether the prefix is in all layers of a model with a cache, which is how peft passes it."""
-        return model.takes_cache and len(self.layer_indices(model)) == model.n_layers
+        """Return whether the prefix is in all layers of a model with a cache, and ungated: so peft passes it.
+
+        In an encoder-decoder, peft's prefix is in the decoder alone.
+        """
+        everywhere = len(self.layer_indices(model)) == model.n_layers
+        return model.takes_cache and everywhere and not self.gate and not any(layer.stack for layer in model.layers)
 
     def describe(self) -> str:
-        """Say the length."""
-        return f"prefix of {self.length}"
+        """Say the length, and how it is made."""
+        parts = (f" from an MLP of {self.projection_size}" if self.projection else "", ", gated" if self.gate else "")
+        return f"prefix of {self.length}{''.join(parts)}"
 
     @classmethod
     def attach_all(cls, blocks: Sequence["Prefix"], site: Site) -> None:
-        """Put prefixes beside the attention modules, and an attention function that reads them in place."""
+        """Put prefixes beside the attention modules, and attention functions that read them in place."""
         summary = site.summary
-        for block in blocks:
-            for index in block.layer_indices(summary):
-                states = PrefixStates(summary.n_key_value_heads, block.length, summary.head_size)
-                site.add(attention_path(summary.layers[index]), _NAME, states)
-        _switch_attention(site)
+        paths = [path for block in blocks for path in block._attach_states(site)]
+        switch_attention(site, paths)
         if len(blocks) == 1 and blocks[0].exports_to_peft(summary):
             backbone = site.model.base_model
             site.pre_hook(backbone, partial(_shift_positions, blocks[0].length))
+
+    def _attach_states(self, site: Site) -> list[str]:
+        """Put this block's prefixes into the model, and return where they are."""
+        layers = [(index, site.summary.layers[index]) for index in self.layer_indices(site.summary)]
+        make_gate = gate_maker(site) if self.gate else None
+        if self.projection and layers:
+            first = attention_path(layers[0][1])
+            site.add(first, f"{NAME}_mlp", Reparameterisation(self.length, self.projection_size))
+            shared = site.module(f"{first}.{NAME}_mlp")
+        for index, layer in layers:
+            n_heads, head_size = _key_value_shape(site.summary, layer)
+            gate = None if make_gate is None else make_gate(index, site.summary.hidden_size)
+            states: LayerPrefix
+            if self.projection:
+                states = ProjectedStates(shared, n_heads, head_size, self.projection_size, gate)
+            else:
+                states = PrefixStates.small(n_heads, self.length, head_size, gate)
+            path = attention_path(layer)
+            site.add(path, NAME, states)
+            if gate is not None:
+                site.pre_hook(site.module(path), getattr(site.module(path), NAME).read)
+        return [attention_path(layer) for _, layer in layers]
 
     @classmethod
     def to_peft(cls, blocks: Sequence["Prefix"], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -104,9 +144,9 @@ class Prefix(Technique):
         width = summary.n_key_value_heads * summary.head_size
         columns = []
         for layer in summary.layers:
-            states = getattr(site.module(attention_path(layer)), _NAME)
+            states = getattr(site.module(attention_path(layer)), NAME)
             # [heads, length, head_size] each; peft has [length, heads x head_size], the key before the value
-            columns += [tensor.detach().transpose(0, 1).flatten(1) for tensor in (states.keys, states.values)]
+            columns += [tensor.detach().transpose(0, 1).flatten(1) for tensor in states()]
         settings = {
             "peft_type": PEFT_TYPE,
             "num_virtual_tokens": blocks[0].length,
@@ -120,93 +160,11 @@ class Prefix(Technique):
         return settings, {"prompt_embeddings": torch.cat(columns, dim=1).cpu().contiguous()}
 
 
-class PrefixStates(nn.Module):
-    """The keys and values of one layer, each [n_key_value_heads, length, head_size]."""
-
-    def __init__(self, n_heads: int, length: int, head_size: int) -> None:
-        super().__init__()
-        # Small, so that a prefix starts as tokens that say nothing and not as noise of the size of real values.
-        self.keys = nn.Parameter(torch.randn(n_heads, length, head_size) * 0.02)
-        self.values = nn.Parameter(torch.randn(n_heads, length, head_size) * 0.02)
-
-    def extend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, causal: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return key, value and mask with the prefix before them.
-
-        Args:
-            query: [batch, heads, queries, head_size].
-            key: [batch, key-value heads, keys, head_size].
-            value: Like `key`.
-            mask: Broadcastable to [batch, heads, queries, keys], boolean (open) or additive, or None.
-            causal: What None means: no token sees a later one.
-        """
-        n_queries, n_keys, length = query.shape[2], key.shape[2], self.keys.shape[1]
-        if mask is None and causal and n_queries > 1:
-            # A kernel that is told "causal" would align that triangle with the prefix: spell it out.
-            later = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).triu(1)
-            mask = torch.zeros_like(later, dtype=query.dtype).masked_fill(later, torch.finfo(query.dtype).min)[
-                None, None
-            ]
-        if mask is not None:
-            mask = functional.pad(mask, (length, 0), value=mask.dtype == torch.bool)
-        batch = key.shape[0]
-        key = torch.cat([self.keys.to(key.dtype).expand(batch, -1, -1, -1), key], dim=2)
-        value = torch.cat([self.values.to(value.dtype).expand(batch, -1, -1, -1), value], dim=2)
-        return key, value, mask
-
-
-def _attention(
-    kernel: str,
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> Any:
-    """Compute attention with one of transformers' kernels, after the module's prefix where it has one."""
-    states = getattr(module, _NAME, None)
-    if isinstance(states, PrefixStates):
-        causal = options.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        key, value, attention_mask = states.extend(query, key, value, attention_mask, causal=bool(causal))
-    return _kernel(kernel, module)(module, query, key, value, attention_mask, **options)
-
-
-def _kernel(kernel: str, module: nn.Module) -> Callable[..., Any]:
-    """Return the attention function; each architecture's file has an eager one of its own."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if kernel == "eager":
-        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
-        return eager
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[kernel]
-    return function
-
-
-def _switch_attention(site: Site) -> None:
-    """Make the model compute attention through `_attention`, until it is detached.
-
-    The mask registry needs the name too: without it transformers makes no mask, and padding is seen.
-    """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    for kernel in _KERNELS:
-        ALL_ATTENTION_FUNCTIONS.register(f"{_NAME}_{kernel}", partial(_attention, kernel))
-        ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_NAME}_{kernel}", ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-    attentions = [site.module(attention_path(layer)) for layer in site.summary.layers]
-    owners = (site.model, site.model.base_model, *attentions)
-    kernels = {id(owner.config): (owner.config, owner.config._attn_implementation) for owner in owners}
-    for config, kernel in kernels.values():
-        if kernel not in _KERNELS:
-            raise ModelError(
-                f"a prefix needs the attention kernel {' or '.join(_KERNELS)}, but the model uses {kernel!r}"
-            )
-        site.on_detach(partial(setattr, config, "_attn_implementation", kernel))
-    for config, kernel in kernels.values():
-        config._attn_implementation = f"{_NAME}_{kernel}"
+def _key_value_shape(model: ModelSummary, layer: LayerSummary) -> tuple[int, int]:
+    """Return heads and their size; T5's size does not follow from its width, and a fused map says nothing."""
+    key = layer.roles.get("key")
+    n_heads = model.n_key_value_heads
+    return n_heads, model.head_size if key is None else key.out_features // n_heads
 
 
 def _shift_positions(length: int, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,24 +1,27 @@
-"""Prompt tuning: trainable embeddings that the model reads before the text.
+"""Prompt tuning: trainable embeddings that the model reads before the text, or beside the patches of an image.
 
 With P the length and X the embedded text: X <- [P_e; X], in the model's input only. The step-0 model is
 not the base model: the prompt is random tokens of the model's own vocabulary, read before the text.
+P-tuning computes P_e with an encoder that trains with it and is folded away in an export.
 
 Source: Lester et al. 2021 (arXiv:2104.08691), section 2: Pr(Y | [P; X]) with P trained alone. Section 3.2
 (initialisation) compares random values with the embeddings of sampled tokens; ours are the latter, from
 the whole table as stock peft's `SAMPLE_VOCAB`, where the paper samples the 5,000 most common tokens.
+P-tuning: Liu et al. 2021 (arXiv:2103.10385); its prompt starts at random, since the encoder does.
+Images: Jia et al. 2022 (arXiv:2203.12119), eq. 4 and 5, VPT-shallow; the tokens stand after the class token and
+start as random as theirs.
+Omits: P-tuning's anchor tokens and its prompt in the middle of the text; VPT's dropout.
 """
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
-from torch.nn import functional
 
-from autopeft.errors import DesignError, ModelError
-from autopeft.models.roles import position_table
+from autopeft.errors import DesignError
+from autopeft.models.prompt_insertion import LayerInserter, TextInserter
+from autopeft.models.prompt_modules import EncodedPrompt, Encoder, PromptEmbeddings
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, register
 from autopeft.spec.model import ModelSummary
@@ -43,6 +46,8 @@ class Prompt(Technique):
 
     Attributes:
         length: Embeddings before the text, in tokens.
+        encoder: What computes them (P-tuning): an `mlp`, or an `lstm` and an MLP; `none` trains them directly.
+        encoder_hidden_size: Inner width of the encoder; None means as wide as the embeddings.
     """
 
     kind: ClassVar[str] = "prompt"
@@ -55,6 +60,8 @@ class Prompt(Technique):
     stage: ClassVar[int] = 0  # before a prefix, which then counts the prompt's tokens as input
 
     length: Annotated[int, Field(ge=1)]
+    encoder: Encoder = "none"
+    encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def starts_as_base(self) -> bool:
@@ -69,7 +76,7 @@ class Prompt(Technique):
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a model that takes no embeddings once, and a prompt that leaves no positions."""
         super().check(model, quantization)
-        if not model.takes_embeddings:
+        if not model.takes_embeddings and model.modality != "vision":
             raise DesignError(
                 f"a prompt needs a model of one stack that takes its input as embeddings, but {model.architecture} "
                 "is none; take prompt out of the space"
@@ -86,31 +93,63 @@ class Prompt(Technique):
         if len(blocks) > 1:
             raise DesignError(f"a design can have one prompt, but this one has {len(blocks)}; add their lengths")
 
+    def resolve(self, model: ModelSummary) -> Block:
+        """Write the encoder's usual width, and the width of no encoder, as None."""
+        resolved = super().resolve(model)
+        if self.encoder == "none" or self.encoder_hidden_size == model.hidden_size:
+            return resolved.model_copy(update={"encoder_hidden_size": None})
+        return resolved
+
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return whether stock peft reads the same position: in language models, and in classifiers of encoders."""
+        if model.modality != "text":
+            return False
         return _reads_first_position(model) or (model.is_decoder and model.architecture.endswith(_LANGUAGE_MODELS))
 
     def describe(self) -> str:
-        """Say the length."""
-        return f"prompt of {self.length}"
+        """Say the length, and the encoder where there is one."""
+        return f"prompt of {self.length}" + ("" if self.encoder == "none" else f" from an {self.encoder.upper()}")
 
     def attach(self, site: Site) -> None:
-        """Put the prompt beside the embeddings, and before the text in every forward."""
-        backbone = site.model.base_model
-        prompt = PromptEmbeddings(site.model.get_input_embeddings(), self.length)
-        site.add(_path(site.model), _NAME, prompt)
+        """Put the prompt beside the embeddings, and into every forward."""
+        if site.summary.modality == "vision":
+            self._attach_to_layers(site)
+        else:
+            self._attach_to_text(site)
+
+    def _attach_to_text(self, site: Site) -> None:
+        table, backbone = site.model.get_input_embeddings(), site.model.base_model
+        path = self._add(site, PromptEmbeddings.sampled(table, self.length))
         # A classifier that pools may use the mask too, so all of it must see the longer input.
         reader = site.model if _reads_first_position(site.summary) else backbone
-        inserter = _Inserter(prompt, site.model.get_input_embeddings(), reader, site.summary.n_positions)
+        inserter = TextInserter(site.module(path), self.length, table, reader, site.summary.n_positions)
         site.pre_hook(reader, inserter.before)
         if reader is backbone:
             site.hook(reader, inserter.after)
+
+    def _attach_to_layers(self, site: Site) -> None:
+        path = self._add(site, random_tokens(site, self.length))
+        inserter = LayerInserter(site.module(path), self.length)
+        first, last = site.summary.layers[0], site.summary.layers[-1]
+        site.pre_hook(site.module(first.path), inserter.before)
+        site.hook(site.module(last.path), inserter.after)
+
+    def _add(self, site: Site, plain: PromptEmbeddings) -> str:
+        """Put the prompt, or what computes it in its place, into the model, and return where it is."""
+        if self.encoder == "none":
+            site.add(_path(site.model), _NAME, plain)
+        else:
+            width = plain.embeddings.shape[1]
+            hidden_size = self.encoder_hidden_size or width
+            encoded = EncodedPrompt(self.length, width, encoder=self.encoder, hidden_size=hidden_size)
+            site.add(_path(site.model), _NAME, encoded)
+        return _path(site.model, _NAME)
 
     @classmethod
     def to_peft(cls, blocks: Sequence["Prompt"], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return peft's settings, and the prompt."""
         (block,) = blocks
-        (embeddings,) = site.trainable
+        embeddings = site.module(_path(site.model, _NAME))()
         settings = {
             "peft_type": PEFT_TYPE,
             "num_virtual_tokens": block.length,
@@ -138,75 +177,11 @@ def _reads_first_position(model: ModelSummary) -> bool:
     return model.architecture.endswith("ForSequenceClassification") and not model.is_decoder
 
 
-class PromptEmbeddings(nn.Module):
-    """The prompt, [length, embedding size]; starts as random rows of the model's own table."""
-
-    def __init__(self, table: nn.Module, length: int) -> None:
-        super().__init__()
-        weight = table.weight
-        assert isinstance(weight, torch.Tensor)
-        rows = torch.randint(weight.shape[0], (length,)).to(weight.device)
-        with torch.no_grad():
-            self.embeddings = nn.Parameter(table(rows).clone())  # through the module: some models scale what they read
-
-
-class _Inserter:
-    """Puts a prompt into what a module is called with, and takes its positions off what comes out.
-
-    With a cache, the prompt goes in at the first step; it is among the cached tokens from then on.
-    """
-
-    def __init__(self, prompt: PromptEmbeddings, table: nn.Module, reader: nn.Module, n_positions: int | None) -> None:
-        self._prompt = prompt
-        self._table = table
-        self._names = tuple(signature(reader.forward).parameters)
-        positions = position_table(reader)
-        self._n_positions = None if positions is None else n_positions  # computed positions go on beyond
-        padding = getattr(positions, "padding_idx", None)
-        self._first_position = 0 if padding is None else padding + 1  # RoBERTa's table starts after the padding's
-        self._n_inserted = 0
-
-    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the call's arguments with the prompt before the text; mask, types and positions follow."""
-        inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        length = len(self._prompt.embeddings)
-        cache = inputs.get("past_key_values")
-        self._n_inserted = length if cache is None or cache.get_seq_length() == 0 else 0
-        if self._n_inserted:
-            embedded = inputs.get("inputs_embeds")
-            if embedded is None:
-                embedded = self._table(inputs["input_ids"])
-            if self._n_positions is not None and embedded.shape[1] + length > self._n_positions:
-                raise ModelError(
-                    f"a prompt of {length} tokens and the input must fit into {self._n_positions} positions, but got "
-                    f"an input of {embedded.shape[1]} tokens; truncate it to {self._n_positions - length}"
-                )
-            prompt = self._prompt.embeddings.to(embedded.dtype).expand(len(embedded), -1, -1)
-            inputs |= {"input_ids": None, "inputs_embeds": torch.cat([prompt, embedded], dim=1)}
-            if inputs.get("token_type_ids") is not None:
-                inputs["token_type_ids"] = functional.pad(inputs["token_type_ids"], (length, 0))
-        mask = inputs.get("attention_mask")
-        if mask is not None:
-            if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-                raise ModelError("a prompt needs an attention mask of [batch, tokens]; a static cache gives another")
-            inputs["attention_mask"] = functional.pad(mask, (length, 0), value=1)  # over the cached tokens too
-        if inputs.get("position_ids") is not None:
-            inputs["position_ids"] = self._shift(inputs["position_ids"], length)
-        return (), inputs
-
-    def after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """Return the output without the prompt's positions: heads see the text's, in the input's length."""
-        if self._n_inserted == 0:
-            return output
-        if isinstance(output, tuple):
-            return (output[0][:, self._n_inserted :], *output[1:])
-        output["last_hidden_state"] = output.last_hidden_state[:, self._n_inserted :]
-        return output
-
-    def _shift(self, positions: torch.Tensor, length: int) -> torch.Tensor:
-        """Return the text's positions after the prompt's, which are the first ones."""
-        shifted = positions + length
-        if self._n_inserted == 0:
-            return shifted
-        own = torch.arange(self._first_position, self._first_position + length, device=positions.device)
-        return torch.cat([own.expand(*positions.shape[:-1], -1), shifted], dim=-1)
+def random_tokens(site: Site, length: int) -> PromptEmbeddings:
+    """Return tokens for the layers of a vision model, as VPT starts them."""
+    config: Any = site.model.config
+    patch = config.patch_size
+    height, width = patch if isinstance(patch, list | tuple) else (patch, patch)
+    return PromptEmbeddings.uniform(
+        length, site.summary.hidden_size, patch_numbers=height * width * config.num_channels
+    )
