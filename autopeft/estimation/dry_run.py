@@ -105,6 +105,9 @@ class DryRun:
         with self._tracking([*inputs.values(), labels], states) as tracker:
             with self._machine.forward():
                 loss = self._loss(self._model(**inputs), labels)
+            penalty = self._attached.penalty()
+            if penalty is not None:
+                loss = loss + penalty
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._trainable:
             parameter.grad = None
@@ -143,8 +146,9 @@ class DryRun:
                 hook.remove()
 
     def _state_bytes(self) -> int:
-        """Return the bytes that AdamW keeps: two moments, and a step count in fp32 for each tensor."""
-        return sum(2 * tensor.numel() * tensor.itemsize + 4 for tensor in self._trainable)
+        """Return the bytes that training keeps: AdamW's two moments and step count in fp32, and the techniques' own."""
+        moments = sum(2 * tensor.numel() * tensor.itemsize + 4 for tensor in self._trainable)
+        return moments + sum(tensor.numel() * tensor.itemsize for tensor in self._attached.training_state().values())
 
     def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         def tokens(*shape: int) -> torch.Tensor:

@@ -81,6 +81,10 @@ class Attached:
             for name, tensor in self._tensors.items():
                 tensor.copy_(state[name])
 
+    def training_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that techniques write from step to step, by kind and name; no copies."""
+        return {f"{kind}/{name}": t for kind, site in self.sites.items() for name, t in site.training_state.items()}
+
     def penalty(self) -> torch.Tensor | None:
         """Return what the techniques add to the loss of a training step, a scalar, or None."""
         penalties = [t.penalty(blocks, self.sites[t.kind]) for t, blocks in _by_technique(self.design)]
@@ -91,6 +95,22 @@ class Attached:
         """Let the techniques act after an optimizer step, before the gradients are dropped."""
         for technique, blocks in _by_technique(self.design):
             technique.after_step(blocks, self.sites[technique.kind], position)
+
+    def merge(self) -> None:
+        """Write the trained design into the base's weights, and detach: the base is another model from then on.
+
+        Only for designs whose blocks are all mergeable.
+        """
+        with torch.no_grad():
+            for technique, blocks in _by_technique(self.design):
+                technique.merge(blocks, self.sites[technique.kind])
+            trained = self.state()
+            self.detach()
+            own = dict([*self.model.named_parameters(), *self.model.named_buffers()])
+            for name, tensor in trained.items():
+                place = own.get(name.replace(".base_layer.", "."))  # a parameter that trained may have been wrapped
+                if place is not None:
+                    place.copy_(tensor)
 
     def detach(self) -> None:
         """Bring the base model back, bit for bit; doing it again does nothing."""

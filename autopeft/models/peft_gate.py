@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import autopeft.models.quantization  # noqa: F401  # peft imports bitsandbytes: the notice must be filtered first
+from autopeft.errors import ArtifactError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,6 +86,29 @@ def extract(site: "Site") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return config.to_dict(), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def fold(site: "Site", path: str) -> None:
+    """Write what a peft layer around a linear map computes into the map's weight: the innermost that is not yet."""
+    layers: list[Any] = []
+    module: Any = site.module(path)
+    while isinstance(getattr(module, "base_layer", None), nn.Module):
+        layers.append(module)
+        module = module.base_layer
+    next(layer for layer in reversed(layers) if not layer.merged).merge()
+
+
+def restore(model: "PreTrainedModel", tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the tensors of a stock adapter into the layers that `inject` put into a model, and into its new modules.
+
+    Raises:
+        ArtifactError: They are not those of the layers.
+    """
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(model, dict(tensors), adapter_name=ADAPTER_NAME)
+    if result.unexpected_keys:
+        raise ArtifactError(f"an adapter must fit its design, but the design has no place for {result.unexpected_keys[0]}")
+
+
 def stock_files(
     settings: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
@@ -133,6 +157,8 @@ def open_stock(model: "PreTrainedModel", folder: Path) -> nn.Module:
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 for a property that has a new name there.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        # It takes the ranks that its own AdaLoRA writes for patterns of LoRA, and says so before it applies them.
+        warnings.filterwarnings("ignore", message=r".*rank_pattern keys did not match.*\.lora_E", category=RuntimeWarning)
         opened: nn.Module = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
     return opened
 

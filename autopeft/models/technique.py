@@ -38,6 +38,8 @@ class Site:
         trainable: Parameters that the technique trains.
         frozen: Tensors that the technique owns and does not train; saved with it.
         rate_factors: What the kind's learning rate is multiplied by, for parameters that want another.
+        training_state: What the technique remembers from step to step, by a name of its choice: tensors that it
+            writes in place. They go into checkpoints like the optimizer's, and not into exports.
         restored: Whether saved tensors will be written over what the technique brings: it need not fetch any.
         inference: Whether an export is being opened: modules that can be folded are put in as what they fold to.
         added: The technique's own modules, by path.
@@ -60,6 +62,7 @@ class Site:
         self.trainable: list[nn.Parameter] = []
         self.frozen: list[torch.Tensor] = []
         self.rate_factors: dict[nn.Parameter, float] = {}
+        self.training_state: dict[str, torch.Tensor] = {}
         self._undo = undo
 
     def module(self, path: str) -> nn.Module:
@@ -202,16 +205,26 @@ class Technique(Block):
 
     @classmethod
     def penalty(cls, blocks: Sequence[Any], site: Site) -> torch.Tensor | None:  # noqa: ARG003
-        """Return what a training step adds to the loss, a scalar, or None; called in the forward's context."""
+        """Return what a training step adds to the loss, a scalar, or None; called in fp32, outside of autocast."""
         return None
 
     @classmethod
     def after_step(cls, blocks: Sequence[Any], site: Site, position: StepPosition) -> None:
         """Act after an optimizer step, while the gradients are still there.
 
-        What is remembered from step to step must be buffers of the technique's modules, or frozen
-        parameters: they travel with the checkpoint, and a training cut into segments equals one long run.
+        What is remembered from step to step must be in `site.training_state`, or a parameter or buffer that the
+        site owns: they travel with the checkpoint, and a training cut into segments equals one long run.
         """
+
+    @classmethod
+    def merge(cls, blocks: Sequence[Any], site: Site) -> None:
+        """Write what the technique does into the weights of the base's modules, in place.
+
+        Called where every block of the design is `mergeable`, for each technique in the order in which they
+        attached, and before all is detached: what is around the weights may stay there. Parameters of the base that
+        the technique trains itself need nothing.
+        """
+        raise NotImplementedError
 
     @classmethod
     def to_peft(cls, blocks: Sequence[Any], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -25,7 +25,7 @@ class Checkpoint:
         examples: Examples trained on.
         full: Examples of the full training, which the schedule depends on.
         adapter: Every trainable tensor (and buffers that new modules own) by name.
-        optimizer: Moments and step counts by name; empty once the trial trained in full.
+        optimizer: Moments and step counts by name, and what techniques remember; empty once the trial trained in full.
     """
 
     design: str

@@ -34,7 +34,7 @@ class Progress:
 
     Attributes:
         examples: Examples trained on since the start of the trial.
-        losses: Mean loss of each step of the segment.
+        losses: Mean loss of each step of the segment, without what techniques add to it.
         status: `DONE` once the segment's end is reached.
         error: Why training diverged, where it did.
     """
@@ -154,6 +154,7 @@ class Trainer:
     def _resident(self, inputs: Inputs) -> Iterator[torch.Tensor]:
         yield from model_tensors(self.attached.model)
         yield from inputs.tensors
+        yield from self.attached.training_state().values()
         for fields in self.optimizer.state.values():
             yield from fields.values()
 
@@ -164,10 +165,10 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate_factor(batch, self.plan.full, self.training))
         with autocast(self.training, self.device):
             loss = self.task.loss(self.attached.model(**inputs.forward), inputs.labels)
-            penalty = self.attached.penalty()
-            if penalty is not None:
-                loss = loss + penalty
-        value = float(loss.detach())
+        value = float(loss.detach())  # of the task alone: designs with a penalty and without are compared by it
+        penalty = self.attached.penalty()
+        if penalty is not None:
+            loss = loss + penalty
         if not math.isfinite(value):
             return value, f"the training loss is {value}"
         loss.backward()  # type: ignore[no-untyped-call]

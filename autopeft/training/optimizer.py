@@ -1,4 +1,7 @@
-"""AdamW over the parameters of a design: a learning rate for each block kind, and a state that travels by name."""
+"""AdamW over the parameters of a design: a learning rate for each block kind, and a state that travels by name.
+
+What techniques remember from step to step is part of that state: it ends where the optimizer's does.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -6,11 +9,10 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from autopeft.errors import ArtifactError
-from autopeft.models.attach import HEAD, Attached
-from autopeft.spec.block import block_class
+from autopeft.models.attach import Attached
+from autopeft.spec.learning_rates import default_learning_rate
 from autopeft.spec.training import Training
 
-DEFAULT_HEAD_LEARNING_RATE = 1e-3
 _FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -27,8 +29,7 @@ def make_optimizer(attached: Attached, learning_rates: Mapping[str, float], trai
     """
     groups = []
     for name, parameters in attached.groups.items():
-        rate = learning_rates.get(name, DEFAULT_HEAD_LEARNING_RATE if name == HEAD else None)
-        rate = block_class(name).default_learning_rate if rate is None else rate
+        rate = learning_rates[name] if name in learning_rates else default_learning_rate(name)
         by_setting: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             decay = training.weight_decay if parameter.ndim >= 2 else 0.0
@@ -50,12 +51,14 @@ def _named(attached: Attached) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, attached: Attached) -> dict[str, torch.Tensor]:
-    """Return a copy of the moments and step counts, on the CPU, by group, index and field."""
-    return {
-        f"{name}/{field}": value.detach().to("cpu", copy=True)
+    """Return a copy of the moments and step counts, by group, index and field, and of the techniques' state."""
+    tensors = {
+        f"{name}/{field}": value
         for name, parameter in _named(attached)
         for field, value in optimizer.state.get(parameter, {}).items()
     }
+    tensors |= attached.training_state()
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def load_optimizer_state(optimizer: torch.optim.AdamW, attached: Attached, state: Mapping[str, torch.Tensor]) -> None:
@@ -65,6 +68,13 @@ def load_optimizer_state(optimizer: torch.optim.AdamW, attached: Attached, state
         ArtifactError: The state is of other parameters.
     """
     remaining = dict(state)
+    for name, tensor in attached.training_state().items():
+        saved = remaining.pop(name, None)
+        if saved is None or saved.shape != tensor.shape:
+            raise ArtifactError(
+                f"a checkpoint must hold what its techniques remember, but {name} is missing or misshapen"
+            )
+        tensor.copy_(saved)
     for name, parameter in _named(attached):
         fields = {key: remaining.pop(f"{name}/{key}") for key in _FIELDS if f"{name}/{key}" in remaining}
         if not fields:

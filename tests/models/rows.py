@@ -4,9 +4,10 @@ A new technique adds one row here; every test over techniques, architectures and
 this table.
 """
 
+import itertools
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.models.linear_technique import LinearTechnique
 from autopeft.spec.block import Block, make_block
-from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
+from autopeft.spec.model import LinearSummary, ModelSummary
 
 Count = Callable[[Any, ModelSummary], int]
 
@@ -31,16 +32,29 @@ class Row:
         name: What tests are called by, the kind first.
         settings: Of the block, for models of a few narrow layers; or a function that returns them for a base.
         count: The paper's formula: trainable numbers of a block on a model.
+        refused_on: Architectures of `tiny_models` that the technique must be refused on; it must work on all others.
+        may_be_idle: Why a parameter may get no gradient in one step; empty where each must get one.
     """
 
     name: str
     kind: str
     settings: dict[str, Any] | Callable[[Base], dict[str, Any]]
     count: Count
+    refused_on: tuple[str, ...] = ()
+    may_be_idle: str = ""
 
     def make(self, base: Base) -> Block:
-        """Return the block for a base."""
-        return make_block(self.kind, self.settings(base) if callable(self.settings) else self.settings)
+        """Return the block for a base; roles that the base has fused into one map become that map's."""
+        settings = self.settings(base) if callable(self.settings) else self.settings
+        if "roles" in settings and "qkv" in base.summary.roles:
+            fused = {"query": "qkv", "key": "qkv", "value": "qkv"}
+            settings = settings | {"roles": [fused.get(role, role) for role in settings["roles"]]}
+        return make_block(self.kind, settings)
+
+    @property
+    def conflicts(self) -> frozenset[str]:
+        """Return the quantizations and kinds that the block cannot go with; none where it depends on the base."""
+        return frozenset() if callable(self.settings) else frozenset(make_block(self.kind, self.settings).conflicts())
 
 
 def maps(block: LinearTechnique, model: ModelSummary) -> list[LinearSummary]:
@@ -114,28 +128,38 @@ def adalora(block: Any, model: ModelSummary) -> int:
     return sum(math.ceil(1.5 * block.rank) * (m.in_features + m.out_features + 1) for m in maps(block, model))
 
 
-def _width_in(layer: LayerSummary, block: Any, place: str) -> int:
-    roles = {"attention": ("query", "qkv"), "mlp": ("mlp_up",)}[place]
-    if block.mode == "serial":
-        return layer.roles[{"attention": "attention_output", "mlp": "mlp_down"}[place]].out_features
-    return next(layer.roles[role].in_features for role in roles if role in layer.roles)
+def _widths(block: Any, model: ModelSummary) -> Iterator[tuple[int, int]]:
+    """Yield the width that a bottleneck reads, and the width that it adds to, for each sublayer."""
+    for index, place in itertools.product(block.layer_indices(model), block.at):
+        roles = model.layers[index].roles
+        first = {"attention": ("query", "qkv"), "mlp": ("mlp_up",)}[place]
+        n_out = roles[{"attention": "attention_output", "mlp": "mlp_down"}[place]].out_features
+        n_in = next(roles[role].in_features for role in first if role in roles) if block.mode == "parallel" else n_out
+        yield n_in, n_out
 
 
 def adapter(block: Any, model: ModelSummary) -> int:
-    """Both maps and both biases, for each sublayer."""
+    """Both maps and both biases of each expert, and a gate's weights and bias, for each sublayer."""
     total = 0
-    for index in block.layer_indices(model):
-        layer = model.layers[index]
-        for place in block.at:
-            n_out = layer.roles[{"attention": "attention_output", "mlp": "mlp_down"}[place]].out_features
-            total += (_width_in(layer, block, place) + 1) * block.size + (block.size + 1) * n_out
+    for n_in, n_out in _widths(block, model):
+        total += block.experts * ((n_in + 1) * block.size + (block.size + 1) * n_out) + block.gate * (n_in + 1)
+    return total
+
+
+def compacter(block: Any, model: ModelSummary) -> int:
+    """The shared n x n x n; for each map of k to d numbers the factors, r (k + d), and d biases; a gate's map to 1."""
+    total = int(block.n**3)
+    for n_in, n_out in _widths(block, model):
+        total += sum(block.rank * (k + d) + d for k, d in ((n_in, block.size), (block.size, n_out)))
+        total += block.gate * (n_in + 1)
     return total
 
 
 def ia3(block: Any, model: ModelSummary) -> int:
-    """One factor for each key, each value and each inner activation."""
+    """One factor for each key, each value and each inner activation; keys and values of cross-attention too."""
     layers = [model.layers[index].roles for index in block.layer_indices(model)]
-    return sum(r["key"].out_features + r["value"].out_features + r["mlp_down"].in_features for r in layers)
+    scaled = ("key", "value", "cross_key", "cross_value")
+    return sum(r["mlp_down"].in_features + sum(r[role].out_features for role in scaled if role in r) for r in layers)
 
 
 def prefix(block: Any, model: ModelSummary) -> int:
@@ -176,6 +200,11 @@ def fusion(block: Any, model: ModelSummary) -> int:
     widths = [layer.roles["mlp_down"].out_features for layer in model.layers]
     return sum((3 if n > 1 else n) * width**2 for n, width in zip(n_members, widths, strict=True))
 
+
+NO_TOKENS = ("vit", "dinov2", "whisper")
+"""Architectures whose input is no text."""
+OWN_ATTENTION = ("mpnet", "deberta", "t5", "whisper")
+"""Architectures that cannot be given keys and values of a prefix: their attention is not transformers' interface."""
 
 ROWS = (
     Row(name="lora", kind="lora", settings={"rank": 2}, count=lora),
@@ -228,10 +257,29 @@ ROWS = (
         settings={"size": 3, "at": ["attention", "mlp"], "mode": "parallel", "layers": [0, 2], "activation": "gelu"},
         count=adapter,
     ),
-    Row(name="ia3", kind="ia3", settings={}, count=ia3),
-    Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix),
-    Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix),
-    Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt),
+    Row(
+        name="adapter, gated",
+        kind="adapter",
+        settings={"size": 3, "gate": True, "layers": [1, 2], "activation": "gelu"},
+        count=adapter,
+    ),
+    Row(
+        name="adapter, experts",
+        kind="adapter",
+        settings={"size": 3, "experts": 3, "layers": [0, 2], "activation": "gelu"},
+        count=adapter,
+    ),
+    Row(name="compacter", kind="compacter", settings={"size": 8}, count=compacter),
+    Row(
+        name="compacter, parallel",
+        kind="compacter",
+        settings={"size": 8, "n": 2, "rank": 2, "mode": "parallel", "at": "mlp", "gate": True, "layers": [0, 1]},
+        count=compacter,
+    ),
+    Row(name="ia3", kind="ia3", settings={}, count=ia3, refused_on=("gpt2",)),
+    Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix, refused_on=OWN_ATTENTION),
+    Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix, refused_on=OWN_ATTENTION),
+    Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt, refused_on=("t5", *NO_TOKENS)),
     Row(name="fusion", kind="fusion", settings=lambda base: {"adapters": exported(base)}, count=fusion),
 )
 BY_NAME = {row.name: row for row in ROWS}
