@@ -92,7 +92,8 @@ class Estimator:
 
     def check(self, design: Design) -> None:
         """Raise `DesignError` where what the design puts before the longest input leaves it too few positions."""
-        longest, n_positions = self._workload.max_tokens, self._bases["none"].summary.n_positions
+        summary, longest = self._bases["none"].summary, self._workload.max_tokens
+        n_positions = None if summary.modality == "vision" else summary.n_positions  # what joins patches takes none
         for block in design.blocks:
             if n_positions is not None and block.n_input_tokens and block.n_input_tokens + longest > n_positions:
                 raise DesignError(

@@ -1,5 +1,6 @@
 """The structure of a loaded model as a plain value: what the search knows of it."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autopeft.models.norms import find_norms
-from autopeft.models.roles import find_layers, linear_shape, position_table
+from autopeft.models.roles import attention_path, find_layers, linear_shape, position_table
 from autopeft.spec.model import LayerSummary, Modality, ModelSummary, NormSummary
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         vocabulary_size=int(getattr(config, "vocab_size", 0)),
         n_positions=n_positions(model),
         n_target_positions=_n_target_positions(config) if layers[-1].stack == "decoder" else None,
-        has_attention_interface=bool(getattr(model, "_supports_attention_backend", False)),
+        has_attention_interface=_has_attention_interface(model, layers),
+        sliding_window=getattr(config, "sliding_window", None),
         takes_cache="past_key_values" in inputs,
         # the text of an encoder-decoder enters twice
         takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
@@ -61,6 +63,19 @@ def _outer_norms(
 ) -> tuple[NormSummary, ...]:
     elsewhere = tuple(f"{path}." for path in (*(layer.path for layer in layers), *new_modules))
     return find_norms((path, m) for path, m in model.named_modules() if not f"{path}.".startswith(elsewhere))
+
+
+def _has_attention_interface(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:
+    """Return whether attention is computed by functions that transformers looks up by name.
+
+    Not all architectures that do so say so: T5 and Whisper do not.
+    """
+    if getattr(model, "_supports_attention_backend", False):
+        return True
+    if layers[0].roles.keys().isdisjoint(("query", "qkv")):
+        return False
+    attention = model.get_submodule(attention_path(layers[0]))
+    return hasattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _modality(model: "PreTrainedModel") -> Modality:

@@ -74,6 +74,7 @@ class ModelSummary:
             and of sound the positions that the layers see.
         n_target_positions: Longest target of an encoder-decoder in tokens; None where it has none, or no limit.
         has_attention_interface: Whether the attention can be given prefixes in chosen layers.
+        sliding_window: How many tokens a layer sees at most, in those layers that see only so many, or None.
         takes_cache: Whether it takes keys and values of earlier tokens, as stock prefix tuning needs.
         takes_embeddings: Whether its input can be given as embeddings, so that a prompt fits before the text.
         is_decoder: Whether a token sees earlier ones only, so that heads read the last one; not of encoder-decoders.
@@ -97,6 +98,7 @@ class ModelSummary:
     n_positions: int | None
     has_attention_interface: bool
     layers: tuple[LayerSummary, ...]
+    sliding_window: int | None = None
     takes_cache: bool = True
     takes_embeddings: bool = True
     is_decoder: bool = False

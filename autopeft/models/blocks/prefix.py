@@ -12,6 +12,7 @@ Omits: keys are learned as they stand after a rotary embedding and after a norm 
 have a sliding window, the prefix stays in sight. Cross-attention reads no prefix.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
@@ -67,14 +68,14 @@ class Prefix(Technique):
         return False
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
-        """Refuse a model whose attention cannot be given prefixes, and a prefix that leaves no positions."""
+        """Refuse a model whose attention cannot be given prefixes, and a prefix that would take all positions."""
         super().check(model, quantization)
         if not model.has_attention_interface and model.model_type not in BYPASSING:
             raise DesignError(
                 f"a prefix needs a model that computes attention through transformers' attention interface, or one of "
                 f"{', '.join(BYPASSING)}, but {model.architecture} is neither; take prefix out of the space"
             )
-        if model.n_positions is not None and self.length >= model.n_positions:
+        if self.exports_to_peft(model) and model.n_positions is not None and self.length >= model.n_positions:
             raise DesignError(
                 f"length < n_positions must hold, but got length={self.length}, n_positions={model.n_positions}; "
                 "lower prefix.length"
@@ -95,10 +96,12 @@ class Prefix(Technique):
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return whether the prefix is in all layers of a model with a cache, and ungated: so peft passes it.
 
-        In an encoder-decoder, peft's prefix is in the decoder alone.
+        In an encoder-decoder, peft's prefix is in the decoder alone; from a sliding window it slides out.
         """
         everywhere = len(self.layer_indices(model)) == model.n_layers
-        return model.takes_cache and everywhere and not self.gate and not any(layer.stack for layer in model.layers)
+        slides = model.sliding_window is not None and model.sliding_window < (model.n_positions or math.inf)
+        two_stacks = any(layer.stack for layer in model.layers)
+        return model.takes_cache and everywhere and not (self.gate or slides or two_stacks)
 
     def describe(self) -> str:
         """Say the length, and how it is made."""

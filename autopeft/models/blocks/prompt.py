@@ -39,7 +39,7 @@ _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 class Prompt(Technique):
     """Settings of a prompt.
 
-    It takes positions: the prompt and the longest input together must fit into the model's. Classifiers
+    Before a text it takes positions: the prompt and the longest input together must fit into the model's. Classifiers
     of encoders read the model's first position, so with a prompt they read what the model makes of its
     first token, as in stock peft. Every other head gets the text's positions alone, so that logits are as long
     as the input.
@@ -81,7 +81,8 @@ class Prompt(Technique):
                 f"a prompt needs a model of one stack that takes its input as embeddings, but {model.architecture} "
                 "is none; take prompt out of the space"
             )
-        if model.n_positions is not None and self.length >= model.n_positions:
+        # beside patches it takes no position
+        if model.modality != "vision" and model.n_positions is not None and self.length >= model.n_positions:
             raise DesignError(
                 f"length < n_positions must hold, but got length={self.length}, n_positions={model.n_positions}; "
                 "lower prompt.length"
