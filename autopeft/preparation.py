@@ -16,18 +16,19 @@ from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
 from autopeft.searching.hypervolume import FACT as HYPERVOLUME
 from autopeft.searching.hypervolume import make_box
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.spec.block import block_class
+from autopeft.spec.block import make_block
 from autopeft.spec.cost import Budget, Workload, excess, format_cost
 from autopeft.spec.design import Design
+from autopeft.spec.learning_rates import HEAD, default_learning_rate
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS, find_objective
-from autopeft.spec.space import DEFAULT_HEAD_LEARNING_RATE, SearchSpace
+from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.tasks.prepare import prepare
-from autopeft.training.device import choose_training
+from autopeft.training.device import choose_training, memory_bytes
 from autopeft.training.plan import workload
 from autopeft.training.worker import WorkerSetup
 
@@ -42,6 +43,7 @@ class PreparedStudy:
         step_seconds: Measured seconds of a training step by `precision/kernel`.
         licence: Of the base model, as its folder states it; None where it states none.
         box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
+        memory_bytes: Of the device, where full fine-tuning was asked for.
     """
 
     spec: StudySpec
@@ -56,6 +58,7 @@ class PreparedStudy:
     step_seconds: dict[str, float] = field(default_factory=dict)
     licence: str | None = None
     box: dict[str, Any] | None = None
+    memory_bytes: int = 0
 
     def smallest(self) -> list[Design]:
         """Return the designs of the space that can be its cheapest, fewest parameters first.
@@ -157,14 +160,27 @@ class PreparedStudy:
         ).to_dict()
 
     def _baselines(self) -> tuple[Baseline, ...]:
-        rates = {"head": DEFAULT_HEAD_LEARNING_RATE} if self.model.new_modules else {}
+        rates = {HEAD: default_learning_rate(HEAD)} if self.model.new_modules else {}
         # Without new modules nothing of an empty design trains: it is the base model as it is.
         least = Baseline(name="head" if self.model.new_modules else "base", design=Design(), learning_rates=rates)
+        full = tuple(
+            Baseline(
+                name="full",
+                design=Design(blocks=(make_block("full", {"embeddings": True}),)),
+                learning_rates={**rates, "full": rate},
+                memory_bytes=self.memory_bytes,
+            )
+            for rate in self._full_rates()
+        )
         if self.spec.yardstick is None:
-            return (least,)
+            return (least, *full)
         design = Design.from_dict(self.spec.yardstick).resolve(self.model)
-        rates |= {kind: block_class(kind).default_learning_rate for kind in design.kinds}
-        return (Baseline(name="yardstick", design=design, learning_rates=rates), least)
+        rates |= {kind: default_learning_rate(kind) for kind in design.kinds}
+        return (Baseline(name="yardstick", design=design, learning_rates=rates), least, *full)
+
+    def _full_rates(self) -> tuple[float, ...]:
+        wanted = self.spec.full_fine_tuning
+        return ((default_learning_rate("full"),) if wanted else ()) if isinstance(wanted, bool) else wanted
 
 
 def prepare_study(
@@ -249,6 +265,7 @@ def prepare_study(
         step_seconds=step_seconds,
         licence=find_licence(model_folder),
         box=None if known is None else known["facts"].get(HYPERVOLUME),
+        memory_bytes=site.call(memory_bytes, training.device) if spec.full_fine_tuning else 0,
     )
     if known is not None and folder is not None:
         _check_same(known["fingerprints"], study.fingerprints(), folder)

@@ -6,22 +6,21 @@ every sampler sees the same parameters under the same names. The grammar is in s
 """
 
 import hashlib
-import itertools
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autopeft.errors import DesignError, SpaceError
-from autopeft.spec.block import Block, Layers, block_class, make_block
-from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, LayerRule, OwnLayers, Param, SameAs
+from autopeft.spec.block import Block, Layers, make_block
+from autopeft.spec.block_space import BlockSpace
+from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, Param
 from autopeft.spec.design import Design
+from autopeft.spec.learning_rates import HEAD, default_learning_rate
 from autopeft.spec.model import ModelSummary
-
-DEFAULT_HEAD_LEARNING_RATE = 1e-3
-"""Rate of the new modules where a space gives none."""
+from autopeft.spec.space_size import count_assignments, layer_owner, smallest_blocks
 
 
 class Chooser(Protocol):
@@ -72,37 +71,11 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSpace:
-    """The choices of one block: whether it is used, its fields, its layers, its learning rate."""
-
-    kind: str
-    use: Param
-    fields: Mapping[str, Param]
-    layers: LayerRule
-    learning_rate: Param | None = None
-
-    @property
-    def block(self) -> type[Block]:
-        """Return the technique."""
-        return block_class(self.kind)
-
-    @property
-    def size(self) -> Param | None:
-        """Return the choice of the block's size, or None where the technique has no size."""
-        return None if self.block.size_field is None else self.fields[self.block.size_field]
-
-    @property
-    def any_size(self) -> dict[str, Any]:
-        """Return settings with which a block can be made to try another one."""
-        return {} if self.block.size_field is None else {self.block.size_field: 1}
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Choices of quantization, blocks and learning rates, and what every design must meet.
 
     Attributes:
-        any_of: At least one of these blocks must be used; empty for no such rule.
+        any_of: At least one of these entries must be used; empty for no such rule.
         stock_only: Only designs that stock PEFT can load.
         source: The file's values as they were read; what `to_dict` returns.
     """
@@ -142,23 +115,27 @@ class SearchSpace:
     def draw(self, chooser: Chooser, model: ModelSummary) -> Draw:
         """Ask `chooser` for one design on `model`, in canonical form."""
         quantization = _pick(chooser, "quantization", self.quantization, model)
-        used = [b for b in self.blocks if _pick(chooser, f"{b.kind}.use", b.use, model)]
+        used = [b for b in self.blocks if b.chosen_by_group == "use" or _pick(chooser, f"{b.name}.use", b.use, model)]
         layer_sets: dict[str, Layers] = {}
-        blocks: list[Block] = []
-        rates = {"head": self._rate(chooser, "head", self.head_learning_rate, DEFAULT_HEAD_LEARNING_RATE, model)}
+        blocks: dict[str, list[Block]] = {}
+        violation = ""
+        rates = {HEAD: self._rate(chooser, HEAD, self.head_learning_rate, model)}
         for space in used:
-            made = self._draw_block(chooser, space, layer_sets, model)
+            try:
+                made = self._draw_block(chooser, space, layer_sets, model)
+            except DesignError as error:  # fields that exclude each other
+                made, violation = [], f"{space.name}: {error}"
             if made:
-                blocks += made
-                default = space.block.default_learning_rate
-                rates[space.kind] = self._rate(chooser, space.kind, space.learning_rate, default, model)
-        design = Design(blocks=tuple(blocks), quantization=quantization).resolve(model)
-        return Draw(design=design, learning_rates=rates, violation=self.violation(design, model))
+                blocks[space.name] = made
+                if space.kind not in rates:
+                    rates[space.kind] = self._rate(chooser, space.kind, space.learning_rate, model)
+        design = Design(blocks=tuple(b for made in blocks.values() for b in made), quantization=quantization)
+        design = design.resolve(model)
+        violation = violation or self._missing(blocks) or self.violation(design, model)
+        return Draw(design=design, learning_rates=rates, violation=violation)
 
     def violation(self, design: Design, model: ModelSummary) -> str:
-        """Return the requirement that a design breaks, or an empty string."""
-        if self.any_of and not set(self.any_of) & set(design.kinds):
-            return f"require.any_of: {', '.join(self.any_of)}"
+        """Return why a design is not of this space, or an empty string; `any_of` is for `draw` to say."""
         if self.stock_only and not design.exports_to_peft(model):
             return "require.export: peft"
         try:
@@ -166,6 +143,10 @@ class SearchSpace:
         except DesignError as error:
             return str(error)
         return ""
+
+    def _missing(self, names: Iterable[str]) -> str:
+        """Return the requirement that a design of these entries breaks, or an empty string."""
+        return f"require.any_of: {', '.join(self.any_of)}" if self.any_of and not set(self.any_of) & set(names) else ""
 
     def sample(self, model: ModelSummary, seed: int) -> Draw:
         """Draw at random until the requirements hold.
@@ -187,54 +168,41 @@ class SearchSpace:
         """Return how many assignments of the discrete choices the space has on `model`.
 
         Learning rates do not count; a block that is not used has one assignment; a continuous choice
-        of a block makes the size infinite. Requirements other than `any_of` are not subtracted.
+        of a block makes the size infinite. Assignments that break `any_of` are not counted; those that break another
+        requirement, or a rule of the techniques, are.
         """
-        total = 0.0
-        for pattern in itertools.product(*(_options_of_use(b.use) for b in self.blocks)):
-            used = [b for b, use in zip(self.blocks, pattern, strict=True) if use]
-            if self.any_of and not {b.kind for b in used} & set(self.any_of):
-                continue
-            owners = dict(self._owner(b) for b in used)
-            total += math.prod(
-                [
-                    *(_block_count(b, model) for b in used),
-                    *(rule.count(model.n_layers) for rule in owners.values()),
-                ]
-            )
-        size = total * self.quantization.count(model.n_layers)
-        return size if math.isinf(size) else int(size)
+        count = count_assignments(self.blocks, self.any_of, model.n_layers)
+        return count * self.quantization.count(model.n_layers)
 
     def check(self, model: ModelSummary) -> None:
         """Raise `SpaceError` where an option of the space is illegal on `model`, naming its key and line."""
         for space in self.blocks:
+            needed = space.needed(model.n_layers)
             for name, param in space.fields.items():
                 for option in param.extremes(model.n_layers):
                     if name == space.block.size_field and option == 0:
                         continue
-                    self._check_option(space.kind, name, {**space.any_size, name: option}, model)
-            if space.block.size_field is None:
-                self._check_option(space.kind, "use", {}, model)
+                    self._check_option(space, name, {**needed, name: option}, model)
+            if not space.fields:
+                self._check_option(space, "use", {}, model)
             if isinstance(space.layers, LastLayers | Groups):
                 try:
                     space.layers.check(model.n_layers)
                 except ValueError as error:
-                    raise self.error(f"blocks.{space.kind}.layers", str(error)) from None
+                    raise self.error(f"blocks.{space.name}.layers", str(error)) from None
             elif isinstance(space.layers, Choice):
                 for layers in space.layers.options:
-                    self._check_option(space.kind, "layers", {**space.any_size, "layers": layers}, model)
+                    self._check_option(space, "layers", {**needed, "layers": layers}, model)
 
     def smallest(self, model: ModelSummary) -> tuple[Design, ...]:
         """Return designs that are as small as the space allows: the candidates for its cheapest one."""
         candidates: dict[str, Design] = {}
         quantizations = self.quantization.extremes(model.n_layers)
-        for pattern in itertools.product(*(_options_of_use(b.use) for b in self.blocks)):
-            used = [b for b, use in zip(self.blocks, pattern, strict=True) if use]
-            options = [_smallest_blocks(b, self._owner(b)[1], model) for b in used]
-            for blocks in itertools.product(*options):
-                for quantization in quantizations:
-                    design = Design(blocks=blocks, quantization=quantization).resolve(model)
-                    if not self.violation(design, model):
-                        candidates.setdefault(design.key, design)
+        for blocks in smallest_blocks(self.blocks, self.any_of, model.n_layers):
+            for quantization in quantizations:
+                design = Design(blocks=blocks, quantization=quantization).resolve(model)
+                if not self.violation(design, model):
+                    candidates.setdefault(design.key, design)
         return tuple(candidates.values())
 
     def error(self, key: str, message: str) -> SpaceError:
@@ -243,52 +211,47 @@ class SearchSpace:
         place = f"{self.name}.yaml, line {line}" if line is not None else "space"
         return SpaceError(f"{place}: {key}: {message}")
 
-    def _check_option(self, kind: str, name: str, settings: Mapping[str, Any], model: ModelSummary) -> None:
+    def _check_option(self, space: BlockSpace, name: str, settings: Mapping[str, Any], model: ModelSummary) -> None:
         try:
-            make_block(kind, settings).check(model, "none")
+            make_block(space.kind, settings).check(model, "none")
         except DesignError as error:
-            raise self.error(f"blocks.{kind}.{name}", str(error)) from None
+            raise self.error(f"blocks.{space.name}.{name}", str(error)) from None
 
-    def _owner(self, space: BlockSpace) -> tuple[str, OwnLayers]:
-        """Return the block that chooses the layers of this one, itself or the one it shares with, and the rule."""
-        while isinstance(space.layers, SameAs):
-            shared = space.layers.block
-            space = next(b for b in self.blocks if b.kind == shared)
-        return space.kind, space.layers
-
-    def _rate(self, chooser: Chooser, kind: str, param: Param | None, default: float, model: ModelSummary) -> float:
-        return default if param is None else float(_pick(chooser, f"{kind}.learning_rate", param, model))
+    def _rate(self, chooser: Chooser, kind: str, param: Param | None, model: ModelSummary) -> float:
+        if param is None:
+            return default_learning_rate(kind)
+        return float(_pick(chooser, f"{kind}.learning_rate", param, model))
 
     def _draw_block(
         self, chooser: Chooser, space: BlockSpace, layer_sets: dict[str, Layers], model: ModelSummary
     ) -> list[Block]:
         if isinstance(space.layers, Groups):
-            return self._draw_groups(chooser, space, space.layers, model)
-        settings = {name: _pick(chooser, f"{space.kind}.{name}", param, model) for name, param in space.fields.items()}
-        owner, rule = self._owner(space)
-        if owner not in layer_sets:
-            layer_sets[owner] = _pick_layers(chooser, owner, rule, model)
-        layers = layer_sets[owner]
-        left_out = not layers or (space.block.size_field is not None and settings[space.block.size_field] == 0)
+            return _draw_groups(chooser, space, space.layers, model)
+        settings = {name: _pick(chooser, f"{space.name}.{name}", param, model) for name, param in space.fields.items()}
+        owner = layer_owner(space, self.blocks)
+        if owner.name not in layer_sets:
+            layer_sets[owner.name] = _pick_layers(chooser, owner, model)
+        layers = layer_sets[owner.name]
+        left_out = not layers or settings.get(str(space.block.size_field)) == 0
         return [] if left_out else [make_block(space.kind, {**settings, "layers": layers})]
 
-    def _draw_groups(self, chooser: Chooser, space: BlockSpace, rule: Groups, model: ModelSummary) -> list[Block]:
-        size_field = space.block.size_field
-        assert size_field is not None, "a space file gives groups to techniques with a size only"
-        settings = {
-            name: _pick(chooser, f"{space.kind}.{name}", param, model)
-            for name, param in space.fields.items()
-            if name != size_field
-        }
-        sizes = [
-            (_pick(chooser, f"{space.kind}.{size_field}.{i}", space.fields[size_field], model), layers)
-            for i, layers in enumerate(rule.split(model.n_layers))
-        ]
-        return [
-            make_block(space.kind, {**settings, size_field: size, "layers": layers})
-            for size, layers in sizes
-            if size != 0
-        ]
+
+def _draw_groups(chooser: Chooser, space: BlockSpace, rule: Groups, model: ModelSummary) -> list[Block]:
+    """Draw the fields once, and for each group a size, or for a block without a size whether it is there."""
+    own = space.chosen_by_group
+    param = space.use if own == "use" else space.fields[own]
+    shared = {
+        name: _pick(chooser, f"{space.name}.{name}", choice, model)
+        for name, choice in space.fields.items()
+        if name != own
+    }
+    blocks = []
+    for i, layers in rule.split(model.n_layers).items():
+        value = _pick(chooser, f"{space.name}.{own}.{i}", param, model)
+        if value:
+            settings = shared if own == "use" else {**shared, own: value}
+            blocks.append(make_block(space.kind, {**settings, "layers": layers}))
+    return blocks
 
 
 def _pick(chooser: Chooser, name: str, param: Param, model: ModelSummary) -> Any:
@@ -311,53 +274,16 @@ def _label(option: Any) -> Any:
     return "+".join(map(str, option)) if isinstance(option, tuple) else option
 
 
-def _pick_layers(chooser: Chooser, kind: str, rule: OwnLayers, model: ModelSummary) -> Layers:
+def _pick_layers(chooser: Chooser, owner: BlockSpace, model: ModelSummary) -> Layers:
     n = model.n_layers
-    match rule:
+    match owner.layers:
         case AllLayers():
             return "all"
         case AnyLayers():
-            return tuple(i for i in range(n) if chooser.choice(f"{kind}.layers.{i}", (True, False)))
-        case LastLayers():
-            return tuple(range(n - int(_pick(chooser, f"{kind}.layers.last", rule.counts, model)), n))
-        case Choice():
-            picked: Layers = _pick(chooser, f"{kind}.layers", rule, model)
+            return tuple(i for i in range(n) if chooser.choice(f"{owner.name}.layers.{i}", (True, False)))
+        case LastLayers(counts):
+            return tuple(range(n - int(_pick(chooser, f"{owner.name}.layers.last", counts, model)), n))
+        case Choice() as rule:
+            picked: Layers = _pick(chooser, f"{owner.name}.layers", rule, model)
             return picked
-    raise TypeError(f"no layers can be drawn from {rule!r}")
-
-
-def _options_of_use(use: Param) -> tuple[bool, ...]:
-    return tuple(use.options) if isinstance(use, Choice) else (True,)
-
-
-def _block_count(space: BlockSpace, model: ModelSummary) -> float:
-    n = model.n_layers
-    counts = math.prod(param.count(n) for name, param in space.fields.items() if name != space.block.size_field)
-    if space.size is None:
-        return counts
-    size = space.size.count(n)
-    return counts * (size ** len(space.layers.split(n)) if isinstance(space.layers, Groups) else size)
-
-
-def _smallest_fields(space: BlockSpace, model: ModelSummary) -> dict[str, Any]:
-    """Return the first option of each field, and the smallest size above 0."""
-    fields = {name: param.extremes(model.n_layers)[0] for name, param in space.fields.items()}
-    if space.size is None:
-        return fields
-    sizes = [option for option in space.size.extremes(model.n_layers) if option]
-    return {**fields, str(space.block.size_field): min(sizes, default=1)}
-
-
-def _smallest_blocks(space: BlockSpace, rule: OwnLayers, model: ModelSummary) -> list[Block]:
-    """Return a block for each set of places that could be the cheapest: the smallest size in the fewest layers."""
-    base = _smallest_fields(space, model)
-    open_fields = {
-        name: param.extremes(model.n_layers) for name, param in space.fields.items() if name in ("roles", "at")
-    }
-    leaves_out = space.size is not None and 0 in space.size.extremes(model.n_layers)
-    every_group = isinstance(rule, Groups) and not leaves_out
-    layers = "all" if every_group else rule.fewest(model.n_layers)
-    return [
-        make_block(space.kind, {**base, **dict(zip(open_fields, options, strict=True)), "layers": layers})
-        for options in itertools.product(*open_fields.values())
-    ]
+    raise TypeError(f"no layers can be drawn from {owner.layers!r}")

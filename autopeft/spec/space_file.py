@@ -4,26 +4,42 @@ An error names the file, the line, the key, what was expected and what stood the
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DesignError, SpaceError
-from autopeft.spec.block import Block, block_class
-from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, LayerRule, Param, Range, SameAs
+from autopeft.spec.block import Block, block_class, block_kinds
+from autopeft.spec.block_space import BlockSpace
+from autopeft.spec.choices import (
+    GROUP_SHAPES,
+    AllLayers,
+    AnyLayers,
+    Choice,
+    Groups,
+    LastLayers,
+    LayerRule,
+    Param,
+    Range,
+    SameAs,
+)
 from autopeft.spec.design import QUANTIZATIONS
+from autopeft.spec.learning_rates import HEAD, TABLE, prior
 from autopeft.spec.messages import nearest, one_of, unknown_key
-from autopeft.spec.space import BlockSpace, SearchSpace
+from autopeft.spec.space import SearchSpace
 from autopeft.spec.yaml_file import YamlFile, read_yaml
 
 _RANGE_KEYS = ("int", "float", "log")
+_LAYERS = "all, a list of lists of layer numbers, {any: per_layer}, {last: ...}, {groups: 4} or {same_as: block}"
 _EXPECTED = "expected a value, a list of options, or {int|float|log: [low, high]}"
 
 
 def shipped_spaces() -> tuple[str, ...]:
     """Return the names of the spaces that ship with autopeft, sorted."""
     folder = files("autopeft.search_spaces")
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+    names = [file.name for file in folder.iterdir() if file.name.endswith(".yaml") and file.name != TABLE]
+    return tuple(sorted(name.removesuffix(".yaml") for name in names))
 
 
 def load_space(name: str) -> SearchSpace:
@@ -62,66 +78,123 @@ class _Reader:
 
     def space(self) -> SearchSpace:
         values = self._mapping("", self._file.values, ("description", "quantization", "head", "blocks", "require"))
-        kinds = self._mapping("blocks", values.get("blocks") or {}, None)
+        entries = self._mapping("blocks", values.get("blocks") or {}, None)
         head = self._mapping("head", values.get("head") or {}, ("learning_rate",))
         require = self._mapping("require", values.get("require") or {}, ("any_of", "export"))
-        quantization = self._param("quantization", values.get("quantization", "none"))
-        self._options("quantization", quantization, QUANTIZATIONS)
-        space = SearchSpace(
+        blocks = tuple(self._block(str(name), value, tuple(entries)) for name, value in entries.items())
+        self._check_same_as(blocks)
+        return SearchSpace(
             name=self._name,
-            quantization=quantization,
-            head_learning_rate=self._rate("head.learning_rate", head.get("learning_rate")),
-            blocks=tuple(self._block(str(kind), value, tuple(kinds)) for kind, value in kinds.items()),
-            any_of=self._any_of(require.get("any_of", ()), tuple(kinds)),
+            quantization=self._quantization(values.get("quantization", "none")),
+            head_learning_rate=self._rate("head.learning_rate", HEAD, head.get("learning_rate")),
+            blocks=self._share_rates(blocks),
+            any_of=self._any_of(require.get("any_of", ()), tuple(entries)),
             stock_only=self._export(require.get("export")),
-            source=self._file.plain(),
+            source=self._source(),
             lines=self._file.lines(),
         )
-        self._check_same_as(space)
-        return space
 
-    def _block(self, kind: str, value: Any, kinds: tuple[str, ...]) -> BlockSpace:
-        key = f"blocks.{kind}"
+    def _source(self) -> dict[str, Any]:
+        """Return the file's values with every prior written out: the table can change, a study's space must not."""
+        values: dict[str, Any] = self._file.plain()
+        blocks = values.get("blocks") or {}
+        named = [
+            (HEAD, values.get("head") or {}),
+            *((entry.get("kind", name), entry) for name, entry in blocks.items()),
+        ]
+        for kind, entry in named:
+            if entry.get("learning_rate") == "prior":
+                entry["learning_rate"] = {"log": list(prior(kind).bounds(1))}
+        return values
+
+    def _quantization(self, value: Any) -> Param:
+        if isinstance(value, Mapping) and "per_layer" in value:
+            raise self._error(
+                "quantization",
+                "per_layer is reserved: a quantization for each layer cannot be searched yet; give a list such as "
+                "[none, nf4], of which each design takes one for all layers",
+            )
+        param = self._param("quantization", value)
+        self._options("quantization", param, QUANTIZATIONS)
+        return param
+
+    def _kind(self, name: str, value: Any) -> type[Block]:
+        """Return the technique of an entry: what `kind` says, or else its name."""
+        key = f"blocks.{name}"
+        kind = value.get("kind", name) if isinstance(value, Mapping) else name
         try:
-            block = block_class(kind)
+            block = block_class(str(kind))
         except DesignError as error:
-            raise self._error(key, str(error)) from None
-        fields = [name for name in (*block.model_fields, *sorted(block.space_fields)) if name != "layers"]
-        values = self._mapping(key, value, ("use", "layers", "learning_rate", *fields))
+            raise self._error(f"{key}.kind" if kind != name else key, str(error)) from None
+        if kind != name and (name == HEAD or name in block_kinds() or not name.isidentifier()):
+            raise self._error(
+                key, f"an entry of kind {kind} must have a name of its own, such as {kind}_2, but got {name!r}"
+            )
+        return block
+
+    def _block(self, name: str, value: Any, names: tuple[str, ...]) -> BlockSpace:
+        key, block = f"blocks.{name}", self._kind(name, value)
+        fields = [field for field in (*block.model_fields, *sorted(block.space_fields)) if field != "layers"]
+        values = self._mapping(key, value, ("kind", "use", "layers", "learning_rate", *fields))
         if block.whole_model and "layers" in values:
             raise self._error(
-                f"{key}.layers", f"{kind} belongs to the model as a whole and has no layers: leave it out"
+                f"{key}.layers", f"{block.kind} belongs to the model as a whole and has no layers: leave it out"
             )
         use = self._param(f"{key}.use", values.get("use", True))
         self._options(f"{key}.use", use, (True, False))
-        params = {name: self._field(f"{key}.{name}", block, name, values[name]) for name in fields if name in values}
-        if block.size_field is not None and block.size_field not in params:
-            raise self._error(key, f"{block.size_field} is required, such as {block.size_field}: [4, 16, 64]")
-        layers = self._layers(f"{key}.layers", values.get("layers", "all"), kinds)
-        if block.size_field is None and isinstance(layers, Groups):
-            raise self._error(f"{key}.layers", f"groups differ in their size, but {kind} has none; take last or any")
-        return BlockSpace(
-            kind=kind,
+        params = self._fields(key, block, {field: values[field] for field in values if field in fields})
+        space = BlockSpace(
+            name=name,
+            kind=block.kind,
             use=use,
             fields=params,
-            layers=layers,
-            learning_rate=self._rate(f"{key}.learning_rate", values.get("learning_rate")),
+            layers=self._layers(f"{key}.layers", values.get("layers", "all"), names),
+            learning_rate=self._rate(f"{key}.learning_rate", block.kind, values.get("learning_rate")),
         )
+        own = space.chosen_by_group
+        if own not in ("", "use", *params):
+            raise self._error(f"{key}.layers", f"groups differ in their {own}: give it, such as {own}: [0, 4, 16]")
+        return space
 
-    def _field(self, key: str, block: type[Block], name: str, value: Any) -> Param:
-        """Read a field's choice and try each option on the block, so that a typo is found here."""
-        param = self._param(key, value)
-        for option in param.extremes(1):
-            if name == block.size_field and option == 0:
+    def _fields(self, key: str, block: type[Block], values: Mapping[str, Any]) -> dict[str, Param]:
+        """Read the choice of each field and try its options on the block, so that a typo is found here."""
+        params = {name: self._param(f"{key}.{name}", value) for name, value in values.items()}
+        for name, field in block.model_fields.items():
+            if field.is_required() and name not in params:
+                example = f", such as {name}: [4, 16, 64]" if name == block.size_field else ""
+                raise self._error(key, f"{name} is required{example}")
+        space = BlockSpace(name="", kind=block.kind, use=Choice((True,)), fields=params, layers=AllLayers())
+        for name, param in params.items():
+            for option in param.extremes(1):
+                if not (name == block.size_field and option == 0):
+                    self._try(f"{key}.{name}", block, {**space.needed(1), name: option}, option)
+        return params
+
+    def _try(self, key: str, block: type[Block], settings: Mapping[str, Any], option: Any) -> None:
+        try:
+            block.model_validate(settings)
+        except ValueError as error:
+            details: list[Any] = getattr(error, "errors", list)()
+            message = details[0]["msg"].removeprefix("Value error, ") if details else str(error)
+            raise self._error(key, f"{message}, but got {_plain(option)!r}") from None
+
+    def _share_rates(self, blocks: tuple[BlockSpace, ...]) -> tuple[BlockSpace, ...]:
+        """Give all entries of one kind the learning rate that one of them has."""
+        rates: dict[str, BlockSpace] = {}
+        for space in blocks:
+            if space.learning_rate is None:
                 continue
-            settings = {} if block.size_field is None else {block.size_field: 1}
-            try:
-                block.model_validate({**settings, name: option})
-            except ValueError as error:
-                details: list[Any] = getattr(error, "errors", list)()
-                message = details[0]["msg"].removeprefix("Value error, ") if details else str(error)
-                raise self._error(key, f"{message}, but got {_plain(option)!r}") from None
-        return param
+            first = rates.setdefault(space.kind, space)
+            if first.learning_rate != space.learning_rate:
+                raise self._error(
+                    f"blocks.{space.name}.learning_rate",
+                    f"all entries of kind {space.kind} share one learning rate, but {first.name} has another; "
+                    "give it at one of them",
+                )
+        return tuple(
+            replace(space, learning_rate=rates[space.kind].learning_rate) if space.kind in rates else space
+            for space in blocks
+        )
 
     def _param(self, key: str, value: Any) -> Param:
         if isinstance(value, Mapping):
@@ -156,20 +229,24 @@ class _Reader:
             raise self._error(key, f"low > 0 must hold on a log scale, but got low={low}")
         return Range(low=low, high=high, log=log, integer=name == "int")
 
-    def _rate(self, key: str, value: Any) -> Param | None:
+    def _rate(self, key: str, kind: str, value: Any) -> Param | None:
         if value is None:
             return None
+        if value == "prior":
+            return prior(kind)
         param = self._param(key, value)
         for rate in param.extremes(1):
             if not _is_number(rate) or rate <= 0:
                 raise self._error(key, f"a learning rate must be a number above 0, but got {rate!r}")
         return param
 
-    def _layers(self, key: str, value: Any, kinds: tuple[str, ...]) -> LayerRule:
+    def _layers(self, key: str, value: Any, names: tuple[str, ...]) -> LayerRule:
         if value == "all":
             return AllLayers()
         if isinstance(value, Sequence) and not isinstance(value, str):
             return self._layer_lists(key, value)
+        if isinstance(value, Mapping) and "groups" in value:
+            return self._groups(key, value)
         if isinstance(value, Mapping) and len(value) == 1:
             ((name, argument),) = value.items()
             match name:
@@ -177,21 +254,28 @@ class _Reader:
                     return AnyLayers()
                 case "last":
                     return LastLayers(self._param(f"{key}.last", argument))
-                case "groups" if isinstance(argument, int) and not isinstance(argument, bool) and argument > 0:
-                    return Groups(argument)
                 case "same_as":
-                    if argument not in kinds:
-                        raise self._error(
-                            key,
-                            f"same_as {one_of(kinds, argument)}",
-                        )
+                    if argument not in names:
+                        raise self._error(key, f"same_as {one_of(names, argument)}")
                     return SameAs(str(argument))
-        raise self._error(
-            key,
-            "expected all, a list of lists of layer numbers, {any: per_layer}, {last: ...}, {groups: 4} "
-            "or {same_as: block}, "
-            f"but got {_plain(value)!r}",
-        )
+        raise self._error(key, f"expected {_LAYERS}, but got {_plain(value)!r}")
+
+    def _groups(self, key: str, value: Mapping[str, Any]) -> Groups:
+        self._mapping(key, value, ("groups", "shape", "only"))
+        number, shape, only = value["groups"], value.get("shape", "uniform"), value.get("only")
+        if not _is_count(number) or number < 1:
+            raise self._error(key, f"groups must be a whole number above 0, but got {_plain(number)!r}")
+        if shape not in GROUP_SHAPES:
+            raise self._error(f"{key}.shape", f"shape {one_of(GROUP_SHAPES, _plain(shape))}")
+        if only is None:
+            return Groups(number, shape)
+        listed = isinstance(only, list) and only and all(_is_count(i) and 0 <= i < number for i in only)
+        if not listed or len(set(only)) < len(only):
+            raise self._error(
+                f"{key}.only",
+                f"only must list groups, counted from 0 to {number - 1}, each once, but got {_plain(only)!r}",
+            )
+        return Groups(number, shape, tuple(sorted(only)))
 
     def _layer_lists(self, key: str, value: Sequence[Any]) -> Choice:
         for option in value:
@@ -205,24 +289,21 @@ class _Reader:
                 )
         return Choice(tuple(option if option == "all" else tuple(option) for option in value))
 
-    def _check_same_as(self, space: SearchSpace) -> None:
-        rules = {block.kind: block.layers for block in space.blocks}
-        for kind, rule in rules.items():
+    def _check_same_as(self, blocks: tuple[BlockSpace, ...]) -> None:
+        rules = {space.name: space.layers for space in blocks}
+        for name, rule in rules.items():
             if isinstance(rule, SameAs) and isinstance(rules[rule.block], SameAs | Groups):
                 raise self._error(
-                    f"blocks.{kind}.layers",
+                    f"blocks.{name}.layers",
                     f"same_as must name a block that chooses its own layers, but {rule.block} does not",
                 )
 
-    def _any_of(self, value: Any, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    def _any_of(self, value: Any, names: tuple[str, ...]) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise self._error("require.any_of", f"expected a list of blocks, but got {_plain(value)!r}")
-        for kind in value:
-            if kind not in kinds:
-                raise self._error(
-                    "require.any_of",
-                    one_of(kinds, kind),
-                )
+        for name in value:
+            if name not in names:
+                raise self._error("require.any_of", one_of(names, name))
         return tuple(value)
 
     def _export(self, value: Any) -> bool:
@@ -253,6 +334,10 @@ class _Reader:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:
