@@ -76,6 +76,12 @@ class LinearTechnique(Technique):
                         f"{self.kind}.roles must be roles of the model ({', '.join(model.roles)}), but got {role!r}"
                         f"{nearest(role, model.roles)}"
                     )
+            chosen = self.layer_indices(model)
+            if chosen and next(self.targets(model), None) is None:
+                raise DesignError(
+                    f"a chosen layer must have one of {self.kind}.roles, but none of layers "
+                    f"{', '.join(map(str, chosen))} has {' or '.join(self.roles)}; change {self.kind}.layers"
+                )
 
     def check_rank(self, rank: int, model: ModelSummary) -> None:
         """Refuse a rank above what the maps can have."""
@@ -126,6 +132,13 @@ class LinearTechnique(Technique):
         targets = {linear.path: block for block in blocks for linear in block.targets(site.summary)}
         conv1d = any(type(site.base_module(path)).__name__ == "Conv1D" for path in targets)
         peft_gate.inject(site, cls.peft_type, list(targets), cls.peft_settings(targets, conv1d=conv1d))
+
+    @classmethod
+    def merge(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Let peft's layers do it."""
+        for block in blocks:
+            for linear in block.targets(site.summary):
+                peft_gate.fold(site, linear.path)
 
     @classmethod
     def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # noqa: ARG003
@@ -195,6 +208,19 @@ class HookedTechnique(LinearTechnique):
 
         site.add(path, f"autopeft_{cls.kind}", module)
         site.hook(site.module(path), add)
+
+    @classmethod
+    def merge(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Add to each weight what its module makes of the identity: the module is linear."""
+        for linear in (linear for block in blocks for linear in block.targets(site.summary)):
+            holder: Any = site.module(linear.path)
+            while not hasattr(holder, f"autopeft_{cls.kind}"):
+                holder = holder.base_layer  # inside of what was put around it later
+            weight = site.base_module(linear.path).weight
+            assert isinstance(weight, torch.Tensor)
+            with torch.no_grad():
+                added = getattr(holder, f"autopeft_{cls.kind}")(torch.eye(linear.in_features, device=weight.device))
+                weight += (added if linear.transposed else added.T).to(weight.dtype)
 
     @classmethod
     def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

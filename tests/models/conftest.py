@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, HEAD, HEADS, LANGUAGE_HEAD, inputs_for, save
+from tiny_models import ARCHITECTURES, HEAD, HEADS, LANGUAGE_HEAD, inputs_for, save, saved_as
 
 from autopeft.models.base import Base, load_base
 
@@ -10,7 +10,7 @@ from autopeft.models.base import Base, load_base
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return a model folder by architecture."""
-    return {name: save(name, tmp_path_factory.mktemp(name)) for name in ARCHITECTURES}
+    return {name: save(name, tmp_path_factory.mktemp(name), saved_as(name)) for name in ARCHITECTURES}
 
 
 @pytest.fixture(scope="session")

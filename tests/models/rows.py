@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from tiny_models import design, perturb
 
 from autopeft.models.artifact import pack
@@ -201,8 +202,32 @@ def fusion(block: Any, model: ModelSummary) -> int:
     return sum((3 if n > 1 else n) * width**2 for n, width in zip(n_members, widths, strict=True))
 
 
+def bitfit(block: Any, model: ModelSummary) -> int:
+    """One number for each output of a map with a bias, and for each feature of a norm with one."""
+    layers = [model.layers[index] for index in block.layer_indices(model)]
+    norms = sum(norm.n_features for layer in layers for norm in layer.norms if norm.has_bias)
+    return sum(linear.out_features for linear in maps(block, model) if linear.has_bias) + block.norms * norms
+
+
+def norms(block: Any, model: ModelSummary) -> int:
+    """A factor for each feature of a norm, and a bias where there is one."""
+    inner = [norm for index in block.layer_indices(model) for norm in model.layers[index].norms]
+    every = [*inner, *(model.outer_norms if block.outer else ())]
+    return sum(norm.n_features * (1 + norm.has_bias) for norm in every)
+
+
+def full(block: Any, model: ModelSummary) -> int:
+    """All that a layer has in the checkpoint, whose names may lack what the model's begin with."""
+    paths = [model.layers[index].path.split(".") for index in block.layer_indices(model)]
+    starts = tuple(".".join([*path[at:], ""]) for path in paths for at in range(len(path) - 1))
+    tensors = safetensors.torch.load_file(Path(model.name) / "model.safetensors")
+    return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(starts))
+
+
 NO_TOKENS = ("vit", "dinov2", "whisper")
 """Architectures whose input is no text."""
+NO_BIASES = ("llama", "qwen", "mistral", "gemma", "t5")
+"""Architectures whose linear maps have no bias."""
 OWN_ATTENTION = ("mpnet", "deberta", "t5", "whisper")
 """Architectures that cannot be given keys and values of a prefix: their attention is not transformers' interface."""
 
@@ -280,6 +305,24 @@ ROWS = (
     Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix, refused_on=OWN_ATTENTION),
     Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix, refused_on=OWN_ATTENTION),
     Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt, refused_on=("t5", *NO_TOKENS)),
+    Row(
+        name="bitfit",
+        kind="bitfit",
+        settings={"layers": [0]},
+        count=bitfit,
+        refused_on=NO_BIASES,
+        may_be_idle="a bias of keys moves all scores of a query alike",
+    ),
+    Row(
+        name="bitfit, half",
+        kind="bitfit",
+        settings={"roles": ["query", "mlp_up"], "norms": False, "layers": [0]},
+        count=bitfit,
+        refused_on=NO_BIASES,
+    ),
+    Row(name="norms", kind="norms", settings={"layers": [1]}, count=norms),
+    Row(name="norms, outer", kind="norms", settings={"layers": [1], "outer": True}, count=norms),
+    Row(name="full", kind="full", settings={"layers": [2]}, count=full),
     Row(name="fusion", kind="fusion", settings=lambda base: {"adapters": exported(base)}, count=fusion),
 )
 BY_NAME = {row.name: row for row in ROWS}

@@ -1,49 +1,94 @@
-"""Every technique, alone and in pairs, over every base: it works, or is refused with a reason before it is attached."""
+"""Every technique, alone and in hybrids, over every architecture and storage of the base.
 
-import itertools
+Each works, or is refused with a reason before it is attached. Fast: every row on every architecture, every row over
+every quantization, and a covering design, in which each pair of rows that may go together is once. Slow: the whole
+product for single rows.
+"""
+
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from rows import BY_NAME, ROWS
-from tiny_models import HEAD, LANGUAGE_HEAD, content, logits, perturb, structure
+from tiny_models import ARCHITECTURES, HEADS, content, inputs_for, labels_for, logits, perturb, structure
 
 from autopeft.errors import DesignError
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.artifact import load, pack
-from autopeft.models.attach import attach
-from autopeft.models.base import Base, load_base
+from autopeft.models.attach import Attached, attach
+from autopeft.models.base import Base, build_meta, load_base
 from autopeft.spec.block import block_kinds
+from autopeft.spec.cost import Workload
 from autopeft.spec.design import QUANTIZATIONS, Design
 
-MODELS = ("bert", "llama", "llama-lm")
-SINGLES = [(row.name,) for row in ROWS]
-PAIRS = [pair for pair in itertools.combinations(BY_NAME, 2) if pair[0].partition(",")[0] != pair[1].partition(",")[0]]
-# Each pair of kinds once, each time on another model and base; the whole product is below, as a slow test.
-KIND_PAIRS = list({tuple(name.partition(",")[0] for name in pair): pair for pair in PAIRS}.values())
-ALL_BASES = list(itertools.product(MODELS, QUANTIZATIONS))
-COVERING = [(*ALL_BASES[(5 * at) % len(ALL_BASES)], pair) for at, pair in enumerate(KIND_PAIRS)]
-EVERYTHING = ("lora", "adapter, parallel", "ia3", "prefix", "prompt")
+Names = tuple[str, ...]
+WORKLOAD = Workload(
+    batch_size=2, evaluation_batch_size=2, max_tokens=9, n_steps=1, n_examples=2, n_train_tokens=18
+)  # of which a count needs nothing
+QUANTIZED = tuple(quantization for quantization in QUANTIZATIONS if quantization != "none")
+
+
+def goes_together(one: str, other: str) -> bool:
+    """Say whether two of row, architecture and quantization may be in one case, by the rows' own words."""
+    if one in BY_NAME and other in BY_NAME:
+        first, second = BY_NAME[one], BY_NAME[other]
+        return first.kind != second.kind and first.kind not in second.conflicts and second.kind not in first.conflicts
+    row = BY_NAME.get(one) or BY_NAME.get(other)
+    return row is None or {one, other}.isdisjoint({*row.refused_on, *row.conflicts})
+
+
+SINGLES = [(row.name, architecture, "none") for row, architecture in product(ROWS, ARCHITECTURES)]
+# on BERT and Llama in turn; rows that one of them refuses take the other
+STORED = [
+    (
+        row.name,
+        next(name for name in (("bert", "llama"), ("llama", "bert"))[(i + j) % 2] if name not in row.refused_on),
+        q,
+    )
+    for i, row in enumerate(ROWS)
+    for j, q in enumerate(QUANTIZED)
+]
+HYBRIDS = covering((tuple(BY_NAME), ARCHITECTURES, QUANTIZATIONS), (3, 1, 1), goes_together)
+
+
+@dataclass
+class Zoo:
+    """Tiny models, each loaded once for each quantization, and what they answer with nothing but a new head."""
+
+    folders: dict[str, str]
+    bases: dict[tuple[str, str], Base] = field(default_factory=dict)
+    starts: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    estimators: dict[str, Estimator] = field(default_factory=dict)
+
+    def base(self, architecture: str, quantization: str) -> Base:
+        key = architecture, quantization
+        if key not in self.bases:
+            self.bases[key] = load_base(self.folders[architecture], HEADS[architecture], quantization=quantization)  # type: ignore[arg-type]
+        return self.bases[key]
+
+    def start(self, architecture: str, quantization: str) -> torch.Tensor:
+        key = architecture, quantization
+        if key not in self.starts:
+            base = self.base(*key)
+            with attach(base, Design(quantization=base.quantization)):
+                self.starts[key] = logits(base.model, inputs_for(architecture))
+        return self.starts[key]
+
+    def estimator(self, architecture: str) -> Estimator:
+        if architecture not in self.estimators:
+            meta = build_meta(self.folders[architecture], HEADS[architecture])
+            made = Estimator(meta, workload=WORKLOAD, precision="fp32", kernel=meta.kernel, device="cpu")
+            self.estimators[architecture] = made
+        return self.estimators[architecture]
 
 
 @pytest.fixture(scope="module")
-def loaded(folders: dict[str, str], language_folders: dict[str, str]) -> Any:
-    """Return a function that loads a tiny model, quantized or not, once."""
-    kept: dict[tuple[str, str], Base] = {}
-
-    def get(model: str, quantization: str) -> Base:
-        if (model, quantization) not in kept:
-            name, _, language = model.partition("-")
-            folder, head = (language_folders[name], LANGUAGE_HEAD) if language else (folders[name], HEAD)
-            kept[model, quantization] = load_base(folder, head, quantization=quantization)  # type: ignore[arg-type]
-        return kept[model, quantization]
-
-    return get
-
-
-def make(names: tuple[str, ...], quantization: str) -> Design:
-    return Design.from_dict({"quantization": quantization, "blocks": [BY_NAME[name].block for name in names]})
+def zoo(folders: dict[str, str]) -> Zoo:
+    return Zoo(folders)
 
 
 def refusals(made: Design) -> Iterator[str]:
@@ -52,87 +97,117 @@ def refusals(made: Design) -> Iterator[str]:
         yield from (other for other in block.conflicts() if other in (made.quantization, *made.kinds))
 
 
-def count(names: tuple[str, ...], base: Base) -> int:
-    """Count by the formulas of the papers."""
-    rows = [BY_NAME[name] for name in names]
-    return base.summary.n_head_parameters + sum(row.count(row.make(), base.summary) for row in rows)
-
-
-def step(base: Base, text: dict[str, torch.Tensor]) -> None:
-    base.model.train()
-    labels = text["input_ids"] if base.head is LANGUAGE_HEAD else torch.tensor([0, 1, 0])
-    base.model.zero_grad(set_to_none=True)
-    base.model(**text, labels=labels).loss.backward()
-
-
-def check(base: Base, names: tuple[str, ...], made: Design, text: dict[str, torch.Tensor], folder: Path | None) -> None:
-    """Check all that must hold of a legal design on a base."""
-    tensors, modules, plain = content(base.model), structure(base.model), logits(base.model, text)
+def check(zoo: Zoo, names: Names, architecture: str, quantization: str, folder: Path | None) -> None:
+    """Check that a design works on a base, or is refused with a reason where its rows say so."""
+    base = zoo.base(architecture, quantization)
+    if any(architecture in BY_NAME[name].refused_on for name in names):
+        with pytest.raises(DesignError, match=r"\w.*; "):  # the rule, then the way out
+            Design(blocks=tuple(BY_NAME[name].make(base) for name in names), quantization=base.quantization).check(
+                base.summary
+            )
+        return
+    made = Design(blocks=tuple(BY_NAME[name].make(base) for name in names), quantization=base.quantization)
+    if reasons := list(refusals(made)):
+        with pytest.raises(DesignError, match=f"cannot go with {reasons[0]}: .*leave out one of the two"):
+            made.check(base.summary)
+        return
+    inputs = inputs_for(architecture)
+    start = zoo.start(architecture, quantization)
+    tensors, modules, plain = content(base.model), structure(base.model), logits(base.model, inputs)
     with attach(base, made) as attached:
-        assert attached.n_trainable == count(names, base)
+        check_numbers(zoo, names, architecture, attached)
+        check_start(attached, start, inputs)
         perturb(attached)  # what is zero at the start hides the gradient of what feeds it
-        answer, state = logits(base.model, text), attached.state()
+        answer = logits(base.model, inputs)
         assert answer.shape == plain.shape
-        for kind, group in attached.groups.items():
-            perturb(attached, seed=2, only=group)
-            assert not group or (logits(base.model, text) - answer).abs().max() > 1e-4, f"{kind} changes nothing"
-            attached.load_state(state)
+        check_that_each_kind_matters(attached, answer, inputs)
         for _ in range(2):  # the second time after an evaluation
-            step(base, text)
-            trained = {name for name, p in base.model.named_parameters() if p.requires_grad}
-            reached = {
-                name
-                for name, p in base.model.named_parameters()
-                if p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.abs().sum() > 0)
-            }
-            assert reached == trained
-            assert torch.equal(logits(base.model, text), answer)
+            check_gradients(attached, names, inputs)
+            assert torch.equal(logits(base.model, inputs), answer)
         if folder is not None:
             for name, written in pack(attached, metadata={}).items():
                 (folder / name).write_bytes(written)
     assert content(base.model) == tensors
     assert structure(base.model) == modules
-    assert torch.equal(logits(base.model, text), plain)
+    assert torch.equal(logits(base.model, inputs), plain)
     base.verify()
     if folder is not None:
-        torch.testing.assert_close(logits(load(folder)[0], text), answer, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(load(folder)[0], inputs), answer, atol=1e-5, rtol=1e-5)
 
 
-def works_or_is_refused(base: Base, names: tuple[str, ...], text: dict[str, torch.Tensor], folder: Path | None) -> None:
-    made = make(names, base.quantization)
-    reasons = list(refusals(made))
-    if reasons:
-        with pytest.raises(DesignError, match=f"cannot go with {reasons[0]}: .*leave out one of the two"):
-            made.check(base.summary)
-        return
-    check(base, names, made, text, folder)
+def check_numbers(zoo: Zoo, names: Names, architecture: str, attached: Attached) -> None:
+    """Four ways to count what trains: the papers' formulas, ours, the model's parameters, and the estimate's."""
+    summary = attached.base.summary
+    formulas = sum(BY_NAME[name].count(BY_NAME[name].make(attached.base), summary) for name in names)
+    assert attached.n_trainable == summary.n_head_parameters + formulas
+    assert attached.n_trainable == sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+    assert attached.n_trainable == zoo.estimator(architecture).trainable_params(attached.design)
 
 
-def test_every_kind_is_among_the_variants() -> None:
-    assert {block.kind for name in BY_NAME for block in make((name,), "none").blocks} == set(block_kinds())
+def check_start(attached: Attached, start: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    """Before the first step a design answers as the base with a new head does, exactly where it says so."""
+    answer = logits(attached.model, inputs)
+    same = torch.allclose(answer, start, atol=1e-5, rtol=1e-5)
+    assert same == all(block.starts_as_base for block in attached.design.blocks), (answer - start).abs().max()
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("names", SINGLES, ids=str)
-def test_each_technique_over_each_base(
-    loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
+def check_that_each_kind_matters(attached: Attached, answer: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    state = attached.state()
+    for kind, group in attached.groups.items():
+        perturb(attached, seed=2, only=group)
+        moved = (logits(attached.model, inputs) - answer).abs().max()
+        assert not group or moved > 1e-4, f"{kind} changes nothing"
+        attached.load_state(state)
+
+
+def check_gradients(attached: Attached, names: Names, inputs: dict[str, torch.Tensor]) -> None:
+    """One step of training reaches all that trains, and nothing else."""
+    model, head = attached.model, attached.base.head
+    model.train()
+    model.zero_grad(set_to_none=True)
+    loss = model(**inputs, labels=labels_for(head, inputs)).loss
+    penalty = attached.penalty()
+    (loss if penalty is None else loss + penalty).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.isfinite().all())}
+    moved = {name for name in reached if bool(model.get_parameter(name).grad.abs().sum() > 0)}  # type: ignore[union-attr]
+    assert reached <= trained
+    if any(BY_NAME[name].may_be_idle for name in names):
+        assert moved
+    else:
+        assert moved == trained
+
+
+def test_every_kind_has_a_row() -> None:
+    assert {row.kind for row in ROWS} == set(block_kinds())
+
+
+@pytest.mark.parametrize(("name", "architecture", "quantization"), SINGLES)
+def test_each_technique_on_each_architecture(
+    zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
+    check(zoo, (name,), architecture, quantization, tmp_path)
 
 
-@pytest.mark.parametrize(("model", "quantization", "names"), COVERING, ids=str)
-def test_each_pair_of_kinds(
-    loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
+@pytest.mark.parametrize(("name", "architecture", "quantization"), STORED)
+def test_each_technique_over_each_quantization(
+    zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
+    check(zoo, (name,), architecture, quantization, tmp_path)
+
+
+@pytest.mark.parametrize(("names", "architecture", "quantization"), HYBRIDS, ids=str)
+def test_every_pair_is_in_a_hybrid_that_works(
+    zoo: Zoo, tmp_path: Path, names: Names, architecture: Names, quantization: Names
+) -> None:
+    check(zoo, names, *architecture, *quantization, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("names", [*PAIRS, EVERYTHING], ids=str)
-def test_every_pair_over_every_base(
-    loaded: Any, text: dict[str, torch.Tensor], tmp_path: Path, model: str, quantization: str, names: tuple[str, ...]
+@pytest.mark.parametrize("quantization", QUANTIZED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_each_technique_on_each_architecture_over_each_quantization(
+    zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str
 ) -> None:
-    works_or_is_refused(loaded(model, quantization), names, text, tmp_path)
+    check(zoo, (name,), architecture, quantization, tmp_path)

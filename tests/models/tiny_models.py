@@ -93,12 +93,20 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 ARCHITECTURES = tuple(CONFIGS)
 HEADS = dict.fromkeys(ARCHITECTURES, HEAD) | {
+    "qwen": LANGUAGE_HEAD,
+    "gemma": LANGUAGE_HEAD,
+    "opt": LANGUAGE_HEAD,
     "t5": TARGET_HEAD,
     "vit": IMAGE_HEAD,
     "dinov2": IMAGE_HEAD,
     "whisper": SPEECH_HEAD,
 }
-"""The head that each architecture is usually given."""
+"""The head that tests give each architecture: decoders classify, or write."""
+
+
+def saved_as(name: str) -> str:
+    """Return the class that a checkpoint is made with: without a head, unless that is a language model's."""
+    return LANGUAGE_HEAD.auto_class if HEADS[name] is LANGUAGE_HEAD else "AutoModel"
 
 
 def save(name: str, folder: Path, auto_class: str = "AutoModel") -> str:

@@ -4,10 +4,10 @@ In each chosen layer, with l_k, l_v and l_ff learned and * elementwise:
 
     K <- l_k * K,    V <- l_v * V,    mlp_down(h) <- mlp_down(l_ff * h)
 
-All three start at one, so that the step-0 model is the base model.
+A decoder's layers that attend to an encoder have their cross-attention's keys and values scaled too. All
+start at one, so that the step-0 model is the base model.
 
 Source: Liu et al. 2022 (arXiv:2205.05638), section 3.3. The layers are peft's.
-Omits: cross-attention, which the paper scales too.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from autopeft.spec.model import ModelSummary
 
 PEFT_TYPE = "IA3"
 _SCALED_OUTPUT = ("key", "value")
+_SCALED_CROSS = ("cross_key", "cross_value")
 _SCALED_INPUT = "mlp_down"
 
 
@@ -43,8 +44,8 @@ class Ia3(Technique):
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a model without maps of its own for keys, values and the way out of the MLP."""
         super().check(model, quantization)
-        missing = [role for role in (*_SCALED_OUTPUT, _SCALED_INPUT) if role not in model.roles]
-        if missing:
+        chosen = self.layer_indices(model)
+        if any(model.first_layer_without(chosen, role) is not None for role in (*_SCALED_OUTPUT, _SCALED_INPUT)):
             fused = "; in a fused qkv the query would be scaled too" if "qkv" in model.roles else ""
             raise DesignError(
                 f"(IA)^3 needs the roles key, value and mlp_down, but {model.architecture} has only "
@@ -69,12 +70,25 @@ class Ia3(Technique):
     @classmethod
     def attach_all(cls, blocks: Sequence["Ia3"], site: Site) -> None:
         """Inject all blocks as one peft adapter."""
-        layers = [site.summary.layers[index].roles for block in blocks for index in block.layer_indices(site.summary)]
-        inner = [roles[_SCALED_INPUT].path for roles in layers]
-        targets = [roles[role].path for roles in layers for role in _SCALED_OUTPUT] + inner
-        peft_gate.inject(site, PEFT_TYPE, targets, {"feedforward_modules": inner})
+        outputs, inputs = _targets(blocks, site.summary)
+        peft_gate.inject(site, PEFT_TYPE, outputs + inputs, {"feedforward_modules": inputs})
+
+    @classmethod
+    def merge(cls, blocks: Sequence["Ia3"], site: Site) -> None:
+        """Let peft's layers do it."""
+        outputs, inputs = _targets(blocks, site.summary)
+        for path in outputs + inputs:
+            peft_gate.fold(site, path)
 
     @classmethod
     def to_peft(cls, blocks: Sequence["Ia3"], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # noqa: ARG003
         """Return what was injected, as peft would save it."""
         return peft_gate.extract(site)
+
+
+def _targets(blocks: Sequence[Ia3], model: ModelSummary) -> tuple[list[str], list[str]]:
+    """Return the maps whose output is scaled, and those whose input is."""
+    layers = [model.layers[index].roles for block in blocks for index in block.layer_indices(model)]
+    scaled = (*_SCALED_OUTPUT, *_SCALED_CROSS)
+    outputs = [roles[role].path for roles in layers for role in scaled if role in roles]
+    return outputs, [roles[_SCALED_INPUT].path for roles in layers]
