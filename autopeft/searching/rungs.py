@@ -12,6 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autopeft.spec.study import EarlyStopping
 
 
@@ -37,32 +40,64 @@ class RungEntry:
     base: str = "none"
 
 
-def strata(entries: Sequence[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:
-    """Split entries by cost into equally filled strata, at most `rules.strata` and few while there are few entries.
+class Rung:
+    """The scores of all trials that reached one rung, and which of them may go on."""
 
-    A stratum holds at least `2 * eta` entries where there is more than one, so that its halving means something.
-    """
-    if not entries:
-        return []
-    number = max(1, min(rules.strata, int(len(entries) // (2 * rules.eta))))
-    ordered = sorted(entries, key=lambda entry: (entry.cost, entry.trial))
-    edges = [len(ordered) * i // number for i in range(number + 1)]
-    return [ordered[edges[i] : edges[i + 1]] for i in range(number)]
+    def __init__(self, rules: EarlyStopping) -> None:
+        self._rules = rules
+        self._rows: dict[int, int] = {}
+        self._bases: dict[str, int] = {}
+        self._table = np.empty((16, 6))
+        self._chosen: frozenset[int] | None = None
+
+    def put(self, entry: RungEntry) -> None:
+        """Add a trial's score, or replace the one it has."""
+        row = self._rows.setdefault(entry.trial, len(self._rows))
+        if row == len(self._table):
+            self._table = np.concatenate([self._table, np.empty_like(self._table)])
+        base = self._bases.setdefault(entry.base, len(self._bases))
+        self._table[row] = (entry.trial, entry.cost, entry.loss, entry.tie, entry.slow_start, base)
+        self._chosen = None
+
+    def chosen(self) -> frozenset[int]:
+        """Return the trials that may go on: the best one in `eta` of each stratum.
+
+        Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum, and so
+        may the best one of each base. Equal losses are told apart by `tie`, then by the earlier trial.
+        """
+        if self._chosen is None:
+            trial, cost, loss, tie, slow_start, base = self._table[: len(self._rows)].T
+            best_first = np.lexsort((trial, tie, loss))
+            stratum = strata(cost, trial, self._rules)
+            groups = [stratum == number for number in range(int(stratum.max(initial=-1)) + 1)]
+            rows = [_best(best_first, group, self._rules.eta) for group in (*groups, slow_start > 0)]
+            rows += [_best(best_first, base == number, math.inf) for number in self._bases.values()]
+            self._chosen = frozenset(trial[np.concatenate(rows)].astype(int).tolist())
+        return self._chosen
 
 
 def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[int]:
-    """Return the trials that may go on from a rung: the best one in `eta` of each stratum.
+    """Return which of the trials at a rung may go on; see `Rung.chosen`."""
+    rung = Rung(rules)
+    for entry in entries:
+        rung.put(entry)
+    return rung.chosen()
 
-    Of the trials that start slowly, the best one in `eta` may go on as well, whatever their stratum. Equal losses
-    are told apart by `tie`, then by the earlier trial.
+
+def strata(costs: NDArray[np.float64], trials: NDArray[np.float64], rules: EarlyStopping) -> NDArray[np.int64]:
+    """Return the stratum of each entry, from the cheapest, 0: equally filled, and few while there are few entries.
+
+    A stratum holds at least `2 * eta` entries where there is more than one, so that its halving means something.
+    Equal costs are told apart by the earlier trial.
     """
-    bases = {entry.base: [other for other in entries if other.base == entry.base] for entry in entries}
-    slow = [entry for entry in entries if entry.slow_start]
-    chosen: set[int] = set()
-    for group in (*strata(entries, rules), slow):
-        best = sorted(group, key=lambda entry: (entry.loss, entry.tie, entry.trial))[
-            : math.ceil(len(group) / rules.eta)
-        ]
-        chosen.update(entry.trial for entry in best)
-    chosen.update(min(group, key=lambda entry: (entry.loss, entry.tie, entry.trial)).trial for group in bases.values())
-    return frozenset(chosen)
+    number = max(1, min(rules.strata, int(len(costs) // (2 * rules.eta))))
+    stratum = np.empty(len(costs), dtype=np.int64)
+    edges = [len(costs) * i // number for i in range(number + 1)]
+    stratum[np.lexsort((trials, costs))] = np.repeat(np.arange(number), np.diff(edges))
+    return stratum
+
+
+def _best(best_first: NDArray[np.int64], group: NDArray[np.bool_], eta: float) -> NDArray[np.int64]:
+    """Return the best one in `eta` of a group, at least one of a group that has any."""
+    members = best_first[group[best_first]]
+    return members[: math.ceil(len(members) / eta) if math.isfinite(eta) else 1]

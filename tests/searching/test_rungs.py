@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.searching.rungs import RungEntry, promotable, strata
+from autopeft.searching.rungs import Rung, RungEntry, promotable, strata
 from autopeft.spec.study import EarlyStopping
 
 entries = st.lists(
@@ -19,9 +21,16 @@ entries = st.lists(
 rules = st.builds(EarlyStopping, eta=st.sampled_from([2.0, 3.0]), strata=st.integers(1, 4))
 
 
+def groups_of(entries: list[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:
+    """Return the entries by stratum, the cheapest first."""
+    costs, trials = (np.array([getattr(e, name) for e in entries], dtype=float) for name in ("cost", "trial"))
+    of_entry = strata(costs, trials, rules).tolist()
+    return [[e for e, number in zip(entries, of_entry, strict=True) if number == n] for n in sorted(set(of_entry))]
+
+
 @given(entries, rules)
 def test_strata_are_a_partition_in_order_of_cost(entries: list[RungEntry], rules: EarlyStopping) -> None:
-    groups = strata(entries, rules)
+    groups = groups_of(entries, rules)
     assert sorted(e.trial for group in groups for e in group) == [e.trial for e in entries]
     for cheap, dear in itertools.pairwise(groups):
         assert max(e.cost for e in cheap) <= min(e.cost for e in dear)
@@ -34,7 +43,7 @@ def test_strata_are_a_partition_in_order_of_cost(entries: list[RungEntry], rules
 @given(entries, rules)
 def test_the_best_of_each_stratum_goes_on(entries: list[RungEntry], rules: EarlyStopping) -> None:
     chosen = promotable(entries, rules)
-    for group in strata(entries, rules):
+    for group in groups_of(entries, rules):
         passed = [e for e in group if e.trial in chosen and not e.slow_start]
         quota = math.ceil(len(group) / rules.eta)
         assert len(passed) <= quota
@@ -49,6 +58,15 @@ def test_slow_techniques_keep_a_quota(entries: list[RungEntry], rules: EarlyStop
     slow = [e for e in entries if e.slow_start]
     passed = [e for e in slow if e.trial in promotable(entries, rules)]
     assert len(passed) >= math.ceil(len(slow) / rules.eta)
+
+
+@given(entries, rules)
+def test_scores_that_come_one_by_one_are_judged_as_if_at_once(entries: list[RungEntry], rules: EarlyStopping) -> None:
+    rung = Rung(rules)
+    for n, entry in enumerate(entries, start=1):
+        rung.put(replace(entry, loss=0.0))
+        rung.put(entry)
+        assert rung.chosen() == promotable(entries[:n], rules)
 
 
 def test_the_best_of_each_base_goes_on() -> None:
