@@ -15,18 +15,17 @@ have a sliding window, the prefix stays in sight. Cross-attention reads no prefi
 import math
 from collections.abc import Sequence
 from functools import partial
-from inspect import signature
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from autopeft.errors import DesignError
 from autopeft.models.gate import gate_maker
+from autopeft.models.positions import backbone, shift_positions
 from autopeft.models.prefix_attention import BYPASSING, NAME, switch_attention
 from autopeft.models.prefix_states import LayerPrefix, PrefixStates, ProjectedStates, Reparameterisation
-from autopeft.models.roles import attention_path, position_table
+from autopeft.models.roles import attention_path
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.model import LayerSummary, ModelSummary
@@ -115,17 +114,15 @@ class Prefix(Technique):
         paths = [path for block in blocks for path in block._attach_states(site)]
         switch_attention(site, paths)
         if len(blocks) == 1 and blocks[0].exports_to_peft(summary):
-            backbone = site.model.base_model
-            site.pre_hook(backbone, partial(_shift_positions, blocks[0].length))
+            site.pre_hook(backbone(site.model), partial(shift_positions, blocks[0].length))
 
     def _attach_states(self, site: Site) -> list[str]:
         """Put this block's prefixes into the model, and return where they are."""
         layers = [(index, site.summary.layers[index]) for index in self.layer_indices(site.summary)]
         make_gate = gate_maker(site) if self.gate else None
         if self.projection and layers:
-            first = attention_path(layers[0][1])
-            site.add(first, f"{NAME}_mlp", Reparameterisation(self.length, self.projection_size))
-            shared = site.module(f"{first}.{NAME}_mlp")
+            shared = Reparameterisation(self.length, self.projection_size)
+            site.add(attention_path(layers[0][1]), f"{NAME}_mlp", shared)
         for index, layer in layers:
             n_heads, head_size = _key_value_shape(site.summary, layer)
             gate = None if make_gate is None else make_gate(index, site.summary.hidden_size)
@@ -168,33 +165,3 @@ def _key_value_shape(model: ModelSummary, layer: LayerSummary) -> tuple[int, int
     key = layer.roles.get("key")
     n_heads = model.n_key_value_heads
     return n_heads, model.head_size if key is None else key.out_features // n_heads
-
-
-def _shift_positions(length: int, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Move the positions of the backbone's tokens by the length of the prefix, as peft does.
-
-    Omits: where a position would lie beyond a learned table, the table's last one is taken; peft
-    fails there.
-    """
-    names = signature(backbone.forward).parameters
-    inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-    tokens = inputs.get("input_ids")
-    positions = inputs.get("position_ids")
-    table = position_table(backbone)
-    padding = None if table is None else getattr(table, "padding_idx", None)
-    if positions is not None:
-        positions = positions + length
-    else:
-        cache = inputs.get("past_key_values")
-        start = length + (0 if cache is None else cache.get_seq_length())
-        shape = inputs["inputs_embeds"].shape[:2] if tokens is None else tokens.shape
-        device = inputs["inputs_embeds"].device if tokens is None else tokens.device
-        positions = torch.arange(start, start + shape[1], device=device)[None]
-        if padding is not None:
-            # RoBERTa counts real tokens from padding + 1; where padding itself stands does not matter.
-            real = torch.ones(shape, device=device, dtype=torch.long) if tokens is None else tokens.ne(padding).long()
-            positions = real.cumsum(1) + start + padding
-    if table is not None:
-        last = table.num_embeddings - 1 - getattr(table, "offset", 0)  # OPT's table starts later
-        positions = positions.clamp(max=last)
-    return (), {**inputs, "position_ids": positions}

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 
 from autopeft.errors import DesignError
+from autopeft.models.positions import backbone
 from autopeft.models.prompt_insertion import LayerInserter, TextInserter
 from autopeft.models.prompt_modules import EncodedPrompt, Encoder, PromptEmbeddings
 from autopeft.models.technique import Site, Technique
@@ -119,13 +120,13 @@ class Prompt(Technique):
             self._attach_to_text(site)
 
     def _attach_to_text(self, site: Site) -> None:
-        table, backbone = site.model.get_input_embeddings(), site.model.base_model
+        table, inner = site.model.get_input_embeddings(), backbone(site.model)
         path = self._add(site, PromptEmbeddings.sampled(table, self.length))
         # A classifier that pools may use the mask too, so all of it must see the longer input.
-        reader = site.model if _reads_first_position(site.summary) else backbone
+        reader = site.model if _reads_first_position(site.summary) else inner
         inserter = TextInserter(site.module(path), self.length, table, reader, site.summary.n_positions)
         site.pre_hook(reader, inserter.before)
-        if reader is backbone:
+        if reader is inner:
             site.hook(reader, inserter.after)
 
     def _attach_to_layers(self, site: Site) -> None:
