@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from autopeft.models.roles import stack_path
 from autopeft.models.technique import Site
 from autopeft.spec.model import ModelSummary
 
@@ -77,14 +78,14 @@ def gate_maker(site: Site) -> Callable[[int, int], Gate]:
     The gate belongs to the module that it is part of, which the technique adds to the site.
     """
     mask = TokenMask()
-    model: Any = site.model
-    reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    first = site.summary.layers[0]
+    # of a model of two stacks the encoder, which generation calls by itself
+    reader = site.module(stack_path(first)) if first.stack else site.model.base_model
     site.pre_hook(reader, mask.read)
     return lambda layer, width: Gate(width, causal=is_causal(site.summary, layer), mask=mask)
 
 
 def is_causal(summary: ModelSummary, layer: int) -> bool:
-    """Return whether a layer's tokens see earlier ones only: in a decoder, also in that of a model of two stacks."""
-    if any("cross_query" in each.roles for each in summary.layers):
-        return "cross_query" in summary.layers[layer].roles
-    return summary.is_decoder
+    """Return whether a layer's tokens see earlier ones only; in a model of two stacks, those of its decoder do."""
+    stack = summary.layers[layer].stack
+    return stack == "decoder" or (not stack and summary.is_decoder)

@@ -123,6 +123,11 @@ def attention_path(layer: LayerSummary) -> str:
     return linear.path.rpartition(".")[0]
 
 
+def stack_path(layer: LayerSummary) -> str:
+    """Return the path of the module whose list of layers a layer is in."""
+    return ".".join(layer.path.split(".")[:-2])
+
+
 def position_table(model: nn.Module) -> nn.Embedding | None:
     """Return the table of learned absolute positions, or None where positions are computed."""
     for path, module in model.named_modules():

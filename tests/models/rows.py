@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from tiny_models import design, perturb
 
 from autopeft.models.artifact import pack
@@ -217,11 +216,12 @@ def norms(block: Any, model: ModelSummary) -> int:
 
 
 def full(block: Any, model: ModelSummary) -> int:
-    """All that a layer has in the checkpoint, whose names may lack what the model's begin with."""
-    paths = [model.layers[index].path.split(".") for index in block.layer_indices(model)]
-    starts = tuple(".".join([*path[at:], ""]) for path in paths for at in range(len(path) - 1))
-    tensors = safetensors.torch.load_file(Path(model.name) / "model.safetensors")
-    return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(starts))
+    """Weights and biases of maps and norms, and DINOv2's two scales of what its sublayers add."""
+    layers = [model.layers[index] for index in block.layer_indices(model)]
+    linears = [linear for layer in layers for linear in layer.roles.values()]
+    scales = 2 * model.hidden_size * (model.model_type == "dinov2") * len(layers)
+    weights = sum((linear.in_features + linear.has_bias) * linear.out_features for linear in linears)
+    return weights + scales + sum(n.n_features * (1 + n.has_bias) for layer in layers for n in layer.norms)
 
 
 NO_TOKENS = ("vit", "dinov2", "whisper")
