@@ -50,6 +50,14 @@ def kronecker_sizes(n_features: int, factor: int) -> tuple[int, int]:
     return int(left), int(right)
 
 
+def hadamard_update(factors: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
+    """Return s (B1 A1) * (B2 A2) of the factors B1, A1, B2, A2; only they are kept for the backward pass."""
+    from peft.tuners.loha.layer import make_weight
+
+    update: torch.Tensor = make_weight(*factors, torch.tensor(scale))
+    return update
+
+
 def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Wrap linear maps in the layers of a peft technique, and hand their parameters to the site.
 
@@ -106,7 +114,9 @@ def restore(model: "PreTrainedModel", tensors: Mapping[str, torch.Tensor]) -> No
 
     result = set_peft_model_state_dict(model, dict(tensors), adapter_name=ADAPTER_NAME)
     if result.unexpected_keys:
-        raise ArtifactError(f"an adapter must fit its design, but the design has no place for {result.unexpected_keys[0]}")
+        raise ArtifactError(
+            f"an adapter must fit its design, but the design has no place for {result.unexpected_keys[0]}"
+        )
 
 
 def stock_files(
@@ -158,7 +168,7 @@ def open_stock(model: "PreTrainedModel", folder: Path) -> nn.Module:
         # peft 0.21 asks transformers 5 for a property that has a new name there.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         # It takes the ranks that its own AdaLoRA writes for patterns of LoRA, and says so before it applies them.
-        warnings.filterwarnings("ignore", message=r".*rank_pattern keys did not match.*\.lora_E", category=RuntimeWarning)
+        warnings.filterwarnings("ignore", message=r".*rank_pattern keys did not match.*lora_E", category=RuntimeWarning)
         opened: nn.Module = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
     return opened
 

@@ -80,6 +80,64 @@ def test_hybrids_train_in_segments(worker: Worker, segment: MakeSegment) -> None
     assert pieces[-1].checkpoint == whole.checkpoint
 
 
+@pytest.mark.parametrize("stops", [[40, 41, 225], [104, 112, 225], [225]])
+def test_adalora_chooses_the_same_triplets_in_segments(worker: Worker, segment: MakeSegment, stops: list[int]) -> None:
+    """Cut in the warm-up, while the budget falls, and around the step that makes the last choice."""
+    design = Design.from_dict({"blocks": [{"adalora": {"rank": 2, "initial_rank": 4, "dropout": 0.1, "interval": 3}}]})
+    whole = worker.run(segment(design=design))
+    assert whole.status is SegmentStatus.DONE, whole.error
+    pieces = in_segments(worker, segment(design=design), stops)
+    assert tuple(itertools.chain.from_iterable(piece.losses for piece in pieces)) == whole.losses
+    assert pieces[-1].checkpoint == whole.checkpoint
+    assert whole.checkpoint is not None
+    final = Checkpoint.from_bytes(whole.checkpoint)
+    values = torch.cat([tensor.T for name, tensor in final.adapter.items() if ".lora_E." in name])
+    assert int((values != 0).sum()) == 2 * len(values)
+    assert final.optimizer == {}, "what AdaLoRA remembers ends with the training"
+
+
+def test_a_checkpoint_without_what_a_technique_remembers_is_refused(worker: Worker, segment: MakeSegment) -> None:
+    design = Design.from_dict({"blocks": [{"adalora": {"rank": 2, "roles": ["query"]}}]})
+    saved = worker.run(segment(design=design, stop=8)).checkpoint
+    assert saved is not None
+    checkpoint = Checkpoint.from_bytes(saved)
+    optimizer = {name: tensor for name, tensor in checkpoint.optimizer.items() if name != "adalora/mask"}
+    broken = replace(checkpoint, optimizer=optimizer).to_bytes()
+    result = worker.run(segment(design=design, start=8, checkpoint=broken))
+    assert result.status is SegmentStatus.FAILED
+    assert "adalora/mask is missing" in result.error
+
+
+def test_lora_variants_train_in_segments(worker: Worker, segment: MakeSegment) -> None:
+    design = Design.from_dict(
+        {
+            "blocks": [
+                {"lora": {"rank": 2, "roles": ["query"], "freeze_a": True}},
+                {"lora": {"rank": 2, "roles": ["value"], "b_rate_ratio": 16}},
+                {"lora": {"rank": 2, "roles": ["mlp_up"], "gate": True}},
+            ]
+        }
+    )
+    whole = worker.run(segment(design=design, stop=90))
+    pieces = in_segments(worker, segment(design=design), [40, 90])
+    assert (*pieces[0].losses, *pieces[1].losses) == whole.losses
+    assert pieces[-1].checkpoint == whole.checkpoint
+
+
+def test_the_penalty_trains_but_is_no_loss(worker: Worker, segment: MakeSegment) -> None:
+    def result(orthogonality: float) -> SegmentResult:
+        block = {"adalora": {"rank": 2, "roles": ["query"], "orthogonality": orthogonality}}
+        return worker.run(segment(design=Design.from_dict({"blocks": [block]}), stop=16))
+
+    with_it, without = result(10.0), result(0.0)
+    assert with_it.losses[0] == without.losses[0], "the first loss does not know of it"
+    assert with_it.checkpoint is not None
+    assert without.checkpoint is not None
+    moved = [Checkpoint.from_bytes(r).adapter for r in (with_it.checkpoint, without.checkpoint)]
+    name = next(name for name in moved[0] if ".lora_A." in name)
+    assert not torch.equal(moved[0][name], moved[1][name])
+
+
 def test_dropout_is_on_and_follows_the_seed(
     worker: Worker, tiny_bert: str, training: Training, data: PreparedData, segment: MakeSegment
 ) -> None:
