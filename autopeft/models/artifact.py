@@ -8,6 +8,7 @@ Nothing in it is ever unpickled.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,46 +81,109 @@ def load(
         ArtifactError: The folder is incomplete or damaged, or the base is not the one it was made for.
         ModelError: The base cannot be loaded.
     """
-    folder = Path(path)
-    description = read_description(folder)
-    try:
-        design = Design.from_dict(description["design"])
-        origin = description["base_model"]
-        head = Head(auto_class=origin["auto_class"], labels=tuple(origin["labels"]))
-        expected, name = str(origin["fingerprint"]), base_model or str(origin["name"])
-        stock = description["format"] == "peft"
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r}; export the adapter again"
-        ) from error
-    base_folder = locate(name)
-    if fingerprint(base_folder) != expected:
-        raise ArtifactError(
-            f"an adapter fits only the base model that it was trained on, but {name!r} has other weights or another "
-            "configuration; give the right one as base_model"
-        )
-    number_type = _dtype(dtype)
-    quantized = design.quantization != "none"
+    export = read_export(Path(path))
+    checkpoint = export.find_base(base_model)
+    number_type = find_dtype(dtype)
+    quantized = export.design.quantization != "none"
     base = open_checkpoint(
-        Checkpoint(name=name, folder=base_folder, head=head),
-        quantization=design.quantization,
+        checkpoint,
+        quantization=export.design.quantization,
         compute_dtype=number_type if quantized else torch.float32,
         dtype=torch.float32 if quantized else number_type,
         device_map={"": "cpu"} if device_map is None else _device_map(device_map),
     )
-    state = _stock_state(base.model, design, folder) if stock else _read_tensors(folder / TENSOR_FILE)
+    state = export.read_state(base.model)
     if state is None:
-        model = _open_stock(base.model, folder)
+        model = _open_stock(base.model, export.folder)
     else:
-        attach(base, design, restored=True, inference=True).load_state(state)
+        attach(base, export.design, restored=True, inference=True).load_state(state)
         model = base.model
     if not quantized:
-        for (
-            parameter
-        ) in model.parameters():  # and no buffers: rotary frequencies stay in fp32, as transformers keeps them
-            parameter.data = parameter.data.to(number_type)
-    base.model.config.autopeft = description  # who has the model knows what it was trained for
-    return model.requires_grad_(False).eval(), read_tokenizer(base_folder)
+        cast(model, number_type)
+    base.model.config.autopeft = export.description  # who has the model knows what it was trained for
+    return model.requires_grad_(False).eval(), read_tokenizer(checkpoint.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What an exported folder says of itself.
+
+    Attributes:
+        folder: Where it is.
+        description: All that `autopeft.json` says.
+        head: What the base model had on top.
+        base_model: Hub id or folder of the base model.
+        fingerprint: Of the base model.
+        is_stock: Whether peft can open it.
+    """
+
+    folder: Path
+    description: Mapping[str, Any]
+    design: Design
+    head: Head
+    base_model: str
+    fingerprint: str
+    is_stock: bool
+
+    def find_base(self, base_model: str | None = None) -> Checkpoint:
+        """Return the files of the base model.
+
+        Args:
+            base_model: Where they are now, if not where they were.
+
+        Raises:
+            ArtifactError: They are not those that the adapter was trained on.
+            ModelError: There are none.
+        """
+        name = base_model or self.base_model
+        folder = locate(name)
+        if fingerprint(folder) != self.fingerprint:
+            raise ArtifactError(
+                f"an adapter fits only the base model that it was trained on, but {name!r} has other weights or another "
+                "configuration; give the right one as base_model"
+            )
+        return Checkpoint(name=name, folder=folder, head=self.head)
+
+    def read_state(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """Return the tensors by their path in the attached model, or None where only peft knows its names.
+
+        Raises:
+            ArtifactError: They are damaged, or not there.
+        """
+        if not self.is_stock:
+            return _read_tensors(self.folder / TENSOR_FILE)
+        (kind,) = self.design.kinds
+        technique = block_class(kind)
+        assert issubclass(technique, Technique)
+        return technique.from_peft(self.read_stock_tensors(), model)
+
+    def read_stock_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by peft's names; a folder with a pickle instead is refused. Raises ArtifactError."""
+        return _read_tensors(self.folder / peft_gate.TENSOR_FILE)
+
+
+def read_export(folder: Path) -> Export:
+    """Return what an exported folder says of itself.
+
+    Raises:
+        ArtifactError: The folder is not an export, or is damaged.
+    """
+    description = read_description(folder)
+    try:
+        origin = description["base_model"]
+        return Export(
+            folder=folder,
+            description=description,
+            design=Design.from_dict(description["design"]),
+            head=Head(auto_class=origin["auto_class"], labels=tuple(origin["labels"])),
+            base_model=str(origin["name"]),
+            fingerprint=str(origin["fingerprint"]),
+            is_stock=description["format"] == "peft",
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r}; export the adapter again"
+        ) from error
 
 
 def _stock_files(attached: Attached) -> dict[str, bytes]:
@@ -137,15 +201,6 @@ def _stock_files(attached: Attached) -> dict[str, bytes]:
         base_model=summary.name,
         auto_class=attached.base.head.auto_class,
     )
-
-
-def _stock_state(model: Any, design: Design, folder: Path) -> dict[str, torch.Tensor] | None:
-    """Return the state in a stock folder where the technique reads it itself, or None where peft is to open it."""
-    (kind,) = design.kinds
-    technique = block_class(kind)
-    assert issubclass(technique, Technique)
-    # A damaged file gets our message, and a folder with a pickle instead is refused.
-    return technique.from_peft(_read_tensors(folder / peft_gate.TENSOR_FILE), model)
 
 
 def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
@@ -198,7 +253,14 @@ def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save(copies, metadata={"format": "pt"})
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters a dtype, and no buffers: rotary frequencies stay in fp32, as transformers keeps them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """Return a floating-point dtype by its name; fp32 for None. Raises ArtifactError."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if found is None and dtype is None:
         return torch.float32

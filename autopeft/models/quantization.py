@@ -1,7 +1,7 @@
 """Quantized storage of the base model: the only module that uses bitsandbytes."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -134,6 +134,16 @@ def _cast_to_bias(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[to
     """Give a module its input in the dtype of its bias; int8 products cast it to fp16 in either case."""
     assert isinstance(module.bias, torch.Tensor)
     return (args[0].to(module.bias.dtype), *args[1:])
+
+
+def dequantized_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of 4-bit layers as their products see them, by path of the layer; [out, in], fp32."""
+    import bitsandbytes
+
+    for path, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            weight = module.weight
+            yield path, bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
 
 
 def probe() -> tuple[torch.Tensor, torch.Tensor]:

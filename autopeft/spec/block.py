@@ -95,6 +95,11 @@ class Block(BaseModel):
         return True
 
     @property
+    def merge_obstacle(self) -> str:
+        """Say why the block cannot be folded into the base weights; only asked where it is not `mergeable`."""
+        return "what it adds depends on the input in a way that no weight can hold"
+
+    @property
     def mergeable(self) -> bool:
         """Return whether the trained block can be folded into the base weights."""
         return False
@@ -128,6 +133,11 @@ class Block(BaseModel):
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return whether a design of blocks of this kind alone is one that stock PEFT can load."""
         return False
+
+    @classmethod
+    def exports_together(cls, blocks: Sequence["Block"], quantization: Quantization) -> bool:  # noqa: ARG003
+        """Return whether stock PEFT can load blocks of this kind as one adapter, over a base in this storage."""
+        return True
 
     def layer_indices(self, model: ModelSummary) -> tuple[int, ...]:
         """Return the layers that the block is in, as indices."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from tiny_models import design, perturb
 
 from autopeft.models.artifact import pack
@@ -216,12 +218,11 @@ def norms(block: Any, model: ModelSummary) -> int:
 
 
 def full(block: Any, model: ModelSummary) -> int:
-    """Weights and biases of maps and norms, and DINOv2's two scales of what its sublayers add."""
-    layers = [model.layers[index] for index in block.layer_indices(model)]
-    linears = [linear for layer in layers for linear in layer.roles.values()]
-    scales = 2 * model.hidden_size * (model.model_type == "dinov2") * len(layers)
-    weights = sum((linear.in_features + linear.has_bias) * linear.out_features for linear in linears)
-    return weights + scales + sum(n.n_features * (1 + n.has_bias) for layer in layers for n in layer.norms)
+    """All that the layers have in transformers' own model of the configuration."""
+    layers = tuple(f"{model.layers[index].path}." for index in block.layer_indices(model))
+    with torch.device("meta"):
+        plain = getattr(transformers, model.architecture)(transformers.AutoConfig.from_pretrained(model.name))
+    return sum(parameter.numel() for name, parameter in plain.named_parameters() if name.startswith(layers))
 
 
 NO_TOKENS = ("vit", "dinov2", "whisper")
@@ -252,12 +253,13 @@ ROWS = (
     Row(name="lokr", kind="lokr", settings={"rank": 2}, count=lokr),
     Row(name="lokr, both decomposed", kind="lokr", settings={"rank": 1, "decompose_both": True}, count=lokr),
     Row(name="lokr, full factor", kind="lokr", settings={"rank": 8, "factor": 4, "roles": ["query"]}, count=lokr),
-    Row(name="oft", kind="oft", settings={"block_size": 4}, count=oft),
+    Row(name="oft", kind="oft", settings={"block_size": 4}, count=oft, refused_on=("gpt2",)),
     Row(
         name="oft, exact",
         kind="oft",
         settings={"block_size": 8, "exact": True, "roles": ["query", "mlp_down"]},
         count=oft,
+        refused_on=("gpt2",),
     ),
     Row(name="miss", kind="miss", settings={"rank": 4}, count=miss),
     Row(name="miss, padded", kind="miss", settings={"rank": 5, "layers": [1]}, count=miss),

@@ -48,8 +48,8 @@ class BitFit(SelectiveTechnique):
         biased = _biased_roles(model)
         if not biased:
             raise DesignError(
-                f"bitfit needs bias terms, but the linear maps of {model.architecture} have none; take bitfit out of the "
-                "space, or norms or ia3 in its place, which are as small"
+                f"bitfit needs bias terms, but the linear maps of {model.architecture} have none; take norms or ia3, "
+                "which are as small, in its place"
             )
         for role in () if self.roles == "all" else self.roles:
             if role not in biased:
@@ -58,9 +58,7 @@ class BitFit(SelectiveTechnique):
                     f"{nearest(role, biased)}"
                 )
         if next(self.base_parameters(model), None) is None:
-            raise DesignError(
-                f"bitfit must find a bias, but the chosen layers have none; change bitfit.layers or roles"
-            )
+            raise DesignError("bitfit must find a bias, but the chosen layers have none; change bitfit.layers or roles")
 
     def resolve(self, model: ModelSummary) -> Block:
         """Write every layer, and every role that has a bias, as `all`; norms without biases add none."""

@@ -1,0 +1,137 @@
+"""A trained design folded into its base model: a plain transformers folder, which needs neither autopeft nor peft.
+
+Weights that a design added to, scaled or trained can hold the result; what a nonlinearity, a prompt or a gate does
+cannot be written as a weight. Merging happens in fp32, on the CPU.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from autopeft.errors import ArtifactError, DesignError
+from autopeft.models import peft_gate
+from autopeft.models.artifact import DESCRIPTION_FILE, Export, cast, find_dtype, read_export
+from autopeft.models.attach import Attached, attach
+from autopeft.models.base import Base, open_checkpoint
+from autopeft.models.loading import Checkpoint, read_tokenizer
+from autopeft.models.quantization import dequantized_weights
+from autopeft.spec.block import FOUR_BIT
+from autopeft.spec.design import Design
+
+_COPIED = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "LICENSE*")
+"""Files of the base model that go along: how inputs are made, and terms."""
+
+
+def merge(
+    adapter: str | Path,
+    output: str | Path,
+    base_model: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    dequantize: bool = False,
+) -> Path:
+    """Fold an exported adapter into its base model and write a plain transformers model.
+
+    Args:
+        adapter: The exported folder.
+        output: A new or an empty folder; either all is written or nothing.
+        base_model: Where the base model is now, if not where it was.
+        dtype: Of the merged weights, as a dtype or its name; fp32 where it is not given, as in training.
+        dequantize: Take the weights of a 4-bit base as its products saw them, in place of refusing it. The merged
+            model is then as large as the unquantized one.
+
+    Returns:
+        The folder. Its `autopeft.json` says what the model was made from.
+
+    Raises:
+        DesignError: The design cannot be folded into weights.
+        ArtifactError: The adapter is incomplete or damaged, the base is not the one it was made for, or the output
+            folder has content.
+        ModelError: The base cannot be loaded.
+    """
+    export, target, number_type = read_export(Path(adapter)), Path(output), find_dtype(dtype)
+    check_mergeable(export.design, dequantize=dequantize)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ArtifactError(
+            f"a merged model goes to a new or an empty folder, but {target} has content; choose another"
+        )
+    checkpoint = export.find_base(base_model)
+    base = _open(checkpoint, export.design)
+    _restore(export, base).merge()
+    cast(base.model, number_type)
+    with _written_as_a_whole(target) as folder:
+        _write(base, checkpoint, export, folder)
+    return target
+
+
+def check_mergeable(design: Design, *, dequantize: bool = False) -> None:
+    """Raise `DesignError` where a design cannot be folded into weights, with the block and the reason."""
+    for block in design.blocks:
+        if not block.mergeable:
+            raise DesignError(
+                f"{block.describe()} cannot be merged: {block.merge_obstacle}; serve the adapter as it is, with "
+                "autopeft.load"
+            )
+    if design.quantization == "none" or (dequantize and design.quantization in FOUR_BIT):
+        return
+    if design.quantization in FOUR_BIT:
+        raise DesignError(
+            f"a design on a base in {design.quantization} cannot be merged: codes of 4 bits cannot hold the sum; give "
+            "dequantize=True (--dequantize) to merge into the weights that its products saw, as large as unquantized "
+            "ones, or serve the adapter as it is"
+        )
+    raise DesignError(
+        f"a design on a base in {design.quantization} cannot be merged: its products quantize the activations too, "
+        "which a plain model does not do; serve the adapter as it is, with autopeft.load"
+    )
+
+
+def _open(checkpoint: Checkpoint, design: Design) -> Base:
+    """Return an unquantized base, whose weights are those that the products of the trained one saw."""
+    base = open_checkpoint(checkpoint, quantization="none", device_map={"": "cpu"})
+    if design.quantization != "none":
+        stored = open_checkpoint(checkpoint, quantization=design.quantization, device_map={"": "cpu"})
+        with torch.no_grad():
+            for path, weight in dequantized_weights(stored.model):
+                plain = base.model.get_submodule(path)  # GPT-2's Conv1D keeps its weight as [in, out]
+                plain.weight.copy_(weight if isinstance(plain, torch.nn.Linear) else weight.T)
+    return base
+
+
+def _restore(export: Export, base: Base) -> Attached:
+    """Attach an exported design with its trained values."""
+    state = export.read_state(base.model)
+    attached = attach(base, Design(blocks=export.design.blocks), restored=True, inference=True)
+    if state is None:
+        peft_gate.restore(base.model, export.read_stock_tensors())
+    else:
+        attached.load_state(state)
+    return attached
+
+
+def _write(base: Base, checkpoint: Checkpoint, export: Export, folder: Path) -> None:
+    base.model.save_pretrained(folder)
+    tokenizer = read_tokenizer(checkpoint.folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for pattern in _COPIED:
+        for file in checkpoint.folder.glob(pattern):
+            shutil.copy(file, folder / file.name)
+    description = {**export.description, "format": "merged"}
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
+
+
+@contextmanager
+def _written_as_a_whole(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target that takes its place at the end, or goes away where something fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        folder = Path(scratch) / target.name
+        folder.mkdir()
+        yield folder
+        folder.replace(target)
