@@ -1,6 +1,7 @@
 """Techniques that change linear maps chosen by layer and role, with peft's layers: what they have in common."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import Block, Quantization, Roles, first_shared
+from autopeft.spec.block import FOUR_BIT, Block, Quantization, Roles, first_shared
 from autopeft.spec.messages import nearest
 from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
 
@@ -27,12 +28,14 @@ class LinearTechnique(Technique):
     Class attributes:
         peft_type: Name of the technique in peft, such as `"LORA"`.
         shared_fields: What peft keeps once for all of an adapter's layers: blocks of one design must agree on it.
+        stock_fields: What stock peft keeps once, but we do not: where blocks differ in it, only autopeft loads them.
         takes_transposed: Whether maps that store their weight as [in, out] can be changed (GPT-2's `Conv1D`).
     """
 
     stage: ClassVar[int] = 0
     peft_type: ClassVar[str]
     shared_fields: ClassVar[tuple[str, ...]] = ()
+    stock_fields: ClassVar[tuple[str, ...]] = ()
     takes_transposed: ClassVar[bool] = True
 
     roles: Roles = "all"
@@ -67,7 +70,7 @@ class LinearTechnique(Technique):
                 raise DesignError(
                     f"{self.kind} needs maps that store their weight as [out, in], but {linear.path} of "
                     f"{model.architecture} stores it as [in, out] (Conv1D), which peft's {self.peft_type} cannot wrap; "
-                    "take lora, vera or shira instead"
+                    "take another technique, such as lora"
                 )
         if self.roles != "all":
             for role in self.roles:
@@ -122,6 +125,11 @@ class LinearTechnique(Technique):
         """Return True: peft has targets for each map."""
         return True
 
+    @classmethod
+    def exports_together(cls, blocks: Sequence[Block], quantization: Quantization) -> bool:  # noqa: ARG003
+        """Return whether the blocks agree on what stock peft keeps once."""
+        return all(len({getattr(block, field) for block in blocks}) <= 1 for field in cls.stock_fields)
+
     def describe_roles(self) -> str:
         """Say which roles are changed, after a size."""
         return f"on {'all roles' if self.roles == 'all' else ', '.join(self.roles)}"
@@ -146,7 +154,88 @@ class LinearTechnique(Technique):
         return peft_gate.extract(site)
 
 
-class ScaledTechnique(LinearTechnique):
+class HookedTechnique(LinearTechnique):
+    """A technique with a module of its own beside each linear map, where peft's layer would not do.
+
+    The module is `autopeft_<kind>` under the map, and adds what it makes of the map's input to the
+    map's output: y = W x + module(x), linear in x. Whatever else is on the map, and however its weight is stored, stays
+    in force. Files have peft's format.
+
+    Class attributes:
+        peft_names: peft's name of each tensor that a module may hold, by ours.
+        peft_takes_transposed: Whether peft's layer can wrap maps that store their weight as [in, out].
+        peft_takes_4_bits: Whether peft's layer can wrap maps whose weight is stored in 4 bits.
+    """
+
+    peft_names: ClassVar[Mapping[str, str]]
+    peft_takes_transposed: ClassVar[bool] = False
+    peft_takes_4_bits: ClassVar[bool] = True
+
+    def build(self, linear: LinearSummary) -> nn.Module:
+        """Return the module for a linear map: called with its input, it returns what is added to its output."""
+        raise NotImplementedError
+
+    def exports_to_peft(self, model: ModelSummary) -> bool:
+        """Return whether peft's layer can wrap the maps."""
+        return self.peft_takes_transposed or not any(linear.transposed for linear in self.targets(model))
+
+    @classmethod
+    def exports_together(cls, blocks: Sequence[Block], quantization: Quantization) -> bool:
+        """Return whether the blocks agree on what peft keeps once, and peft's layer can wrap maps in this storage."""
+        stored = cls.peft_takes_4_bits or quantization not in FOUR_BIT
+        return stored and super().exports_together(blocks, quantization)
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Put a module beside each linear map, and add what it computes."""
+        for block in blocks:
+            for linear in block.targets(site.summary):
+                module = block.build(linear)
+                site.add(linear.path, f"autopeft_{cls.kind}", module)
+                site.hook(site.module(linear.path), partial(_add, module))
+
+    @classmethod
+    def merge(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Add to each weight what its module makes of the identity: the module is linear."""
+        for linear in (linear for block in blocks for linear in block.targets(site.summary)):
+            holder: Any = site.module(linear.path)
+            while not hasattr(holder, f"autopeft_{cls.kind}"):
+                holder = holder.base_layer  # inside of what was put around it later
+            weight = site.base_module(linear.path).weight
+            assert isinstance(weight, torch.Tensor)
+            with torch.no_grad():
+                added = getattr(holder, f"autopeft_{cls.kind}")(torch.eye(linear.in_features, device=weight.device))
+                weight += (added if linear.transposed else added.T).to(weight.dtype)
+
+    @classmethod
+    def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return peft's settings, and the modules' tensors under peft's names."""
+        targets = {linear.path: block for block in blocks for linear in block.targets(site.summary)}
+        tensors = {
+            f"{path}.{cls.peft_names[name]}": tensor.detach().cpu().contiguous()
+            for path in targets
+            for name, tensor in site.module(f"{path}.autopeft_{cls.kind}").state_dict().items()
+        }
+        conv1d = any(linear.transposed for block in blocks for linear in block.targets(site.summary))
+        settings = cls.peft_settings(targets, conv1d=conv1d)
+        return {"peft_type": cls.peft_type, "target_modules": list(targets), **settings}, tensors
+
+    @classmethod
+    def from_peft(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        model: "PreTrainedModel",  # noqa: ARG003
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors by their path in the attached model."""
+        ours = {theirs: ours for ours, theirs in cls.peft_names.items()}
+        state = {}
+        for name, tensor in tensors.items():
+            path, _, last = name.removeprefix("base_model.model.").rpartition(".")
+            state[f"{path}.autopeft_{cls.kind}.{ours[last]}" if last in ours else f"{path}.{last}"] = tensor
+        return state
+
+
+class ScaledTechnique(HookedTechnique):
     """Settings of a technique that adds s times a product of factors of a rank, with s = alpha / rank.
 
     Attributes:
@@ -186,65 +275,6 @@ class ScaledTechnique(LinearTechnique):
         }
 
 
-class HookedTechnique(LinearTechnique):
-    """A technique with a module of its own beside each linear map, where peft's layer would not compose.
-
-    The module is `autopeft_<kind>` under the map, and adds what it makes of the map's input to the
-    map's output: y = W x + module(x). Whatever else is on the map, and however its weight is stored, stays in force.
-
-    Class attributes:
-        peft_names: peft's name of each tensor that the module holds, by ours.
-    """
-
-    peft_names: ClassVar[Mapping[str, str]]
-
-    @classmethod
-    def place(cls, site: Site, path: str, module: nn.Module) -> None:
-        """Put a module beside a linear map, and add what it computes."""
-
-        def add(_map: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            added: torch.Tensor = module(args[0])
-            return output + added.to(output.dtype)
-
-        site.add(path, f"autopeft_{cls.kind}", module)
-        site.hook(site.module(path), add)
-
-    @classmethod
-    def merge(cls, blocks: Sequence[Self], site: Site) -> None:
-        """Add to each weight what its module makes of the identity: the module is linear."""
-        for linear in (linear for block in blocks for linear in block.targets(site.summary)):
-            holder: Any = site.module(linear.path)
-            while not hasattr(holder, f"autopeft_{cls.kind}"):
-                holder = holder.base_layer  # inside of what was put around it later
-            weight = site.base_module(linear.path).weight
-            assert isinstance(weight, torch.Tensor)
-            with torch.no_grad():
-                added = getattr(holder, f"autopeft_{cls.kind}")(torch.eye(linear.in_features, device=weight.device))
-                weight += (added if linear.transposed else added.T).to(weight.dtype)
-
-    @classmethod
-    def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return peft's settings, and the modules' tensors under peft's names."""
-        targets = {linear.path: block for block in blocks for linear in block.targets(site.summary)}
-        conv1d = any(linear.transposed for block in blocks for linear in block.targets(site.summary))
-        tensors = {
-            f"{path}.{theirs}": getattr(site.module(f"{path}.autopeft_{cls.kind}"), ours).detach().cpu().contiguous()
-            for path in targets
-            for ours, theirs in cls.peft_names.items()
-        }
-        settings = cls.peft_settings(targets, conv1d=conv1d)
-        return {"peft_type": cls.peft_type, "target_modules": list(targets), **settings}, tensors
-
-    @classmethod
-    def from_peft(
-        cls,
-        tensors: Mapping[str, torch.Tensor],
-        model: "PreTrainedModel",  # noqa: ARG003
-    ) -> dict[str, torch.Tensor]:
-        """Return the tensors by their path in the attached model."""
-        ours = {theirs: ours for ours, theirs in cls.peft_names.items()}
-        state = {}
-        for name, tensor in tensors.items():
-            path, _, last = name.removeprefix("base_model.model.").rpartition(".")
-            state[f"{path}.autopeft_{cls.kind}.{ours[last]}" if last in ours else f"{path}.{last}"] = tensor
-        return state
+def _add(module: nn.Module, _map: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    added: torch.Tensor = module(args[0])
+    return output + added.to(output.dtype)

@@ -89,7 +89,11 @@ class Design:
 
     def exports_to_peft(self, model: ModelSummary) -> bool:
         """Return whether the export is a folder that stock PEFT loads: blocks of one kind that it can express."""
-        return len(self.kinds) == 1 and all(block.exports_to_peft(model) for block in self.blocks)
+        return (
+            len(self.kinds) == 1
+            and all(block.exports_to_peft(model) for block in self.blocks)
+            and block_class(self.kinds[0]).exports_together(self.blocks, self.quantization)
+        )
 
     def describe(self) -> str:
         """Say in words what the design is."""

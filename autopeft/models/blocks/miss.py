@@ -3,23 +3,27 @@
 With x cut into shards x_j of `rank` features (the last one padded with zeros), D is [rank, out_features]; so
 the update repeats D^T along the input. D starts at zero, so that the step-0 model is the base model.
 
-Source: Kang & Yin 2024 (arXiv:2409.15371), section 3, the efficient form. The layers are peft's.
-Omits: `bat`, whose peft layer takes the base's weight past whatever else is on the map, and `mini`.
+Source: Kang & Yin 2024 (arXiv:2409.15371), section 3, the efficient form.
+Omits: `bat`, whose peft layer takes the base's weight past whatever else is on the map, and `mini`. peft's layer, which
+wraps `nn.Linear` alone and has one rank for all maps.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
+import torch
 from pydantic import Field
+from torch import nn
+from torch.nn import functional
 
 from autopeft.errors import DesignError
-from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.linear_technique import HookedTechnique
 from autopeft.spec.block import Quantization, register
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import LinearSummary, ModelSummary
 
 
 @register
-class MiSS(LinearTechnique):
+class MiSS(HookedTechnique):
     """Settings of a MiSS block.
 
     Attributes:
@@ -28,9 +32,9 @@ class MiSS(LinearTechnique):
 
     kind: ClassVar[str] = "miss"
     peft_type: ClassVar[str] = "MISS"
+    peft_names: ClassVar[Mapping[str, str]] = {"shard": "miss_block"}
     size_field: ClassVar[str | None] = "rank"
-    shared_fields: ClassVar[tuple[str, ...]] = ("rank",)
-    takes_transposed: ClassVar[bool] = False
+    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     # A prior, not a measurement: LoRA's of here. A step on D moves in_features / rank columns of the weight at once.
     default_learning_rate: ClassVar[float] = 1e-3
 
@@ -50,7 +54,26 @@ class MiSS(LinearTechnique):
         """Say the rank and the roles."""
         return f"MiSS r={self.rank} {self.describe_roles()}"
 
+    def build(self, linear: LinearSummary) -> nn.Module:
+        """Return the shared matrix."""
+        return SharedShard(linear.out_features, self.rank)
+
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
         """Return the rank."""
         return {"r": next(iter(targets.values())).rank}
+
+
+class SharedShard(nn.Module):
+    """D^T sum_j x_j, with D (`shard`) [rank, n_out]."""
+
+    def __init__(self, n_out: int, rank: int) -> None:
+        super().__init__()
+        self.shard = nn.Parameter(torch.zeros(rank, n_out))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the matrix adds, in its dtype."""
+        rank = len(self.shard)
+        padded = functional.pad(hidden.to(self.shard.dtype), (0, -hidden.shape[-1] % rank))
+        shards = padded.reshape(*hidden.shape[:-1], -1, rank)
+        return functional.linear(shards.sum(dim=-2), self.shard.T)

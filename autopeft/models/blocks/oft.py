@@ -9,13 +9,14 @@ Source: Qiu et al. 2023 (arXiv:2306.07280), section 3.2 and eq. 5; the rotation 
 weight, and the series: Qiu et al. 2025 (arXiv:2506.19847). The layers are peft's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
 from autopeft.errors import DesignError
 from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
 from autopeft.spec.model import ModelSummary
 
@@ -32,7 +33,7 @@ class Oft(LinearTechnique):
     kind: ClassVar[str] = "oft"
     peft_type: ClassVar[str] = "OFT"
     size_field: ClassVar[str | None] = "block_size"
-    shared_fields: ClassVar[tuple[str, ...]] = ("block_size", "exact")
+    stock_fields: ClassVar[tuple[str, ...]] = ("block_size", "exact")
     takes_transposed: ClassVar[bool] = False
     # A prior, not a measurement: LoRA's of here; Q is on the scale of an angle in radians.
     default_learning_rate: ClassVar[float] = 1e-3
@@ -53,6 +54,13 @@ class Oft(LinearTechnique):
     def describe(self) -> str:
         """Say the block size and the roles."""
         return f"OFT{' exact' if self.exact else ''} b={self.block_size} {self.describe_roles()}"
+
+    @classmethod
+    def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
+        """Inject blocks of one size together: peft keeps it once for all of an adapter's layers."""
+        settings = {(block.block_size, block.exact) for block in blocks}
+        for size, exact in sorted(settings):
+            super().attach_all([b for b in blocks if (b.block_size, b.exact) == (size, exact)], site)
 
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003

@@ -9,7 +9,7 @@ Omits: masks by structure, weight magnitude or gradient. peft's layer is not use
 weight past whatever else is on the map, and copies that weight in every forward. Its format is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from autopeft.errors import DesignError
 from autopeft.models.linear_technique import HookedTechnique
-from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import LinearSummary, ModelSummary
 
 
 @register
@@ -36,7 +35,7 @@ class Shira(HookedTechnique):
     peft_type: ClassVar[str] = "SHIRA"
     peft_names: ClassVar[Mapping[str, str]] = {"values": "shira_weight", "indices": "shira_indices"}
     size_field: ClassVar[str | None] = "rank"
-    shared_fields: ClassVar[tuple[str, ...]] = ("rank",)
+    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     # A prior, not a measurement: LoRA's of here; each number is a weight of its own, as in full fine-tuning.
     default_learning_rate: ClassVar[float] = 1e-3
 
@@ -53,20 +52,13 @@ class Shira(HookedTechnique):
                     f"{self.rank} for {linear.path} of {n_in} x {n_out}; lower shira.rank"
                 )
 
-    def exports_to_peft(self, model: ModelSummary) -> bool:
-        """Return whether peft's layer can wrap the maps."""
-        return not any(linear.transposed for linear in self.targets(model))
-
     def describe(self) -> str:
         """Say the rank and the roles."""
         return f"SHiRA r={self.rank} {self.describe_roles()}"
 
-    @classmethod
-    def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
-        """Put a sparse update beside each map."""
-        for block in blocks:
-            for linear in block.targets(site.summary):
-                cls.place(site, linear.path, SparseUpdate(linear.in_features, linear.out_features, block.rank))
+    def build(self, linear: LinearSummary) -> nn.Module:
+        """Return a sparse update with a mask of its own."""
+        return SparseUpdate(linear.in_features, linear.out_features, self.rank)
 
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003

@@ -22,7 +22,7 @@ from autopeft.errors import DesignError
 from autopeft.models.linear_technique import HookedTechnique
 from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import LinearSummary, ModelSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,8 @@ class Vera(HookedTechnique):
     peft_type: ClassVar[str] = "VERA"
     peft_names: ClassVar[Mapping[str, str]] = {"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}
     size_field: ClassVar[str | None] = "rank"
-    shared_fields: ClassVar[tuple[str, ...]] = ("rank", "d_initial")
+    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
+    peft_takes_transposed: ClassVar[bool] = True
     # A prior, not a measurement: ten times LoRA's of here, as Kopiczko et al. do in instruction tuning (appendix A).
     default_learning_rate: ClassVar[float] = 1e-2
 
@@ -64,16 +65,23 @@ class Vera(HookedTechnique):
         """Say the rank and the roles."""
         return f"VeRA r={self.rank} {self.describe_roles()}"
 
+    def build(self, linear: LinearSummary) -> nn.Module:
+        """Return the two vectors; `attach_all` gives them the projections."""
+        return VectorPair(linear.out_features, self.rank, self.d_initial)
+
     @classmethod
     def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
         """Put the projections into the model, and two vectors beside each map."""
-        first, targets = blocks[0], [linear for block in blocks for linear in block.targets(site.summary)]
-        shared = Projections(
-            max(linear.in_features for linear in targets), max(linear.out_features for linear in targets), first.rank
-        )
+        targets = [linear for block in blocks for linear in block.targets(site.summary)]
+        n_in = max(linear.in_features for linear in targets)
+        n_out = max(linear.out_features for linear in targets)
+        shared = Projections(n_in, n_out, max(block.rank for block in blocks))
         site.add("", _SHARED, shared)
+        super().attach_all(blocks, site)
         for linear in targets:
-            cls.place(site, linear.path, VectorPair(linear.in_features, linear.out_features, first, shared))
+            pair = site.module(f"{linear.path}.autopeft_vera")
+            assert isinstance(pair, VectorPair)
+            pair.share(shared)
 
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:
@@ -112,17 +120,20 @@ class Projections(nn.Module):
 class VectorPair(nn.Module):
     """l_b * B (l_d * (A x)) with `lambda_b` [n_out] and `lambda_d` [rank]; A and B belong to the model."""
 
-    def __init__(self, n_in: int, n_out: int, settings: Vera, shared: Projections) -> None:
+    def __init__(self, n_out: int, rank: int, d_initial: float) -> None:
         super().__init__()
         self.lambda_b = nn.Parameter(torch.zeros(n_out))
-        self.lambda_d = nn.Parameter(torch.full((settings.rank,), settings.d_initial))
-        self._n_in, self._n_out = n_in, n_out
-        self._shared = (shared,)  # in a tuple: it is no part of this module
+        self.lambda_d = nn.Parameter(torch.full((rank,), d_initial))
+
+    def share(self, projections: Projections) -> None:
+        """Use projections that are no part of this module."""
+        self._projections = (projections,)  # torch would register the bare module as a child
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what the vectors add."""
-        (shared,) = self._shared
-        down = shared.down[:, : self._n_in].to(hidden.device)  # layers may be on other devices than the projections
-        up = shared.up[: self._n_out].to(hidden.device)
+        """Return what the vectors add, in the dtype of the projections."""
+        (projections,) = self._projections
+        rank, n_in, n_out = len(self.lambda_d), hidden.shape[-1], len(self.lambda_b)
+        down = projections.down[:rank, :n_in].to(hidden.device)  # layers may be on other devices than the projections
+        up = projections.up[:n_out, :rank].to(hidden.device)
         narrow = self.lambda_d * functional.linear(hidden.to(down.dtype), down)
         return self.lambda_b * functional.linear(narrow, up)
