@@ -97,4 +97,4 @@ def _predicted_seconds(study: PreparedStudy) -> float:
     for end in ends:
         seconds += reached * ((end - before) * train + evaluation)
         reached, before = reached / (halving.eta if halving else 1.0), end
-    return study.spec.n_trials * seconds + 2 * (train + evaluation)
+    return study.spec.n_trials * seconds + len(study.plan().baselines) * (train + evaluation)

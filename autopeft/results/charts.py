@@ -16,11 +16,13 @@ from autopeft.results.comparison import Z_95
 from autopeft.results.diagnostics import throughput, timed, trained_flops
 from autopeft.results.plots import (
     FRONT_COLOR,
+    FULL_COLOR,
     OTHER_COLOR,
     YARDSTICK_COLOR,
     axis_title,
     cost_ticks,
     drawn,
+    full,
     is_wide,
     scored,
     without_score,
@@ -43,7 +45,8 @@ def front_chart(state: StudyState) -> Any:
     on_front = {record.number for record in front}
     trials = drawn(state)
     with_score = scored(trials, state.metric)
-    rest = [trial for trial in with_score if trial.number not in on_front and trial is not state.yardstick]
+    set_apart = {*on_front, *(trial.number for trial in (state.yardstick, *full(state)) if trial is not None)}
+    rest = [trial for trial in with_score if trial.number not in set_apart]
     complete = [trial for trial in rest if trial.outcome is Outcome.COMPLETE]
     partial = [trial for trial in rest if trial.outcome is not Outcome.COMPLETE]
     unscored = without_score(state)
@@ -66,6 +69,8 @@ def front_chart(state: StudyState) -> Any:
     if (yardstick := state.yardstick) is not None:
         points = _points(state, [yardstick], "yardstick", symbol="diamond", color=YARDSTICK_COLOR, size=10)
         figure.add_trace(points)
+    if tuned := full(state):
+        figure.add_trace(_points(state, tuned, "full fine-tuning", symbol="square", color=FULL_COLOR, size=9))
     _add_references(figure, state)
     ticks = cost_ticks(state)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[format_cost(state.cost.name, tick) for tick in ticks])

@@ -130,9 +130,9 @@ def throughput(state: StudyState) -> Throughput | None:
 
 
 def written(state: StudyState, first: Sequence[TrialRecord]) -> tuple[Written, ...]:
-    """Return what the base model, the yardstick, `first` and then the other designs wrote, by prompt."""
+    """Return what the references, the yardstick, `first` and then the other designs wrote, by prompt."""
     by_number = {trial.number: trial for trial in state.trials}
-    wanted = [trial for trial in (state.base, state.yardstick, *first) if trial is not None]
+    wanted = [trial for trial in (state.base, state.full, state.yardstick, *first) if trial is not None]
     numbers = dict.fromkeys([*(trial.number for trial in wanted), *state.samples])
     columns = [number for number in numbers if number in state.samples and number in by_number]
     prompts = {s.prompt: s.reference for number in columns for s in state.samples[number]}

@@ -23,6 +23,7 @@ def front_values(state: StudyState) -> dict[str, Any]:
         "n_full_examples": state.n_full_examples,
         "designs": [_values(state, record) for record in pareto_front(state.trials, state.objectives)],
         "yardstick": None if yardstick is None else _values(state, yardstick),
+        "full_fine_tuning": None if state.full is None else _values(state, state.full),
     }
 
 
@@ -31,7 +32,7 @@ def _values(state: StudyState, record: TrialRecord) -> dict[str, Any]:
     return {
         "trial": record.number,
         "adapter": f"adapters/{record.number}",
-        "summary": record.design.describe(),
+        "summary": record.describe(),
         "design": record.design.to_dict(),
         "learning_rates": dict(record.learning_rates),
         "seed": record.seed,

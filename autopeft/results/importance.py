@@ -118,7 +118,7 @@ def _quality_rows(state: StudyState) -> list[_Row]:
     # A perplexity is the exponential of a loss: its logarithm keeps one diverged trial from being all the variance.
     scale: Callable[[float], float] = log10 if state.metric == "perplexity" else float
     rows = []
-    for trial in [t for t in state.chains if t.baseline != "base"][-MAX_TRIALS:]:
+    for trial in [t for t in state.chains if not t.is_reference][-MAX_TRIALS:]:
         scores = [(rung.examples, rung.scores.get(state.metric, float("nan"))) for rung in trial.rungs]
         rows += [
             _Row(trial=trial, target=scale(score), share=examples / state.n_full_examples, judged=False)
@@ -131,7 +131,7 @@ def _quality_rows(state: StudyState) -> list[_Row]:
 
 
 def _cost_rows(state: StudyState, objective: Objective) -> list[_Row]:
-    trials = {trial.design.key: trial for trial in state.chains if trial.baseline != "base"}
+    trials = {trial.design.key: trial for trial in state.chains if not trial.is_reference}
     return [
         _Row(trial=trial, target=log10(max(trial.value(objective.name), 1.0)))
         for trial in list(trials.values())[-MAX_TRIALS:]

@@ -20,7 +20,12 @@ from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_seconds
 
-_BASELINES = {"yardstick": "the yardstick", "head": "the new modules alone", "base": "the base model as it is"}
+_BASELINES = {
+    "yardstick": "the yardstick",
+    "head": "the new modules alone",
+    "base": "the base model as it is",
+    "full": "the whole model, whatever the budget says",
+}
 
 
 def study_note(state: StudyState) -> str:

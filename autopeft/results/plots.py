@@ -14,9 +14,10 @@ from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 
-# Okabe and Ito's blue and vermilion: told apart by people with any kind of colour vision.
+# Okabe and Ito's blue, vermilion and green: told apart by people with any kind of colour vision.
 FRONT_COLOR = "#0072b2"
 YARDSTICK_COLOR = "#d55e00"
+FULL_COLOR = "#009e73"
 OTHER_COLOR = "#8a9099"
 
 
@@ -28,6 +29,15 @@ def axis_title(state: StudyState) -> str:
 def drawn(state: StudyState) -> list[TrialRecord]:
     """Return the trials that have a place over the logarithm of the first cost: every one, the base model left out."""
     return [trial for trial in state.chains if trial.baseline != "base" and trial.value(state.cost.name) > 0]
+
+
+def full(state: StudyState) -> list[TrialRecord]:
+    """Return the full fine-tunings that were scored, one for each learning rate."""
+    return [
+        trial
+        for trial in scored(state.trials, state.metric)
+        if trial.baseline == "full" and trial.outcome is Outcome.COMPLETE
+    ]
 
 
 def is_wide(state: StudyState) -> bool:
@@ -70,7 +80,8 @@ def draw_front(state: StudyState) -> Figure:
     axes = figure.add_subplot()
     front = pareto_front(state.trials, state.objectives)
     on_front = {record.number for record in front}
-    rest = [trial for trial in drawn(state) if trial.number not in on_front and trial is not state.yardstick]
+    set_apart = {*on_front, *(trial.number for trial in (state.yardstick, *full(state)) if trial is not None)}
+    rest = [trial for trial in drawn(state) if trial.number not in set_apart]
     complete = [trial for trial in scored(rest, state.metric) if trial.outcome is Outcome.COMPLETE]
     partial = [trial for trial in scored(rest, state.metric) if trial.outcome is not Outcome.COMPLETE]
     _scatter(axes, state, complete, color=OTHER_COLOR, label="trained in full")
@@ -88,6 +99,8 @@ def draw_front(state: StudyState) -> Figure:
     _draw_line(axes, state, front)
     if (yardstick := state.yardstick) is not None:
         _scatter(axes, state, [yardstick], color=YARDSTICK_COLOR, marker="D", s=45, label="yardstick", zorder=4)
+    style = {"color": FULL_COLOR, "marker": "s", "s": 38, "label": "full fine-tuning", "zorder": 4}
+    _scatter(axes, state, full(state), **style)
     if (limit := state.limits.get(state.cost.name)) is not None:
         axes.axvline(limit, color=OTHER_COLOR, linestyle=":", linewidth=1, label="budget")
     if (base := state.base) is not None and base in scored([base], state.metric):

@@ -83,7 +83,9 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
     }
     counts = state.outcomes
     chosen = picks(comparer) if front else ()
-    references = [trial for trial in (state.yardstick, state.base) if trial is not None and trial not in front]
+    references = [
+        trial for trial in (state.yardstick, state.full, state.base) if trial is not None and trial not in front
+    ]
     return _template().render(
         state=state,
         interrupted=interrupted,

@@ -10,6 +10,7 @@ from autopeft.results.wording import (
     format_ratio,
     format_score,
     marked_words,
+    outcome_words,
     outcomes_words,
     verdict,
 )
@@ -17,6 +18,7 @@ from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
+from autopeft.spec.units import format_count
 
 _AGAINST = {
     "clearly better": "is clearly better than",
@@ -67,13 +69,16 @@ def headline(comparer: Comparer) -> str:
 def gain_sentences(comparer: Comparer) -> list[str]:
     """Say what the front gains over the yardstick, each gain with its standard error and whether it is noise.
 
+    The last one compares with full fine-tuning, where the study has it.
+
     Numbers are those of the test split where there are any: nothing was chosen by it.
     """
     state = comparer.state
+    reference = [sentence] if (sentence := full_sentence(comparer)) else []
     try:
         gain = gain_over_yardstick(comparer)
     except ResultError as error:
-        return [f"Nothing to compare: {error}."]
+        return [f"Nothing to compare: {error}.", *reference]
     sentences = []
     dearest = gain.overall
     if gain.at_no_more_cost is not None:
@@ -91,7 +96,29 @@ def gain_sentences(comparer: Comparer) -> list[str]:
             sentences.append(_sentence(state, f"With {ratio} less {state.cost.label}, {quality}", cheap))
             if gain.cheapest_tied is not None and gain.cheapest_tied.trial == cheap.trial:
                 break  # the same design is both
-    return sentences
+    return [*sentences, *reference]
+
+
+def full_sentence(comparer: Comparer) -> str:
+    """Say how the best design of the front compares with full fine-tuning, or why that was left out; else nothing."""
+    state, full = comparer.state, comparer.state.full
+    front = pareto_front(state.trials, state.objectives)
+    if full is None:
+        tried = [trial for trial in state.chains if trial.baseline == "full"]
+        ends = "; ".join(f"{outcome_words(t.outcome)}{f', {t.reason}' if t.reason else ''}" for t in tried[-1:])
+        return f"Full fine-tuning (trial {tried[-1].number}) gives no reference: {ends}." if ends else ""
+    score = format_score(full.scores, full.standard_errors, state.metric)
+    text = f"Full fine-tuning (trial {full.number}, {format_count(full.estimate.trainable_params)} parameters)"
+    if not front:
+        return f"{text} reaches {state.quality.label} {score} on validation."
+    comparison = comparer.compare(best(comparer, None, None, {}), full)
+    difference = comparison.soundest
+    return (
+        f"{text} as a reference: the best design, with "
+        f"{format_ratio(comparison.trial.estimate.trainable_params, full.estimate.trainable_params)} fewer trainable "
+        f"parameters, has {state.quality.label} {format_difference(difference, state.quality)} against it on "
+        f"{difference.split}: {verdict(difference)}."
+    )
 
 
 def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:

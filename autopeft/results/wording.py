@@ -10,7 +10,7 @@ from autopeft.spec.objective import OBJECTIVES, Objective, find_objective
 from autopeft.spec.trial import Outcome, TrialRecord
 
 MISSING = "–"
-BASELINE_MARKS = {"yardstick": "yardstick", "head": "baseline", "base": "base model"}
+BASELINE_MARKS = {"yardstick": "yardstick", "head": "baseline", "base": "base model", "full": "reference"}
 """What each baseline is marked with beside its design."""
 SERVING: dict[Serving, str] = {"merge": "mergeable", "peft": "stock PEFT", "autopeft": "autopeft only"}
 """What each way of serving is called."""
@@ -37,8 +37,8 @@ def outcomes_words(counts: Mapping[Outcome, int]) -> str:
 
 
 def serving_words(trial: TrialRecord) -> str:
-    """Say how a trained design is served; the base model as it is needs nothing."""
-    return "as it is" if trial.baseline == "base" else SERVING[trial.estimate.serving]
+    """Say how a trained design is served; the base model as it is needs nothing, and a fine-tuned one is its own."""
+    return {"base": "as it is", "full": "a whole model"}.get(trial.baseline) or SERVING[trial.estimate.serving]
 
 
 def marked_words(trial: TrialRecord) -> str:

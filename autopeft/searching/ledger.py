@@ -3,7 +3,7 @@
 from collections import Counter
 
 from autopeft.searching.pareto import compared, eligible
-from autopeft.searching.plan import SearchPlan
+from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.rungs import RungEntry, promotable
 from autopeft.spec.event import Progress
 from autopeft.spec.trial import Outcome, TrialRecord
@@ -35,9 +35,9 @@ class Ledger:
         """Return the trials that run."""
         return [record for record in self.records.values() if record.outcome is Outcome.RUNNING]
 
-    def has_baseline(self, name: str) -> bool:
+    def has_tried(self, baseline: Baseline) -> bool:
         """Return whether a baseline has been tried."""
-        return any(record.baseline == name for record in self.records.values())
+        return any(baseline.is_tried_in(record) for record in self.records.values())
 
     def n_started(self) -> int:
         """Return how many proposed designs have started training; a chain counts once."""

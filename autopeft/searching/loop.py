@@ -139,7 +139,7 @@ class SearchLoop:
         if self._interrupted:
             return self._continue(self._interrupted.pop(0))
         for baseline in self._plan.baselines:
-            if not self._ledger.has_baseline(baseline.name):
+            if not self._ledger.has_tried(baseline):
                 return self._start_baseline(baseline)
         if (stopped := self._ledger.promotable()) is not None:
             return self._continue(stopped)
@@ -161,10 +161,11 @@ class SearchLoop:
     def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
         estimate = self._cost_model(baseline.design)
         record = replace(self._new_record(baseline.design, baseline.learning_rates, estimate), baseline=baseline.name)
-        if all(value <= 0 for value in record.excess.values()):
+        reason = baseline.refusal(estimate, record.excess)
+        if baseline.memory_bytes is not None:
+            record = replace(record, excess={})
+        if not reason:
             return self._store.add(record)
-        over = max(record.excess, key=lambda name: record.excess[name])
-        reason = f"exceeds the budget of {over}"
         self._ledger.put(self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=reason)))
         return self._next()
 

@@ -37,13 +37,13 @@ def losses(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float,
 def eligible(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the feasible trials that trained in full: those that may stand on a front.
 
-    The base model as it is, which trains nothing, is a reference and no design.
+    References are no designs: the base model as it is, and the whole model fine-tuned.
     """
     return [
         record
         for record in records
         if record.outcome is Outcome.COMPLETE
-        and record.baseline != "base"
+        and not record.is_reference
         and all(value <= 0 for value in record.excess.values())
     ]
 

@@ -2,22 +2,48 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.objective import Objective
 from autopeft.spec.study import EarlyStopping
-from autopeft.spec.trial import TrialRecord
+from autopeft.spec.trial import BaselineName, TrialRecord
+from autopeft.spec.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A design that is trained in full besides the proposed ones, to compare them with."""
+    """A design that is trained in full besides the proposed ones, to compare them with.
 
-    name: Literal["yardstick", "head", "base"]
+    Attributes:
+        memory_bytes: Of the device, for a reference that is held against it in the place of the budget.
+    """
+
+    name: BaselineName
     design: Design
     learning_rates: Mapping[str, float]
+    memory_bytes: int | None = None
+
+    def is_tried_in(self, record: TrialRecord) -> bool:
+        """Return whether a trial is this baseline; a reference may be trained at several learning rates."""
+        rates_differ = self.memory_bytes is not None and dict(record.learning_rates) != dict(self.learning_rates)
+        return record.baseline == self.name and not rates_differ
+
+    def refusal(self, estimate: Estimate, over: Mapping[str, float]) -> str:
+        """Return why it is not trained, or an empty string.
+
+        Args:
+            estimate: What it costs.
+            over: By how much that exceeds each limit of the budget.
+        """
+        if self.memory_bytes is not None:
+            # The weights that training changes are copies, beside those of the base.
+            needed = estimate.peak_memory + estimate.base_bytes
+            have = f"{format_bytes(needed)} of memory, and the device has {format_bytes(self.memory_bytes)}"
+            return f"it needs {have}" if needed > self.memory_bytes else ""
+        worst = max(over, key=lambda name: over[name], default="")
+        return f"exceeds the budget of {worst}" if worst and over[worst] > 0 else ""
 
 
 @dataclass(frozen=True, kw_only=True)

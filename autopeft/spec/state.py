@@ -80,6 +80,12 @@ class StudyState:
         """Return the base model as it is, untrained, where the task can score it."""
         return self._baseline("base")
 
+    @property
+    def full(self) -> TrialRecord | None:
+        """Return the whole model fine-tuned, at the best of the learning rates that were tried, where it was."""
+        tried = [t for t in self.trials if t.baseline == "full" and t.outcome is Outcome.COMPLETE]
+        return min(tried, key=lambda trial: self.quality.loss(trial.value(self.metric)), default=None)
+
     def _baseline(self, name: str) -> TrialRecord | None:
         return next((t for t in self.trials if t.baseline == name and t.outcome is Outcome.COMPLETE), None)
 

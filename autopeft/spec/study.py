@@ -33,6 +33,10 @@ DEFAULT_YARDSTICK: dict[str, Any] = {
 """The design that most people would try first; the front is measured against it."""
 
 
+def _rates(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _seconds(value: Any) -> Any:
     return value if value is None else parse_seconds(value)
 
@@ -95,6 +99,9 @@ class StudySpec(BaseModel):
         n_workers: Designs that train at the same time.
         sampler: `auto` is Optuna's multi-objective TPE.
         yardstick: A design trained besides; None for none.
+        full_fine_tuning: Whether the whole model is trained besides, as a reference that is never on the front and
+            that the budget does not apply to; it is left out where it needs more memory than the device has. A
+            learning rate, or a list of them to train it once with each, in the place of `true`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,6 +128,7 @@ class StudySpec(BaseModel):
     n_workers: Annotated[int, Field(gt=0)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
     yardstick: dict[str, Any] | None = DEFAULT_YARDSTICK
+    full_fine_tuning: Annotated[bool | tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_rates)] = False
 
     @field_validator("study_name")
     @classmethod

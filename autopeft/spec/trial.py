@@ -8,6 +8,9 @@ from typing import Literal
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 
+BaselineName = Literal["yardstick", "head", "base", "full"]
+"""What is trained or scored besides the designs that the search proposes; see `TrialRecord.baseline`."""
+
 
 class Outcome(StrEnum):
     """How a trial ended; the same words in the study, the leaderboard and the report."""
@@ -130,7 +133,7 @@ class TrialRecord:
         reason: Why it ended as it did, in a sentence, where that is not plain.
         baseline: `yardstick` for the default design that the front is measured against, `head` for the
             new modules alone, `base` for the base model as it is, where it has no new module and can be scored
-            untrained (it is no design: never on the front); empty for a design that the search proposed.
+            untrained, `full` for the whole model, fine-tuned; empty for a design that the search proposed.
         started_at, ended_at: When, in seconds since 1970, where the record has kept it; not part of what makes
             two trials equal.
     """
@@ -149,13 +152,22 @@ class TrialRecord:
     examples: int = 0
     continues: int | None = None
     reason: str = ""
-    baseline: Literal["", "yardstick", "head", "base"] = ""
+    baseline: Literal[""] | BaselineName = ""
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
 
+    @property
+    def is_reference(self) -> bool:
+        """Return whether it is no design of the search: never on the front, and no budget applies to it."""
+        return self.baseline in ("base", "full")
+
     def describe(self) -> str:
         """Say what was trained, in words."""
-        return "no adapter, untrained" if self.baseline == "base" else self.design.describe()
+        if self.baseline == "base":
+            return "no adapter, untrained"
+        if self.baseline == "full":
+            return f"full fine-tuning, learning rate {self.learning_rates['full']:g}"
+        return self.design.describe()
 
     def value(self, name: str) -> float:
         """Return the score or the predicted cost called `name`, NaN where there is none."""

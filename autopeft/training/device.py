@@ -1,11 +1,13 @@
 """Device, precision and attention kernel: chosen once for a study, by a short measurement on the device itself."""
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -87,6 +89,16 @@ def choose_training(
     chosen = candidates[0] if best > PLAIN_MARGIN * plain else candidates[seconds.index(best)]
     named = {f"{c.precision}/{c.kernel}": round(s, 6) for c, s in zip(candidates, seconds, strict=True)}
     return Choice(training=chosen, step_seconds=named)
+
+
+def memory_bytes(device: str) -> int:
+    """Return the memory of a device: of a GPU, or of this machine, a limit on this process's group included."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    files = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    limits = [file.read_text().strip() for file in files if file.is_file()]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # the word `max` where there is none
 
 
 def _device(wanted: str) -> str:

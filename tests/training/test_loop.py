@@ -108,6 +108,17 @@ def test_a_checkpoint_without_what_a_technique_remembers_is_refused(worker: Work
     assert "adalora/mask is missing" in result.error
 
 
+def test_the_whole_model_trains_in_segments(worker: Worker, segment: MakeSegment) -> None:
+    design = Design.from_dict({"blocks": [{"full": {"embeddings": True}}]})
+    rates = {"full": 1e-3, "head": 1e-3}
+    whole = worker.run(segment(design=design, learning_rates=rates))
+    pieces = in_segments(worker, segment(design=design, learning_rates=rates), [40, 90, 225])
+    assert [loss for piece in pieces for loss in piece.losses] == list(whole.losses)
+    assert pieces[-1].checkpoint == whole.checkpoint
+    after = worker.run(segment(stop=16))
+    assert after.status is SegmentStatus.DONE, "the base is as it was"
+
+
 def test_lora_variants_train_in_segments(worker: Worker, segment: MakeSegment) -> None:
     design = Design.from_dict(
         {
