@@ -139,8 +139,8 @@ class Export:
         folder = locate(name)
         if fingerprint(folder) != self.fingerprint:
             raise ArtifactError(
-                f"an adapter fits only the base model that it was trained on, but {name!r} has other weights or another "
-                "configuration; give the right one as base_model"
+                f"an adapter fits only the base model that it was trained on, but {name!r} has other weights or "
+                "another configuration; give the right one as base_model"
             )
         return Checkpoint(name=name, folder=folder, head=self.head)
 
