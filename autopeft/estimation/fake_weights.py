@@ -53,6 +53,9 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -
                     if tensor is not None:
                         undo.callback(tensors.__setitem__, name, tensor)
                         tensors[name] = replace(tensor)
+            if isinstance(module, nn.RNNBase):  # which hands its kernel a list of its own
+                undo.callback(setattr, module, "_flat_weights", module._flat_weights)
+                module._flat_weights = [replace(weight) for weight in module._flat_weights]
         yield replace
 
 

@@ -8,7 +8,7 @@ It knows only roughly what oneDNN packs for itself in bf16 products, which depen
 and the threads: see `_packed_bytes`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -71,8 +71,15 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
 
 
 def flop_formulas() -> Mapping[Any, Formula]:
-    """Return, by operator packet, FLOPs: torch's formulas, CPU flash attention and quantized products."""
-    formulas: dict[Any, Formula] = {**flop_registry, _FLASH: _flash_flops, _FLASH_BACKWARD: _flash_backward_flops}
+    """Return, by operator packet, FLOPs: torch's formulas, CPU flash attention, LSTMs and quantized products."""
+    formulas: dict[Any, Formula] = {
+        **flop_registry,
+        _FLASH: _flash_flops,
+        _FLASH_BACKWARD: _flash_backward_flops,
+        _aten.mkldnn_rnn_layer: lambda read, *weights, **_: _recurrent_flops(read, weights[:2]),
+        _aten.mkldnn_rnn_layer_backward: lambda read, *weights, **_: 2 * _recurrent_flops(read, weights[:2]),
+        _aten.lstm: lambda read, _states, weights, *_, **__: _recurrent_flops(read, weights),
+    }
     for name, formula in _QUANTIZED_FLOPS.items():
         if hasattr(torch.ops.bitsandbytes, name):
             formulas[getattr(torch.ops.bitsandbytes, name)] = formula
@@ -187,6 +194,11 @@ def _flash_backward_flops(
     grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> int:
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
+
+
+def _recurrent_flops(read: torch.Tensor, weights: Sequence[torch.Tensor]) -> int:
+    """Return the FLOPs of a CPU's LSTM: the products of what it reads, [positions, batch, width], with its matrices."""
+    return 2 * read.shape[:-1].numel() * sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
 def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int | None) -> int:
