@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import design, perturb
+from tiny_models import HEADS, IMAGE_HEAD, design, perturb
 
 from autopeft.models.artifact import pack
 from autopeft.models.attach import attach
@@ -165,13 +165,26 @@ def ia3(block: Any, model: ModelSummary) -> int:
 
 
 def prefix(block: Any, model: ModelSummary) -> int:
-    """A key and a value for each position of each layer."""
-    return len(block.layer_indices(model)) * 2 * block.length * model.n_key_value_heads * model.head_size
+    """A key and a value for each position of each layer, or an MLP that computes them; a gate's map to 1."""
+    n_layers, width = len(block.layer_indices(model)), 2 * model.n_key_value_heads * model.head_size
+    total = n_layers * block.length * width
+    if block.projection:  # embeddings [length, k], a map from k to k, and one from k to all keys and values
+        k = block.projection_size
+        total = block.length * k + (k + 1) * k + (k + 1) * n_layers * width
+    return total + block.gate * n_layers * (model.hidden_size + 1)
 
 
 def prompt(block: Any, model: ModelSummary) -> int:
-    """An embedding for each position."""
-    return int(block.length) * model.hidden_size
+    """An embedding for each position, and the encoder: three maps, or a bidirectional LSTM of two layers and two."""
+    d, h = model.hidden_size, block.encoder_hidden_size or model.hidden_size
+    mlp = (d + 1) * h + (h + 1) * h + (h + 1) * d
+    lstm = sum(2 * 4 * h * (n_in + h + 2) for n_in in (d, 2 * h)) + (2 * h + 1) * 2 * h + (2 * h + 1) * d
+    return int(block.length) * d + {"none": 0, "mlp": mlp, "lstm": lstm}[block.encoder]
+
+
+def deep_prompt(block: Any, model: ModelSummary) -> int:
+    """An embedding for each token of each layer."""
+    return len(block.layer_indices(model)) * int(block.length) * model.hidden_size
 
 
 _EXPORTS = tempfile.TemporaryDirectory(prefix="autopeft-members-")
@@ -225,12 +238,8 @@ def full(block: Any, model: ModelSummary) -> int:
     return sum(parameter.numel() for name, parameter in plain.named_parameters() if name.startswith(layers))
 
 
-NO_TOKENS = ("vit", "dinov2", "whisper")
-"""Architectures whose input is no text."""
 NO_BIASES = ("llama", "qwen", "mistral", "gemma", "t5")
 """Architectures whose linear maps have no bias."""
-OWN_ATTENTION = ("mpnet", "deberta", "t5", "whisper")
-"""Architectures that cannot be given keys and values of a prefix: their attention is not transformers' interface."""
 
 ROWS = (
     Row(name="lora", kind="lora", settings={"rank": 2}, count=lora),
@@ -304,9 +313,37 @@ ROWS = (
         count=compacter,
     ),
     Row(name="ia3", kind="ia3", settings={}, count=ia3, refused_on=("gpt2",)),
-    Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix, refused_on=OWN_ATTENTION),
-    Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix, refused_on=OWN_ATTENTION),
-    Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt, refused_on=("t5", *NO_TOKENS)),
+    Row(name="prefix", kind="prefix", settings={"length": 3, "layers": [1]}, count=prefix),
+    Row(name="prefix, all layers", kind="prefix", settings={"length": 3}, count=prefix),
+    Row(
+        name="prefix, projection",
+        kind="prefix",
+        settings={"length": 3, "projection": True, "projection_size": 6, "layers": [0, 2]},
+        count=prefix,
+    ),
+    Row(name="prefix, gated", kind="prefix", settings={"length": 3, "gate": True, "layers": [0, 1]}, count=prefix),
+    Row(name="prompt", kind="prompt", settings={"length": 4}, count=prompt, refused_on=("t5", "whisper")),
+    Row(
+        name="prompt, mlp",
+        kind="prompt",
+        settings={"length": 4, "encoder": "mlp"},
+        count=prompt,
+        refused_on=("t5", "whisper"),
+    ),
+    Row(
+        name="prompt, lstm",
+        kind="prompt",
+        settings={"length": 4, "encoder": "lstm", "encoder_hidden_size": 6},
+        count=prompt,
+        refused_on=("t5", "whisper"),
+    ),
+    Row(
+        name="deep_prompt",
+        kind="deep_prompt",
+        settings={"length": 2, "layers": [0, 2]},
+        count=deep_prompt,
+        refused_on=tuple(name for name, head in HEADS.items() if head is not IMAGE_HEAD),
+    ),
     Row(
         name="bitfit",
         kind="bitfit",
