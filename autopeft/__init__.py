@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopeft.api import estimate as estimate
     from autopeft.api import load as load
+    from autopeft.api import merge as merge
     from autopeft.api import open_study as open
     from autopeft.api import search as search
     from autopeft.outlook import DryRun as DryRun
@@ -33,6 +34,7 @@ _HOMES = {
     "search": "api",
     "open": "api:open_study",
     "load": "api",
+    "merge": "api",
     "estimate": "api",
     "predict": "prediction",
     "DryRun": "outlook",

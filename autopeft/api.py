@@ -11,6 +11,7 @@ from autopeft.estimation.estimator import estimate
 from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.models.artifact import load
+from autopeft.models.merging import merge
 from autopeft.outlook import DryRun, dry_run
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_log
@@ -27,7 +28,7 @@ from autopeft.spec.study import StudySpec, make_study
 from autopeft.spec.training import Training
 from autopeft.training.worker import make_worker
 
-__all__ = ["estimate", "load", "open_study", "run_study", "search"]
+__all__ = ["estimate", "load", "merge", "open_study", "run_study", "search"]
 
 
 def search(

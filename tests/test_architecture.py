@@ -129,6 +129,7 @@ def test_the_public_surface() -> None:
         "Training",
         "estimate",
         "load",
+        "merge",
         "open",
         "predict",
         "register",

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from autopeft.errors import ArtifactError
 from autopeft.models import peft_gate
 from autopeft.models.attach import Attached, attach
-from autopeft.models.base import open_checkpoint
+from autopeft.models.base import Base, open_checkpoint
 from autopeft.models.loading import Checkpoint, Head, read_tokenizer
 from autopeft.models.model_files import fingerprint, locate
 from autopeft.models.technique import Technique
@@ -29,6 +29,8 @@ from autopeft.spec.design import Design
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE = "autopeft.json"
 TENSOR_FILE = "adapter.safetensors"
+MERGED = "merged"
+"""The `format` of a model into which a design was folded."""
 
 
 def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -65,10 +67,10 @@ def load(
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
 ) -> tuple[torch.nn.Module, Any]:
-    """Open an export on its base model, ready for inference.
+    """Open an export on its base model, or a merged model, ready for inference.
 
     Args:
-        path: The exported folder.
+        path: The exported folder, or one that `merge` wrote.
         base_model: Where the base model is now, if not where it was.
         dtype: Of the base, as a dtype or its name; fp32 where it is not given, as in training. The
             matrix products of a 4-bit base run in it.
@@ -84,24 +86,31 @@ def load(
     export = read_export(Path(path))
     checkpoint = export.find_base(base_model)
     number_type = find_dtype(dtype)
-    quantized = export.design.quantization != "none"
+    quantization = "none" if export.is_merged else export.design.quantization
+    quantized = quantization != "none"
     base = open_checkpoint(
         checkpoint,
-        quantization=export.design.quantization,
+        quantization=quantization,
         compute_dtype=number_type if quantized else torch.float32,
         dtype=torch.float32 if quantized else number_type,
         device_map={"": "cpu"} if device_map is None else _device_map(device_map),
     )
-    state = export.read_state(base.model)
-    if state is None:
-        model = _open_stock(base.model, export.folder)
-    else:
-        attach(base, export.design, restored=True, inference=True).load_state(state)
-        model = base.model
+    model = base.model if export.is_merged else _attach_trained(base, export)
     if not quantized:
         cast(model, number_type)
     base.model.config.autopeft = export.description  # who has the model knows what it was trained for
     return model.requires_grad_(False).eval(), read_tokenizer(checkpoint.folder)
+
+
+def _attach_trained(base: Base, export: "Export") -> torch.nn.Module:
+    """Return the base's model with the trained design, which peft attaches where only it knows the names."""
+    state = export.read_state(base.model)
+    if state is None:
+        return _open_stock(base.model, export.folder)
+    attached = attach(base, export.design, restored=True, inference=True)
+    attached.load_state(state)
+    model: torch.nn.Module = attached.model
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,7 @@ class Export:
         base_model: Hub id or folder of the base model.
         fingerprint: Of the base model.
         is_stock: Whether peft can open it.
+        is_merged: Whether it is a plain model, into which the design was folded.
     """
 
     folder: Path
@@ -124,9 +134,10 @@ class Export:
     base_model: str
     fingerprint: str
     is_stock: bool
+    is_merged: bool
 
     def find_base(self, base_model: str | None = None) -> Checkpoint:
-        """Return the files of the base model.
+        """Return the files of the base model, or of the merged one.
 
         Args:
             base_model: Where they are now, if not where they were.
@@ -135,6 +146,8 @@ class Export:
             ArtifactError: They are not those that the adapter was trained on.
             ModelError: There are none.
         """
+        if self.is_merged:
+            return Checkpoint(name=str(self.folder), folder=self.folder, head=self.head)
         name = base_model or self.base_model
         folder = locate(name)
         if fingerprint(folder) != self.fingerprint:
@@ -179,6 +192,7 @@ def read_export(folder: Path) -> Export:
             base_model=str(origin["name"]),
             fingerprint=str(origin["fingerprint"]),
             is_stock=description["format"] == "peft",
+            is_merged=description["format"] == MERGED,
         )
     except (KeyError, TypeError) as error:
         raise ArtifactError(

@@ -60,7 +60,7 @@ def read(
     Raises:
         ModelError: transformers cannot load it, or weights of the base itself are missing.
     """
-    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             try:
                 model, info = _from_pretrained(checkpoint, checkpoint.kernel, dtype, device_map, quantization_config)
@@ -196,7 +196,7 @@ def _tokenizer_pad_token(checkpoint: Checkpoint) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence reports and progress bars while loading; what they say is checked by us, errors are raised."""
     from transformers.utils import logging
 

@@ -15,10 +15,10 @@ import torch
 
 from autopeft.errors import ArtifactError, DesignError
 from autopeft.models import peft_gate
-from autopeft.models.artifact import DESCRIPTION_FILE, Export, cast, find_dtype, read_export
+from autopeft.models.artifact import DESCRIPTION_FILE, MERGED, Export, cast, find_dtype, read_export
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, open_checkpoint
-from autopeft.models.loading import Checkpoint, read_tokenizer
+from autopeft.models.loading import Checkpoint, quiet, read_tokenizer
 from autopeft.models.quantization import dequantized_weights
 from autopeft.spec.block import FOUR_BIT
 from autopeft.spec.design import Design
@@ -55,6 +55,8 @@ def merge(
         ModelError: The base cannot be loaded.
     """
     export, target, number_type = read_export(Path(adapter)), Path(output), find_dtype(dtype)
+    if export.is_merged:
+        raise ArtifactError(f"only an exported adapter can be merged, but {export.folder} is a merged model already")
     check_mergeable(export.design, dequantize=dequantize)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ArtifactError(
@@ -115,14 +117,15 @@ def _restore(export: Export, base: Base) -> Attached:
 
 
 def _write(base: Base, checkpoint: Checkpoint, export: Export, folder: Path) -> None:
-    base.model.save_pretrained(folder)
+    with quiet():
+        base.model.save_pretrained(folder)
     tokenizer = read_tokenizer(checkpoint.folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     for pattern in _COPIED:
         for file in checkpoint.folder.glob(pattern):
             shutil.copy(file, folder / file.name)
-    description = {**export.description, "format": "merged"}
+    description = {**export.description, "format": MERGED}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -14,7 +14,11 @@ def find_norms(modules: Iterable[tuple[str, nn.Module]]) -> tuple[NormSummary, .
         modules: Path and module.
     """
     return tuple(
-        NormSummary(path=path, n_features=module.weight.numel(), has_bias=_has_bias(module))
+        NormSummary(
+            path=path,
+            n_features=module.get_parameter("weight").numel(),
+            has_bias=module._parameters.get("bias") is not None,
+        )
         for path, module in modules
         if is_norm(module)
     )
@@ -33,7 +37,3 @@ def is_norm(module: nn.Module) -> bool:
         and not isinstance(module, nn.PReLU | nn.modules.batchnorm._NormBase)
         and next(module.children(), None) is None
     )
-
-
-def _has_bias(module: nn.Module) -> bool:
-    return module._parameters.get("bias") is not None

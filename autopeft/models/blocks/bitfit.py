@@ -38,9 +38,10 @@ class BitFit(SelectiveTechnique):
         """Yield the biases that train."""
         for index in self.layer_indices(model):
             layer = model.layers[index]
-            wanted = [linear for role, linear in layer.roles.items() if self.roles == "all" or role in self.roles]
-            places = [*wanted, *layer.norms] if self.norms else wanted
-            yield from (f"{place.path}.bias" for place in places if place.has_bias)
+            maps = [linear for role, linear in layer.roles.items() if self.roles == "all" or role in self.roles]
+            yield from (f"{linear.path}.bias" for linear in maps if linear.has_bias)
+            if self.norms:
+                yield from (f"{norm.path}.bias" for norm in layer.norms if norm.has_bias)
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse maps without biases: nothing would train."""
