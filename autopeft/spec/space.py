@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from autopeft.errors import DesignError, SpaceError
 from autopeft.spec.block import Block, Layers, make_block
 from autopeft.spec.block_space import BlockSpace
-from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, Param
+from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, Param, SameAs
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD, default_learning_rate
 from autopeft.spec.model import ModelSummary
@@ -177,20 +177,24 @@ class SearchSpace:
     def check(self, model: ModelSummary) -> None:
         """Raise `SpaceError` where an option of the space is illegal on `model`, naming its key and line."""
         for space in self.blocks:
-            needed = space.needed(model.n_layers)
+            if isinstance(space.layers, LastLayers | Groups):
+                try:
+                    space.layers.check(model.n_layers)
+                except ValueError as error:
+                    raise self.error(f"blocks.{space.name}.layers", str(error)) from None
+        for space in self.blocks:
+            owner = layer_owner(space, self.blocks)
+            assert not isinstance(owner.layers, SameAs), "an owner chooses its own layers"
+            # In as few layers as the space allows: what is legal in some of its designs stays an option.
+            needed = {**space.needed(model.n_layers), "layers": owner.layers.fewest(model.n_layers)}
             for name, param in space.fields.items():
                 for option in param.extremes(model.n_layers):
                     if name == space.block.size_field and option == 0:
                         continue
                     self._check_option(space, name, {**needed, name: option}, model)
             if not space.fields:
-                self._check_option(space, "use", {}, model)
-            if isinstance(space.layers, LastLayers | Groups):
-                try:
-                    space.layers.check(model.n_layers)
-                except ValueError as error:
-                    raise self.error(f"blocks.{space.name}.layers", str(error)) from None
-            elif isinstance(space.layers, Choice):
+                self._check_option(space, "use", needed, model)
+            if isinstance(space.layers, Choice):
                 for layers in space.layers.options:
                     self._check_option(space, "layers", {**needed, "layers": layers}, model)
 
