@@ -43,16 +43,9 @@ def goes_together(one: str, other: str) -> bool:
 
 SINGLES = [(row.name, architecture, "none") for row, architecture in product(ROWS, ARCHITECTURES)]
 # on BERT and Llama in turn; rows that one of them refuses take the other, and what is for images takes ViT
+TURNS = (("bert", "llama", "vit"), ("llama", "bert", "vit"))
 STORED = [
-    (
-        row.name,
-        next(
-            name
-            for name in (("bert", "llama", "vit"), ("llama", "bert", "vit"))[(i + j) % 2]
-            if name not in row.refused_on
-        ),
-        q,
-    )
+    (row.name, next(name for name in TURNS[(i + j) % 2] if name not in row.refused_on), q)
     for i, row in enumerate(ROWS)
     for j, q in enumerate(QUANTIZED)
 ]
