@@ -1,10 +1,12 @@
 """What the trials so far say: which run, which may go on, which are on the front."""
 
 from collections import Counter
+from collections.abc import Hashable, Mapping
 
 from autopeft.searching.pareto import compared, eligible
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.searching.rungs import RungEntry, promotable
+from autopeft.searching.rungs import Rung, RungEntry
+from autopeft.spec.design import Design
 from autopeft.spec.event import Progress
 from autopeft.spec.trial import Outcome, TrialRecord
 
@@ -12,80 +14,137 @@ from autopeft.spec.trial import Outcome, TrialRecord
 class Ledger:
     """Every trial of a study by number, and the questions that the loop asks of them.
 
+    What is asked after every event is kept up to date by `put`: a study of thousands of trials would spend its time
+    counting them otherwise.
+
     Attributes:
         records: The trials as they stand; the loop puts each change in here after writing it down.
     """
 
     def __init__(self, plan: SearchPlan, records: tuple[TrialRecord, ...]) -> None:
         self._plan = plan
-        self.records: dict[int, TrialRecord] = {record.number: record for record in records}
+        self.records: dict[int, TrialRecord] = {}
+        self._counts: Counter[Outcome] = Counter()
+        self._n_started = 0
+        self._running: dict[int, TrialRecord] = {}
+        self._baselines: dict[int, TrialRecord] = {}
+        self._complete: dict[int, TrialRecord] = {}
+        self._best: float | None = None
+        self._roots: dict[int, int] = {}
+        self._continued: set[int] = set()
+        self._known: set[Hashable] = set()
+        rules = plan.halving
+        self._rungs = () if rules is None else tuple(Rung(rules) for _ in rules.rungs)
+        self._stopped: tuple[dict[int, TrialRecord], ...] = tuple({} for _ in self._rungs)
+        for record in records:
+            self.put(record)
 
     def put(self, record: TrialRecord) -> TrialRecord:
         """Take in a new trial, or a trial's new state."""
-        self.records[record.number] = record
+        number, before = record.number, self.records.get(record.number)
+        self.records[number] = record
+        self._n_started += _counts_as_started(record) - (before is not None and _counts_as_started(before))
+        self._counts[record.outcome] += 1
+        if before is None:
+            self._known.add(_identity(record.design, record.learning_rates))
+            self._roots[number] = number if record.continues is None else self._roots[record.continues]
+            if record.continues is not None:
+                self._continued.add(record.continues)
+                for stopped in self._stopped:
+                    stopped.pop(record.continues, None)
+        else:
+            self._counts[before.outcome] -= 1
+        for kept, belongs in (
+            (self._running, record.outcome is Outcome.RUNNING),
+            (self._baselines, bool(record.baseline)),
+            (self._complete, record.outcome is Outcome.COMPLETE),
+        ):
+            if belongs:
+                kept[number] = record
+            else:
+                kept.pop(number, None)
+        for eligible_record in eligible([record]):
+            score = eligible_record.scores[self._plan.metric.name]
+            self._best = score if self._best is None else min(self._best, score, key=self._plan.metric.loss)
+        if not record.baseline:
+            self._put_rungs(record)
         return record
+
+    def _put_rungs(self, record: TrialRecord) -> None:
+        blocks = record.design.blocks
+        for rung, score in zip(self._rungs, record.rungs, strict=False):
+            rung.put(
+                RungEntry(
+                    trial=self.root(record),
+                    cost=record.value(self._plan.cost.name),
+                    loss=self._plan.metric.loss(score.scores[self._plan.metric.name]),
+                    tie=score.scores.get("loss", 0.0),
+                    base=record.design.quantization,
+                    slow_start=bool(blocks) and all(block.slow_start for block in blocks),
+                )
+            )
+        waits = record.outcome is Outcome.STOPPED and record.number not in self._continued
+        if waits and 0 < len(record.rungs) <= len(self._stopped):
+            self._stopped[len(record.rungs) - 1][record.number] = record
 
     def root(self, record: TrialRecord) -> int:
         """Return the number of the trial that a chain of continued trials began with."""
-        while record.continues is not None:
-            record = self.records[record.continues]
-        return record.number
+        return self._roots[record.number]
+
+    def knows(self, design: Design, learning_rates: Mapping[str, float]) -> bool:
+        """Return whether a trial has had a design at these learning rates."""
+        return _identity(design, learning_rates) in self._known
 
     def running(self) -> list[TrialRecord]:
         """Return the trials that run."""
-        return [record for record in self.records.values() if record.outcome is Outcome.RUNNING]
+        return list(self._running.values())
 
     def has_tried(self, baseline: Baseline) -> bool:
         """Return whether a baseline has been tried."""
-        return any(baseline.is_tried_in(record) for record in self.records.values())
+        return any(baseline.is_tried_in(record) for record in self._baselines.values())
 
     def n_started(self) -> int:
         """Return how many proposed designs have started training; a chain counts once."""
-        return sum(
-            not record.baseline and record.continues is None and record.outcome is not Outcome.INFEASIBLE
-            for record in self.records.values()
-        )
+        return self._n_started
+
+    def n_recorded_refusals(self) -> int:
+        """Return how many proposals over the budget are recorded."""
+        n_baselines = sum(record.outcome is Outcome.INFEASIBLE for record in self._baselines.values())
+        return self._counts[Outcome.INFEASIBLE] - n_baselines
 
     def interrupted(self) -> list[TrialRecord]:
         """Return the trials that were cut short and that nothing has continued."""
-        continued = {record.continues for record in self.records.values()}
         return [
             record
             for record in self.records.values()
-            if record.outcome is Outcome.INTERRUPTED and record.number not in continued
+            if record.outcome is Outcome.INTERRUPTED and record.number not in self._continued
         ]
 
     def goes_on(self, record: TrialRecord) -> bool:
         """Return whether a trial that has just been scored at a rung may train on."""
-        return self._plan.halving is None or self.root(record) in self._chosen(len(record.rungs) - 1)
+        return self._plan.halving is None or self.root(record) in self._rungs[len(record.rungs) - 1].chosen()
 
     def promotable(self) -> TrialRecord | None:
         """Return a trial that was stopped, and that later results have made one of the best at its rung."""
-        if self._plan.halving is None:
-            return None
-        continued = {record.continues for record in self.records.values()}
-        for rung in reversed(range(len(self._plan.halving.rungs))):
-            chosen = self._chosen(rung)
-            for record in self.records.values():
-                stopped_here = record.outcome is Outcome.STOPPED and len(record.rungs) == rung + 1
-                if stopped_here and record.number not in continued and self.root(record) in chosen:
+        for rung, stopped in zip(reversed(self._rungs), reversed(self._stopped), strict=True):
+            chosen = rung.chosen()
+            for number, record in stopped.items():
+                if self._roots[number] in chosen:
                     return record
         return None
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
-        return compared(list(self.records.values()), self._plan.objectives)
+        return compared(list(self._complete.values()), self._plan.objectives)
 
     def evaluation_seconds(self) -> float:
         """Return the longest time that one evaluation of a complete trial has taken, on average over its rungs."""
-        complete = [r for r in self.records.values() if r.outcome is Outcome.COMPLETE]
+        complete = self._complete.values()
         return max((r.measured.evaluation_seconds / (len(r.rungs) + 1) for r in complete), default=0.0)
 
     def progress(self, *, elapsed_seconds: float, n_ended: int, n_refused: int) -> Progress:
         """Return how far the search is, `n_ended` trials having ended in this call."""
-        counts = Counter(record.outcome for record in self.records.values())
-        metric = self._plan.metric
-        scores = [record.scores[metric.name] for record in eligible(list(self.records.values()))]
+        counts = self._counts
         n_left = self._plan.n_trials - self.n_started() + counts[Outcome.RUNNING]
         remaining = elapsed_seconds / n_ended * n_left if n_ended else None
         if remaining is not None and self._plan.timeout_seconds is not None:
@@ -98,26 +157,15 @@ class Ledger:
             n_stopped=counts[Outcome.STOPPED],
             n_infeasible=n_refused,
             n_failed=counts[Outcome.FAILED] + counts[Outcome.OUT_OF_MEMORY],
-            best=min(scores, key=metric.loss, default=None),
+            best=self._best,
             elapsed_seconds=elapsed_seconds,
             remaining_seconds=remaining,
         )
 
-    def _chosen(self, rung: int) -> frozenset[int]:
-        """Return the chains that may go on from a rung, by their roots."""
-        if self._plan.halving is None:
-            return frozenset()
-        entries: dict[int, RungEntry] = {}
-        for record in self.records.values():
-            if len(record.rungs) > rung and not record.baseline:
-                blocks = record.design.blocks
-                root = self.root(record)
-                entries[root] = RungEntry(
-                    trial=root,
-                    cost=record.value(self._plan.cost.name),
-                    loss=self._plan.metric.loss(record.rungs[rung].scores[self._plan.metric.name]),
-                    tie=record.rungs[rung].scores.get("loss", 0.0),
-                    base=record.design.quantization,
-                    slow_start=bool(blocks) and all(block.slow_start for block in blocks),
-                )
-        return promotable(list(entries.values()), self._plan.halving)
+
+def _counts_as_started(record: TrialRecord) -> bool:
+    return not record.baseline and record.continues is None and record.outcome is not Outcome.INFEASIBLE
+
+
+def _identity(design: Design, learning_rates: Mapping[str, float]) -> Hashable:
+    return design.key, tuple(sorted(learning_rates.items()))

@@ -136,6 +136,10 @@ class SearchLoop:
 
     def _next(self) -> TrialRecord | None:
         """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
+        with self._store.together():  # refusals, and the trial that they led to
+            return self._find_next()
+
+    def _find_next(self) -> TrialRecord | None:
         if self._interrupted:
             return self._continue(self._interrupted.pop(0))
         for baseline in self._plan.baselines:
@@ -167,7 +171,7 @@ class SearchLoop:
         if not reason:
             return self._store.add(record)
         self._ledger.put(self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=reason)))
-        return self._next()
+        return self._find_next()
 
     def _new_record(self, design: Design, rates: Mapping[str, float], estimate: Estimate) -> TrialRecord:
         return TrialRecord(

@@ -95,8 +95,7 @@ class Proposals:
             return "requirement"
         if not proposal.draw.design.blocks and self._cost_model.trainable_params(proposal.draw.design) == 0:
             return "requirement"  # the base model as it is: no design to train
-        key, rates = proposal.draw.design.key, dict(proposal.draw.learning_rates)
-        if any(r.design.key == key and dict(r.learning_rates) == rates for r in self._ledger.records.values()):
+        if self._ledger.knows(proposal.draw.design, proposal.draw.learning_rates):
             return "duplicate"
         limit = self._limits.get("trainable_params")
         if limit is not None and self._cost_model.trainable_params(proposal.draw.design) > limit:
@@ -106,7 +105,7 @@ class Proposals:
     def _refuse(self, proposal: Proposal, reason: str, on_refused: Callable[[TrialRecord], None]) -> None:
         self.n_refused[reason] += 1
         self._store.set_fact("n_refused", dict(self.n_refused))
-        n_recorded = sum(r.outcome is Outcome.INFEASIBLE and not r.baseline for r in self._ledger.records.values())
+        n_recorded = self._ledger.n_recorded_refusals()
         if reason in ("requirement", "illegal") and self.n_refused[reason] <= self._n_recorded_at_most:
             self._sampler.refuse(proposal, {reason: 1.0}, learn=True)
             return

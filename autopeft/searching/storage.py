@@ -5,6 +5,7 @@ and everything else in user attributes as JSON.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autopeft.searching.journal import JournalFile, repair_journal
 from autopeft.searching.sampler import Sampler, quiet_optuna
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
@@ -33,30 +34,12 @@ STATES = {
 """What Optuna is told for each outcome; the outcome itself is the user attribute `outcome`."""
 
 
-def repair_journal(path: Path) -> int:
-    """Cut a torn last line off a journal, which Optuna could not read; return how many bytes went.
-
-    A line is torn when the machine stopped while it was written: what it said was not yet said.
-    """
-    if not path.is_file():
-        return 0
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-    return len(content) - whole
-
-
-def _storage(journal: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
-
-
 class StudyStore:
     """Trials of one study in Optuna's storage."""
 
-    def __init__(self, study: optuna.Study, objectives: Sequence[Objective]) -> None:
+    def __init__(self, study: optuna.Study, journal: JournalFile, objectives: Sequence[Objective]) -> None:
         self._study = study
+        self._journal = journal
         self._objectives = tuple(objectives)
         self._ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
 
@@ -65,21 +48,27 @@ class StudyStore:
         """Open a study for writing; make it where there is none, and repair its journal where that is torn."""
         journal.parent.mkdir(parents=True, exist_ok=True)
         repair_journal(journal)
+        file = JournalFile(journal)
         with quiet_optuna():
             study = optuna.create_study(
-                storage=_storage(journal),
+                storage=JournalStorage(file),
                 study_name=name,
                 directions=[objective.direction for objective in objectives],
                 load_if_exists=True,
             )
             if study.metric_names is None:
                 study.set_metric_names([objective.name for objective in objectives])
-        return cls(study, objectives)
+        return cls(study, file, objectives)
 
     @classmethod
     def read(cls, journal: Path, *, name: str, objectives: Sequence[Objective]) -> "StudyStore":
         """Open a study without changing it, also while a search writes it."""
-        return cls(optuna.load_study(storage=_storage(journal), study_name=name), objectives)
+        file = JournalFile(journal)
+        return cls(optuna.load_study(storage=JournalStorage(file), study_name=name), file, objectives)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context in which everything that is written reaches the disk at once, at its end."""
+        return self._journal.together()
 
     def records(self) -> tuple[TrialRecord, ...]:
         """Return every trial, by number."""
@@ -111,11 +100,12 @@ class StudyStore:
         """Write what has changed of a running trial; where its outcome is final, end it."""
         storage, trial_id = self._study._storage, self._ids[record.number]
         known = storage.get_trial(trial_id)
-        for name, value in _attributes(record).items():
-            if known.user_attrs.get(name) != value:
-                storage.set_trial_user_attr(trial_id, name, value)
-        if record.outcome is not Outcome.RUNNING:
-            storage.set_trial_state_values(trial_id, STATES[record.outcome], self._values(record))
+        with self.together():
+            for name, value in _attributes(record).items():
+                if known.user_attrs.get(name) != value:
+                    storage.set_trial_user_attr(trial_id, name, value)
+            if record.outcome is not Outcome.RUNNING:
+                storage.set_trial_state_values(trial_id, STATES[record.outcome], self._values(record))
 
     def recover(self) -> tuple[TrialRecord, ...]:
         """End the trials that a killed search had all but ended, and return those that it left running."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -34,7 +35,7 @@ class Design:
             raise DesignError(f"quantization {one_of(QUANTIZATIONS, self.quantization)}")
         object.__setattr__(self, "blocks", tuple(sorted(self.blocks, key=Block.sort_key)))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return a short stable identifier: equal designs have equal keys."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]

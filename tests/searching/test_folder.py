@@ -1,4 +1,4 @@
-"""The record: a journal cut anywhere in its last line, and who may write."""
+"""The folder of a study: who may write, and what a crash leaves."""
 
 from pathlib import Path
 
@@ -6,32 +6,6 @@ import pytest
 
 from autopeft.errors import StudyLockedError, StudyMismatchError
 from autopeft.searching.folder import StudyFolder
-from autopeft.searching.storage import repair_journal
-from autopeft.spec.trial import Outcome
-from tests.searching.conftest import Bench, KnownWorker
-
-
-def test_a_journal_cut_at_any_byte_of_its_last_line_is_repaired(bench: Bench) -> None:
-    bench.run(KnownWorker(bench.model), n_trials=5)
-    journal = bench.folder.journal
-    whole = journal.read_bytes()
-    complete = [r for r in bench.store().records() if r.outcome is Outcome.COMPLETE]
-    last_line = whole.rstrip(b"\n").rfind(b"\n") + 1
-    for cut in range(last_line, len(whole)):
-        journal.write_bytes(whole[:cut])
-        assert repair_journal(journal) == cut - last_line
-        assert journal.read_bytes() == whole[:last_line]
-    journal.write_bytes(whole[: last_line + 5])
-    store = bench.run(KnownWorker(bench.model), n_trials=6)
-    assert [r for r in store.records() if r in complete] == complete
-
-
-def test_a_whole_journal_is_left_alone(bench: Bench) -> None:
-    bench.run(KnownWorker(bench.model), n_trials=2)
-    before = bench.folder.journal.read_bytes()
-    assert repair_journal(bench.folder.journal) == 0
-    assert bench.folder.journal.read_bytes() == before
-    assert repair_journal(bench.folder.path / "none") == 0
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
