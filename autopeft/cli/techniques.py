@@ -26,14 +26,14 @@ def _print() -> None:
     for row in technique_rows():
         if row.kind != kind:
             kind = row.kind
-            click.echo(f"\n{kind}: {describe(kind)}" if row.kind else "")
+            click.echo(f"\n{kind}: {describe(kind)}")
             listed = ", ".join(f"{name} ({value})" if value else name for name, value in fields(kind).items())
             click.echo(f"  fields         {listed or 'none'}; learning rate {default_learning_rate(kind):.2g}")
         label = row.variant or "goes with"
         refused = [name for name, allowed in row.quantizations.items() if not allowed] + list(row.not_with)
         click.echo(f"  {label:<14} {'everything' if not refused else 'everything but ' + ', '.join(refused)}")
-        for other, reason in row.reasons.items():
-            click.echo(f"  {'':<14} {other}: {reason}")
+        for reason in row.by_reason():
+            click.echo(f"  {'':<14} {reason}")
 
 
 COMMANDS = (techniques,)

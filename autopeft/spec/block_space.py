@@ -42,7 +42,7 @@ class BlockSpace:
         return self.block.size_field or "use"
 
     def needed(self, n_layers: int) -> dict[str, Any]:
-        """Return a value (of the size: one above 0) for every field that the technique cannot do without, to try the others with."""
+        """Return a value for every field that a block cannot do without, its size above 0, to try the others with."""
         return {
             name: param.least(n_layers) if name == self.block.size_field else param.extremes(n_layers)[0]
             for name, param in self.fields.items()

@@ -59,6 +59,6 @@ def _best_rates() -> Mapping[str, Mapping[str, float]]:
     if not isinstance(best, Mapping) or not all(isinstance(rates, Mapping) and rates for rates in best.values()):
         raise SpaceError(
             f"{TABLE} must have the best learning rate by kind and model under `best`, but has {best!r}; "
-            "write it with python -m studies.benchmarks.learning_rates"
+            "write it with python studies/benchmarks/learning_rates.py"
         )
     return {kind: {model: float(rate) for model, rate in rates.items()} for kind, rates in best.items()}

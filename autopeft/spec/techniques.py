@@ -46,6 +46,13 @@ class TechniqueRow:
         """Return the kind, and the variant in brackets."""
         return f"{self.kind} ({self.variant})" if self.variant else self.kind
 
+    def by_reason(self) -> dict[str, list[str]]:
+        """Return what the technique cannot go with, quantizations and kinds, by the reason."""
+        found: dict[str, list[str]] = {}
+        for other, reason in self.reasons.items():
+            found.setdefault(reason, []).append(other)
+        return found
+
     @property
     def answers(self) -> tuple[Any, ...]:
         """Return what two rows are compared by."""
@@ -100,15 +107,16 @@ def combinations_markdown() -> str:
     """Return the table of combinations, and the reasons under it, as search_spaces/README.md shows them."""
     head = ["block", *BASES, "not with", "starts as the base", "merges"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    reasons: dict[str, str] = {}
+    notes: dict[tuple[str, str], str] = {}  # one for each technique and reason, the plain technique before variants
     for row in technique_rows():
         cells = [f"`{row.kind}`" + (f" with `{row.variant}`" if row.variant else "")]
         cells += [_yes(allowed) for allowed in row.quantizations.values()]
         cells += [", ".join(f"`{kind}`" for kind in row.not_with), _yes(row.starts_as_base), _yes(row.mergeable)]
         lines.append("| " + " | ".join(cells) + " |")
-        for other, reason in row.reasons.items():
-            reasons.setdefault(reason, f"{cells[0]} and `{other}`")
-    return "\n".join([*lines, "", *(f"- {where}: {reason}." for reason, where in reasons.items())]).rstrip()
+        for reason, others in row.by_reason().items():
+            named = ", ".join(f"`{other}`" for other in others)
+            notes.setdefault((row.kind, reason), f"- {cells[0]} and {named}: {reason}.")
+    return "\n".join([*lines, "", *notes.values()]).rstrip()
 
 
 def _row(block: Block, variant: str) -> TechniqueRow:
