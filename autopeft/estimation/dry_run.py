@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
@@ -151,18 +152,11 @@ class DryRun:
         return moments + sum(tensor.numel() * tensor.itemsize for tensor in self._attached.training_state().values())
 
     def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        def tokens(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=torch.int64, device=self._device)
-
-        names = ["input_ids", "attention_mask"]
-        if getattr(self._model.config.get_text_config(), "type_vocab_size", 0) > 1:
-            names.append("token_type_ids")  # a model that tells segments apart has a tokenizer that marks them
-        labels = tokens(batch_size, n_tokens) if self._labels_tokens else tokens(batch_size)
-        return {name: tokens(batch_size, n_tokens) for name in names}, labels
+        return batch_for(self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device)
 
     @property
     def _labels_tokens(self) -> bool:
-        """Return whether the model is a language model, whose labels are tokens: it has no classes."""
+        """Return whether the model writes, so that its labels are tokens: it has no classes."""
         return not self._attached.base.head.labels
 
     def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
 from autopeft.spec.messages import one_of
+from autopeft.spec.model import ModelSummary
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Kernel, Precision
 
@@ -215,7 +216,7 @@ def estimate(
         trust_remote_code=trust_remote_code,
         needs_weights=False,
     )
-    longest = base.summary.n_positions
+    longest = _n_positions(base.summary)
     if longest is not None and sequence_length > longest:
         raise DesignError(
             f"sequence_length <= n_positions must hold, but got sequence_length={sequence_length}, "
@@ -230,6 +231,12 @@ def estimate(
         n_train_tokens=n_steps * batch_size * sequence_length,
     )
     return Estimator(base, workload=workload, precision=_PRECISIONS[dtype], kernel=kernel, device=device)(design)
+
+
+def _n_positions(summary: ModelSummary) -> int | None:
+    """Return the most tokens that an example may have, going in and being written; images and sound have none."""
+    limits = (summary.n_positions if summary.modality == "text" else None, summary.n_target_positions)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def stored_bytes(base: Base) -> int:

@@ -49,7 +49,7 @@ STORED = [
     for i, row in enumerate(ROWS)
     for j, q in enumerate(QUANTIZED)
 ]
-HYBRIDS = covering((tuple(BY_NAME), ARCHITECTURES, QUANTIZATIONS), (3, 1, 1), goes_together)
+HYBRIDS = covering((tuple(BY_NAME), ARCHITECTURES, QUANTIZATIONS), (4, 1, 1), goes_together)
 
 
 @dataclass
@@ -129,7 +129,8 @@ def check(zoo: Zoo, names: Names, architecture: str, quantization: str, folder: 
     assert torch.equal(logits(base.model, inputs), plain)
     base.verify()
     if folder is not None:
-        torch.testing.assert_close(logits(load(folder)[0], inputs), answer, atol=1e-5, rtol=1e-5)
+        loaded = logits(load(folder)[0], inputs)
+        assert (loaded - answer).abs().max() <= 1e-5 * max(1.0, float(answer.abs().max()))  # T5's are not scaled
 
 
 def check_numbers(zoo: Zoo, names: Names, architecture: str, attached: Attached) -> None:
