@@ -62,6 +62,7 @@ class RealRun:
     """A design on a base with weights, and the bare loop around it."""
 
     def __init__(self, attached: Attached, precision: str, *, batch_size: int, n_tokens: int) -> None:
+        self.attached = attached
         self.model = attached.model
         self.precision = precision
         self.parameters = [p for group in attached.groups.values() for p in group]
@@ -79,6 +80,9 @@ class RealRun:
     def train(self) -> None:
         with self.autocast():
             loss = torch.nn.functional.cross_entropy(self.model(**self.inputs).logits.float(), self.labels)
+        penalty = self.attached.penalty()
+        if penalty is not None:
+            loss = loss + penalty
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -93,6 +97,7 @@ class RealRun:
         self.model.train()
         self.train()
         states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        states += self.attached.training_state().values()
         return self._resident(self.labels, *states) + allocated_peak(self.train)
 
     def evaluation_peak(self) -> int:

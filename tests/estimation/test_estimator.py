@@ -22,6 +22,7 @@ BLOCKS = {
     "adapter": [{"adapter": {"size": 64, "mode": "serial", "at": ["attention", "mlp"]}}],
     "prefix": [{"prefix": {"length": 16}}],
     "prompt": [{"prompt": {"length": 16}}],
+    "adalora": [{"adalora": {"rank": 8, "roles": ["query", "value"]}}],
     "ia3": [{"ia3": {}}],
     "hybrid": [
         {"lora": {"rank": 4, "layers": [3, 4, 5]}},

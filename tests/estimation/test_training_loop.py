@@ -13,7 +13,12 @@ from autopeft.training.worker import Worker, WorkerSetup
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import HEAD, one_epoch, one_split
 
-BLOCKS = [{"lora": {"rank": 8}}, {"adapter": {"size": 16}}]
+DESIGNS = {
+    "hybrid": {"blocks": [{"lora": {"rank": 8}}, {"adapter": {"size": 16}}]},
+    # a penalty in the loss, and tensors that it remembers from step to step
+    "adalora": {"blocks": [{"adalora": {"rank": 8}}]},
+    "adalora, nf4": {"blocks": [{"adalora": {"rank": 8}}], "quantization": "nf4"},
+}
 
 
 def padded_data() -> PreparedData:
@@ -31,9 +36,12 @@ def padded_data() -> PreparedData:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_peak_is_the_one_that_a_worker_measures(precision: str, minilm: str, estimator: Callable[..., Estimator]):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_peak_is_the_one_that_a_worker_measures(
+    name: str, precision: str, minilm: str, estimator: Callable[..., Estimator]
+):
     worker = Worker(WorkerSetup(model=minilm, training=one_epoch(precision, BATCH_SIZE), data=padded_data()))
-    design = Design.from_dict({"blocks": BLOCKS})
+    design = Design.from_dict(DESIGNS[name])
     result = worker.run(
         Segment(trial=0, design=design, learning_rates={}, seed=0, stop=2 * BATCH_SIZE, full=2 * BATCH_SIZE)
     )

@@ -176,6 +176,17 @@ def test_a_stock_folder_has_the_ranks_that_are_left(
     assert sum(stored) < 3 * len(stored)
 
 
+def test_the_scale_is_a_constant_on_a_base_in_bf16(folders: dict[str, str]) -> None:
+    """peft converts its divisor to the base's dtype there, and makes it a parameter that trains."""
+    base = load_base(folders["bert"], HEAD, quantization="nf4", precision="bf16")
+    with attach(base, design({"adalora": {"rank": 2}}, quantization="nf4")) as attached:
+        maps = [linear for layer in base.summary.layers for linear in layer.roles.values()]
+        expected = sum(3 * (linear.in_features + linear.out_features + 1) for linear in maps)
+        assert sum(parameter.numel() for parameter in attached.groups["adalora"]) == expected
+        divisors = [tensor for name, tensor in base.model.named_parameters() if ".ranknum." in name]
+        assert all(tensor.item() == 3 and not tensor.requires_grad for tensor in divisors)
+
+
 def test_what_training_remembers_is_not_exported(bases: dict[str, Base]) -> None:
     made = design(BLOCK, {"prefix": {"length": 2}})  # not stock: the design's own tensors alone
     with attach(bases["bert"], made) as attached:

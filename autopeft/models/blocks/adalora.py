@@ -129,6 +129,10 @@ class AdaLora(LinearTechnique):
     def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:
         """Inject all blocks as one peft adapter; start with every triplet, and without a past."""
         super().attach_all(blocks, site)
+        for path in _paths(blocks, site):
+            number = _layer(site, path).ranknum[ADAPTER_NAME]
+            if number.requires_grad:  # peft forgets that it is a constant where it converts it to the base's dtype
+                site.freeze(number)
         for name, parameter in _parameters(blocks, site):
             for average in ("sensitivity", "uncertainty"):
                 site.training_state[f"{average}/{name}"] = torch.zeros_like(parameter, requires_grad=False)
