@@ -1,17 +1,37 @@
+import dataclasses
+import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
-from tiny_models import HEAD, design, logits, perturb
+import transformers
+from tiny_models import (
+    ARCHITECTURES,
+    CONFIGS,
+    HEAD,
+    HEADS,
+    LANGUAGE_HEAD,
+    LLAMA_LIKE,
+    design,
+    inputs_for,
+    logits,
+    perturb,
+    save,
+)
 
 from autopeft.errors import DesignError
-from autopeft.models.attach import attach
+from autopeft.models.artifact import load, pack
+from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
 from autopeft.models.roles import attention_path
 
-ENCODERS = ("bert", "roberta", "distilbert")
-DECODERS = ("llama", "gpt2")
+ENCODERS = ("bert", "roberta", "distilbert", "mpnet", "deberta")
+DECODERS = ("llama", "gpt2", "qwen", "mistral", "gemma", "opt")
+BYPASSING = ("mpnet", "deberta")
 WITH_CACHE = ("bert", "roberta", "llama", "gpt2")
 LENGTH = 5
 
@@ -80,15 +100,15 @@ def test_eager_and_sdpa_agree_and_padding_is_not_seen(
 ) -> None:
     made = design({"prefix": {"length": LENGTH, "layers": layers}})
     answers = []
-    for base in (bases[name], load_base(folders[name], HEAD, kernel="eager")):
+    for base in (bases[name], load_base(folders[name], HEADS[name], kernel="eager")):
         with attach(base, made) as attached:
             perturb(attached)
             answers.append(logits(base.model, text))
             for row in range(3):
-                torch.testing.assert_close(
-                    logits(base.model, unpadded(text, row))[0], answers[-1][row], atol=1e-5, rtol=1e-4
-                )
-    assert (bases[name].kernel, base.kernel) == ("sdpa", "eager")
+                alone = logits(base.model, unpadded(text, row))[0]
+                padded = answers[-1][row, : len(alone)]  # classes, or tokens of which padding is the last
+                torch.testing.assert_close(alone, padded, atol=1e-4, rtol=1e-4)
+    assert (bases[name].kernel, base.kernel) == ("eager" if name in BYPASSING else "sdpa", "eager")
     torch.testing.assert_close(answers[0], answers[1], atol=1e-4, rtol=1e-4)
 
 
@@ -150,9 +170,9 @@ def test_an_input_of_the_longest_length_still_fits(bases: dict[str, Base]) -> No
 
 
 def test_what_cannot_be_is_refused(bases: dict[str, Base]) -> None:
-    for name in ("mpnet", "deberta"):
-        with pytest.raises(DesignError, match="attention interface"):
-            attach(bases[name], design({"prefix": {"length": 2}}))
+    summary = dataclasses.replace(bases["bert"].summary, has_attention_interface=False)
+    with pytest.raises(DesignError, match="attention interface, or one of mpnet, deberta-v2"):
+        design({"prefix": {"length": 2}}).check(summary)
     with pytest.raises(DesignError, match="length < n_positions must hold, but got length=40, n_positions=40"):
         attach(bases["bert"], design({"prefix": {"length": 40}}))
     with pytest.raises(DesignError, match="one prefix, but layer 1 has two"):
@@ -168,3 +188,214 @@ def test_only_a_prefix_in_all_layers_is_stock(bases: dict[str, Base]) -> None:
     assert everywhere.serving(bases["bert"].summary) == "peft"
     assert some.serving(bases["bert"].summary) == "autopeft"
     assert everywhere.serving(bases["distilbert"].summary) == "autopeft"  # takes no cache, so peft refuses it
+
+
+def attention(
+    prefixes: dict[torch.nn.Module, Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]]],
+) -> Callable[..., Any]:
+    """Return attention as papers write it: the prefix's scores beside the text's, and its gate on keys and values."""
+
+    def compute(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        position_bias: torch.Tensor | float = 0.0,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        n_shared = query.shape[1] // key.shape[1]  # queries that share a key
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+        def scores(keys: torch.Tensor) -> torch.Tensor:
+            raw = torch.einsum("bhqd,bhkd->bhqk", query, keys.repeat_interleave(n_shared, 1)) * scaling
+            return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+        of_text = scores(key) + position_bias + (0.0 if attention_mask is None else attention_mask)
+        read = value.repeat_interleave(n_shared, 1)
+        if module not in prefixes:
+            return (of_text.softmax(-1) @ read).transpose(1, 2), None
+        keys, values, gate = prefixes[module]()  # the gate: [batch, 1, 1 or tokens, 1], or 1
+        of_prefix = scores(keys.expand(len(query), -1, -1, -1)) * gate
+        weights = torch.cat([of_prefix, of_text], -1).softmax(-1)
+        n = keys.shape[1]
+        prefix_read = weights[..., :n] @ values.repeat_interleave(n_shared, 0) * gate
+        return (prefix_read + weights[..., n:] @ read).transpose(1, 2), None
+
+    return compute
+
+
+def by_formula(base: Base, attached: Attached, inputs: dict[str, torch.Tensor], monkeypatch: Any) -> torch.Tensor:
+    """Answer with another copy of the model whose attention is the formula; nothing is attached to it."""
+    model, tensors = base.model, attached.state()
+    model.load_state_dict({n: t for n, t in tensors.items() if "autopeft" not in n}, strict=False)
+    read: dict[torch.nn.Module, torch.Tensor] = {}
+    prefixes: dict[torch.nn.Module, Any] = {}
+    hooks = []
+    for index, layer in enumerate(base.summary.layers):
+        path, module = attention_path(layer), model.get_submodule(attention_path(layer))
+        own = {n.removeprefix(f"{path}.autopeft_prefix."): t for n, t in tensors.items() if n.startswith(f"{path}.")}
+        if not own:
+            continue
+
+        def note(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            read[module] = args[0] if args else kwargs["hidden_states"]
+
+        def prefix(own: Any = own, module: Any = module, index: int = index) -> Any:
+            gate: torch.Tensor | float = 1.0
+            if "gate.linear.weight" in own:
+                each = torch.sigmoid(read[module] @ own["gate.linear.weight"].T + own["gate.linear.bias"])
+                causal = base.summary.is_decoder or layer_stack(base, index) == "decoder"
+                real = inputs["attention_mask"][..., None] if "attention_mask" in inputs else torch.ones_like(each)
+                gate = (each if causal else (each * real).sum(1, keepdim=True) / real.sum(1, keepdim=True))[:, None]
+            return own["keys"], own["values"], gate
+
+        hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+        prefixes[module] = prefix
+    file = sys.modules[type(next(iter(prefixes))).__module__]
+    monkeypatch.setattr(file, "eager_attention_forward", attention(prefixes))
+    answer = logits(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return answer
+
+
+def layer_stack(base: Base, index: int) -> str:
+    return base.summary.layers[index].stack
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in BYPASSING])
+def test_a_prefix_is_what_the_equations_say(
+    bases: dict[str, Base], folders: dict[str, str], name: str, gate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Li & Liang, and Mao et al. (section 3.2); in an encoder-decoder in both stacks."""
+    inputs = inputs_for(name)
+    plain = load_base(folders[name], HEADS[name], kernel="eager")
+    for base in (bases[name], load_base(folders[name], HEADS[name], kernel="eager")):
+        with attach(base, design({"prefix": {"length": LENGTH, "gate": gate, "layers": [1, 2]}})) as attached:
+            perturb(attached)
+            ours = logits(base.model, inputs)
+            with monkeypatch.context() as patch:
+                theirs = by_formula(plain, attached, inputs, patch)
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)  # T5's scores are large: it scales none
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", ["gemma2", "sliding mistral"])
+def test_a_sliding_window_and_capped_scores_are_the_texts_and_the_prefix_stays_in_sight(
+    tmp_path: Path, text: dict[str, torch.Tensor], name: str, gate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"gemma2": transformers.Gemma2Config, "sliding mistral": transformers.MistralConfig}[name]
+    monkeypatch.setitem(CONFIGS, name, lambda: config(**LLAMA_LIKE, head_dim=8, sliding_window=3))
+    folder = save(name, tmp_path, "AutoModelForCausalLM")
+    base, plain = (load_base(folder, LANGUAGE_HEAD, kernel="eager") for _ in range(2))
+    with attach(base, design({"prefix": {"length": LENGTH, "gate": gate, "layers": [0, 1]}})) as attached:
+        perturb(attached)
+        ours = logits(base.model, text)
+        with monkeypatch.context() as patch:
+            theirs = by_formula(plain, attached, text, patch)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert design({"prefix": {"length": LENGTH}}).serving(base.summary) == "autopeft"  # from peft's window it slides
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", BYPASSING)
+def test_attention_of_its_own_gets_a_prefix_at_no_distance(
+    bases: dict[str, Base], name: str, gate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of the text are read from the architecture's own forward; the prefix's are of contents alone."""
+    base = bases[name]
+    hidden = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    relative = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    opened = torch.ones(2, 1, 7, 7)
+    opened[1, ..., 5:] = 0
+    bias = torch.randn(1, 4, 7, 7, generator=torch.Generator().manual_seed(2))
+    arguments: dict[str, Any] = {
+        "mpnet": {"attention_mask": (1 - opened) * torch.finfo().min, "position_bias": bias},
+        "deberta": {"attention_mask": opened, "rel_embeddings": relative},
+    }[name]
+    base.model.eval()
+    with attach(base, design({"prefix": {"length": LENGTH, "layers": [1], "gate": gate}})) as attached, torch.no_grad():
+        perturb(attached)
+        module: Any = base.model.get_submodule(attention_path(base.summary.layers[1]))
+        ours = module(hidden, **arguments)[0]
+        prefix = module.autopeft_prefix
+        factor = torch.sigmoid(prefix.gate.linear(hidden)).mean(1)[:, None, None] if gate else 1.0
+        keys, values = prefix.keys * factor, prefix.values * factor
+        seen: list[torch.Tensor] = []
+        softmax = torch.nn.functional.softmax
+
+        def note(scores: torch.Tensor, dim: int) -> torch.Tensor:
+            seen.append(scores)
+            return softmax(scores, dim)
+
+        monkeypatch.setattr(torch.nn.functional, "softmax", note)
+        type(module).forward(module, hidden, **arguments)
+        (of_text,) = seen
+        query, value = (
+            getattr(module, names[name])(hidden).view(2, 7, 4, 8).transpose(1, 2)
+            for names in ({"mpnet": "q", "deberta": "query_proj"}, {"mpnet": "v", "deberta": "value_proj"})
+        )
+        n_terms = {"mpnet": 1, "deberta": 3}[name]
+        of_prefix = query @ keys.transpose(-1, -2) / (8 * n_terms) ** 0.5
+        weights = softmax(torch.cat([of_prefix, of_text], -1), -1)
+        expected = (weights[..., :LENGTH] @ values + weights[..., LENGTH:] @ value).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(ours, module.o(expected) if name == "mpnet" else expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gated"])
+def test_a_projection_is_one_mlp_over_smaller_embeddings_and_is_folded_away(
+    bases: dict[str, Base], name: str, gate: bool, tmp_path: Path
+) -> None:
+    """Li & Liang, eq. 3, as in their code: the second map makes keys and values of all layers at once."""
+    base, inputs = bases[name], inputs_for(name)
+    block = {"length": LENGTH, "projection": True, "projection_size": 6, "gate": gate, "layers": [0, 2]}
+    with attach(base, design({"prefix": block})) as attached:
+        perturb(attached)
+        answer, tensors, exported = logits(base.model, inputs), attached.state(), attached.exported_tensors()
+        write(attached, tmp_path)
+    found = {n.partition("autopeft_prefix")[2]: t for n, t in tensors.items() if "autopeft_prefix_mlp" in n}
+    hidden = torch.tanh(found["_mlp.embeddings"] @ found["_mlp.map.weight"].T + found["_mlp.map.bias"])
+    second = [n for n in tensors if n.endswith("autopeft_prefix.map.weight")]
+    all_states = hidden @ torch.cat([tensors[n] for n in second]).T
+    for index, path in enumerate(name.removesuffix(".map.weight") for name in second):
+        states = all_states.chunk(2, 1)[index] + tensors[f"{path}.map.bias"]
+        for part, expected in zip(("keys", "values"), states.chunk(2, 1), strict=True):
+            torch.testing.assert_close(exported[f"{path}.{part}"].transpose(0, 1).flatten(1), expected)
+    assert not [n for n in exported if ".map." in n or "_mlp" in n]
+    torch.testing.assert_close(logits(load(tmp_path)[0], inputs), answer, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", ["llama", "t5", "whisper"])
+def test_generation_with_a_cache_is_generation_without(
+    bases: dict[str, Base], language_bases: dict[str, Base], name: str, gate: bool
+) -> None:
+    base = language_bases.get(name, bases[name])
+    inputs = {key: value for key, value in inputs_for(name).items() if key != "decoder_input_ids"}
+    inputs = {key: value.flip(1) if key != "input_features" else value for key, value in inputs.items()}
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    with attach(base, design({"prefix": {"length": LENGTH, "gate": gate, "layers": [1, 2]}})) as attached:
+        perturb(attached)
+        base.model.eval()
+        cached = base.model.generate(**inputs, use_cache=True, **options)
+        assert torch.equal(cached, base.model.generate(**inputs, use_cache=False, **options))
+
+
+def test_words_and_the_one_form_of_equal_designs(bases: dict[str, Base]) -> None:
+    summary = bases["bert"].summary
+    made = design({"prefix": {"length": 4, "projection": True, "gate": True}})
+    assert made.describe() == "prefix of 4 from an MLP of 512, gated"
+    unused = design({"prefix": {"length": 4, "projection_size": 7}})
+    assert unused.resolve(summary) == design({"prefix": {"length": 4}}).resolve(summary)
+    assert made.serving(summary) == "autopeft"
+    assert design({"prefix": {"length": 4, "projection": True}}).serving(summary) == "peft"
+
+
+def write(attached: Attached, folder: Path) -> None:
+    for name, content in pack(attached, metadata={}).items():
+        (folder / name).write_bytes(content)

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_models import ARCHITECTURES, design, logits, perturb
+from tiny_models import HEAD, HEADS, LANGUAGE_HEAD, design, logits, perturb
 
 from autopeft.errors import DesignError, ModelError
 from autopeft.models.artifact import load, pack
@@ -15,6 +15,7 @@ from autopeft.models.base import Base
 
 ENCODERS = ("bert", "roberta", "mpnet", "deberta", "distilbert")
 DECODERS = ("llama", "gpt2")
+TEXT = tuple(name for name, head in HEADS.items() if head in (HEAD, LANGUAGE_HEAD))
 LENGTH = 5
 MADE = design({"prompt": {"length": LENGTH}})
 
@@ -28,10 +29,10 @@ def left_padded(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.flip(1) for name, tensor in text.items()}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TEXT)
 def test_it_starts_as_rows_of_the_models_own_table(bases: dict[str, Base], name: str) -> None:
     base = bases[name]
-    table = base.model.get_input_embeddings().weight
+    table = base.model.get_input_embeddings()(torch.arange(97))  # Gemma scales what it reads
 
     def prompt(seed: int) -> torch.Tensor:
         with attach(base, MADE, seed=seed) as attached:
@@ -45,11 +46,11 @@ def test_it_starts_as_rows_of_the_models_own_table(bases: dict[str, Base], name:
     assert not torch.equal(first, prompt(2))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TEXT)
 def test_its_tokens_are_read_before_the_text(bases: dict[str, Base], text: dict[str, torch.Tensor], name: str) -> None:
     """At the start the prompt is tokens: the model must answer as if it read those tokens and then the text."""
     base = bases[name]
-    table = base.model.get_input_embeddings().weight
+    table = base.model.get_input_embeddings()(torch.arange(97))
     with attach(base, MADE) as attached:
         answer = logits(base.model, text)
         tokens = [int((row == table).all(1).nonzero()[0]) for row in attached.groups["prompt"][0]]
@@ -60,18 +61,19 @@ def test_its_tokens_are_read_before_the_text(bases: dict[str, Base], text: dict[
         spelled = {"input_ids": ids, "attention_mask": mask}
         if 1 in tokens:  # the padding token itself: told by the mask alone in one case, by its number in the other
             pytest.skip("the prompt has a padding token")
-        torch.testing.assert_close(answer, logits(base.model, spelled), atol=1e-5, rtol=1e-5)
+        expected = logits(base.model, spelled)
+        expected = expected[:, LENGTH:] if expected.dim() == 3 else expected  # of tokens, or of classes
+        torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TEXT)
 def test_padding_is_not_seen(bases: dict[str, Base], text: dict[str, torch.Tensor], name: str) -> None:
     with attach(bases[name], MADE) as attached:
         perturb(attached)
         answer = logits(attached.model, text)
         for row in range(3):
-            torch.testing.assert_close(
-                logits(attached.model, unpadded(text, row))[0], answer[row], atol=1e-5, rtol=1e-4
-            )
+            alone = logits(attached.model, unpadded(text, row))[0]
+            torch.testing.assert_close(alone, answer[row, : len(alone)], atol=1e-5, rtol=1e-4)
 
 
 def test_token_types_of_the_text_stay_where_they_are(bases: dict[str, Base], text: dict[str, torch.Tensor]) -> None:
@@ -84,11 +86,17 @@ def test_token_types_of_the_text_stay_where_they_are(bases: dict[str, Base], tex
         assert not torch.allclose(logits(attached.model, {**text, "token_type_ids": types}), plain)
 
 
+@pytest.mark.parametrize("encoder", ["none", "mlp", "lstm"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_classifiers_prompt_is_pefts_prompt_tuning(
-    bases: dict[str, Base], folders: dict[str, str], text: dict[str, torch.Tensor], name: str, tmp_path: Path
+    bases: dict[str, Base],
+    folders: dict[str, str],
+    text: dict[str, torch.Tensor],
+    name: str,
+    encoder: str,
+    tmp_path: Path,
 ) -> None:
-    with attach(bases[name], MADE) as attached:
+    with attach(bases[name], design({"prompt": {"length": LENGTH, "encoder": encoder}})) as attached:
         perturb(attached)
         ours = logits(attached.model, text)
         write(attached, tmp_path)
@@ -224,6 +232,50 @@ def test_words_and_serving(bases: dict[str, Base], language_bases: dict[str, Bas
     assert MADE.serving(bases["bert"].summary) == "peft"
     assert MADE.serving(bases["llama"].summary) == "autopeft"
     assert MADE.serving(language_bases["llama"].summary) == "peft"
+
+
+def lstm(read: torch.Tensor, weights: dict[str, torch.Tensor], end: str) -> torch.Tensor:
+    """Read [tokens, width] with one direction of one layer of an LSTM, written out."""
+    size = weights[f"weight_hh_{end}"].shape[1]
+    hidden, cell, said = torch.zeros(size), torch.zeros(size), []
+    for token in read.flip(0) if end.endswith("reverse") else read:
+        gates = weights[f"weight_ih_{end}"] @ token + weights[f"bias_ih_{end}"]
+        gates = gates + weights[f"weight_hh_{end}"] @ hidden + weights[f"bias_hh_{end}"]
+        let_in, kept, new, out = gates.chunk(4)
+        cell = kept.sigmoid() * cell + let_in.sigmoid() * new.tanh()
+        hidden = out.sigmoid() * cell.tanh()
+        said.append(hidden)
+    return torch.stack(said[::-1] if end.endswith("reverse") else said)
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_an_encoder_computes_the_prompt_and_is_folded_away(bases: dict[str, Base], encoder: str) -> None:
+    """Liu et al.: an LSTM over the prompt in both directions, then an MLP; or an MLP alone, as stock peft has it."""
+    made = design({"prompt": {"length": LENGTH, "encoder": encoder, "encoder_hidden_size": 6}})
+    with attach(bases["bert"], made) as attached:
+        perturb(attached)
+        tensors, exported = attached.state(), attached.exported_tensors()
+    own = {n.removeprefix("bert.autopeft_prompt."): t for n, t in tensors.items() if "autopeft_prompt" in n}
+    hidden = own["embeddings"]
+    if encoder == "lstm":
+        weights = {n.removeprefix("lstm."): t for n, t in own.items()}
+        for layer in ("l0", "l1"):
+            hidden = torch.cat([lstm(hidden, weights, layer), lstm(hidden, weights, f"{layer}_reverse")], 1)
+    maps = sorted(n.removesuffix(".weight") for n in own if n.startswith("mlp.") and n.endswith("weight"))
+    assert len(maps) == {"mlp": 3, "lstm": 2}[encoder]
+    for index, name in enumerate(maps):
+        hidden = (hidden if index == 0 else hidden.relu()) @ own[f"{name}.weight"].T + own[f"{name}.bias"]
+    torch.testing.assert_close(exported["bert.autopeft_prompt.embeddings"], hidden)
+    assert [n for n in exported if "autopeft" in n] == ["bert.autopeft_prompt.embeddings"]
+
+
+def test_the_one_form_of_equal_prompts(bases: dict[str, Base]) -> None:
+    summary = bases["bert"].summary
+    for block in ({"encoder_hidden_size": 7}, {}):
+        assert design({"prompt": {"length": 5, **block}}).resolve(summary) == MADE
+    usual = design({"prompt": {"length": 5, "encoder": "mlp"}})
+    assert design({"prompt": {"length": 5, "encoder": "mlp", "encoder_hidden_size": 32}}).resolve(summary) == usual
+    assert usual.describe() == "prompt of 5 from an MLP"
 
 
 def write(attached, folder: Path) -> None:
