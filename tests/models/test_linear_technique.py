@@ -11,6 +11,7 @@ import torch
 from rows import BY_NAME
 from tiny_models import HEAD, design, logits, perturb
 
+from autopeft.estimation.estimator import estimate
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
@@ -38,7 +39,7 @@ def write(attached: Attached, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kinds", itertools.combinations(ADDED, 2), ids="-".join)
+@pytest.mark.parametrize("kinds", list(itertools.combinations(ADDED, 2)), ids="-".join)
 def test_updates_on_one_map_add_up(bases: dict[str, Base], kinds: tuple[str, str]) -> None:
     base, inputs = bases["bert"], torch.randn(5, 32)
     path = base.summary.layers[1].roles["mlp_up"].path
@@ -77,9 +78,10 @@ def test_oft_rotates_what_was_attached_before_it(bases: dict[str, Base], kind: s
         torch.testing.assert_close(changed(inputs), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("model", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("model", "quantization"), [("bert", "none"), ("llama", "int8"), ("llama", "nf4"), ("gpt2", "none")]
+)
 def test_stock_peft_opens_the_export(
     folders: dict[str, str], text: dict[str, torch.Tensor], tmp_path: Path, model: str, name: str, quantization: str
 ) -> None:
@@ -102,6 +104,21 @@ def test_stock_peft_opens_the_export(
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")  # quantized, GPT-2's maps turn
             opened = peft.PeftModel.from_pretrained(base.model, str(folder))
         torch.testing.assert_close(logits(opened, text), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_estimate_sees_all_that_is_computed_and_saved(
+    folders: dict[str, str], bases: dict[str, Base], name: str
+) -> None:
+    """Branches on random numbers, masks of random places: a dry run has no values to decide by."""
+    made = Design(blocks=(BY_NAME[name].make(bases["bert"]),))
+    costs = [estimate(folders["bert"], which, batch_size=2, sequence_length=8, head=HEAD) for which in (Design(), made)]
+    with attach(bases["bert"], made) as attached:
+        state = attached.state()
+    assert costs[1].adapter_bytes == sum(tensor.numel() * tensor.itemsize for tensor in state.values())
+    assert costs[1].trainable_params == attached.n_trainable
+    assert costs[1].train_flops > 1.02 * costs[0].train_flops
+    assert costs[1].peak_memory > costs[0].peak_memory
 
 
 @pytest.mark.parametrize("name", ROWS)
