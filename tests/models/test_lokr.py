@@ -21,7 +21,7 @@ from autopeft.models.base import Base
 def test_the_update_is_the_papers(
     bases: dict[str, Base], settings: dict[str, Any], left: tuple[int, int], right: tuple[int, int]
 ) -> None:
-    """Edalati et al. 2022, eq. 2: block (i, j) of the update is C[i, j] times the right factor."""
+    """Edalati et al. 2022, section 3: block (i, j) of the update is C[i, j] times the right factor."""
     one = changed_map(bases["bert"], "lokr", settings)
     tensors = one.tensors
     c = tensors["left"] if "left" in tensors else tensors["left_b"] @ tensors["left_a"]

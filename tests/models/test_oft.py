@@ -19,7 +19,7 @@ def skew(values: torch.Tensor, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_rotation_is_the_papers(bases: dict[str, Base], exact: bool) -> None:
-    """Qiu et al. 2023, section 3.2: R = (I + Q)(I - Q)^-1 in blocks; the series is that of Qiu et al. 2025."""
+    """Qiu et al. 2023: R = (I + Q)(I - Q)^-1 in blocks on the diagonal; the series is that of Qiu et al. 2025."""
     size = 4
     one = changed_map(bases["bert"], "oft", {"block_size": size, "exact": exact})
     eye, blocks = torch.eye(size), []

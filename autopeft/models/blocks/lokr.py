@@ -5,7 +5,7 @@ the rank is not below half of max(o2, i2), the right factor is a full [o2, i2] m
 zero, so that the step-0 model is the base model. The product is never made: y = (C (x) R) x is C X R^T, with X the
 input as an [i1, i2] matrix.
 
-Source: Edalati et al. 2022 (arXiv:2212.10650), eq. 2 and 3 (KronA); Yeh et al. 2024 (arXiv:2309.14859), section 3
+Source: Edalati et al. 2022 (arXiv:2212.10650), section 3 (KronA); Yeh et al. 2024 (arXiv:2309.14859), section 3
 (LoKr). Sizes and starting values are peft's.
 Omits: peft's layer, which asks the stored weight for the update's shape, so that 4 bits fail, and draws a random number
 in every forward.

@@ -2,11 +2,12 @@
 
 R is block-diagonal with blocks (I + Q)(I - Q)^-1 of a size b that divides in_features, each Q skew-symmetric with
 b (b - 1) / 2 numbers. Q starts at zero, so that R is the identity and the step-0 model is the base model. By
-default the inverse is the first terms of its Neumann series, I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4, which is orthogonal
-up to the fifth order of Q.
+default a block is the first terms of its Neumann series, I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4, which leaves out the fifth
+order of Q; there peft turns the other way, so that Q stands for -Q.
 
-Source: Qiu et al. 2023 (arXiv:2306.07280), section 3.2 and eq. 5; the rotation of the input instead of the
-weight, and the series: Qiu et al. 2025 (arXiv:2506.19847). The layers are peft's.
+Source: Qiu et al. 2023 (arXiv:2306.07280), the Cayley parametrization and the block-diagonal structure; the rotation of
+the input instead of the weight, and the series: Qiu et al. 2025 (arXiv:2506.19847). The layers are peft's.
+Omits: maps that store their weight as [in, out], which peft's layer cannot wrap.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,8 @@ are is drawn once from the seed that the design is attached with, and saved with
 the step-0 model is the base model.
 
 Source: Bhardwaj et al. 2024 (arXiv:2406.13175), section 3, the random mask (SHiRA-Rand).
-Omits: masks by structure, weight magnitude or gradient. peft's layer is not used: it computes with the base's
-weight past whatever else is on the map, and copies that weight in every forward. Its format is.
+Omits: masks by structure, weight magnitude or gradient. peft's layer is not used: it refuses a map that has another
+layer, computes with the base's weight and so past its hooks, and copies that weight in every forward. Its format is.
 """
 
 from collections.abc import Mapping
