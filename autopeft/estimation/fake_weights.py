@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.estimation.quantized import PackedState
+from autopeft.models.technique import DISPLACED
 
 Replace = Callable[[Any], Any]
 """From a meta tensor to the fake one in its place, of the same kind: a tensor or a parameter."""
@@ -63,6 +64,7 @@ def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield every tensor that a model holds: parameters, buffers, and the scales of quantized weights."""
     yield from model.parameters()
     yield from model.buffers()
+    yield from getattr(model, DISPLACED, ())
     for module in model.modules():
         weight: Any = getattr(module, "weight", None)
         state = getattr(weight, "quant_state", None)

@@ -26,11 +26,13 @@ _N_NESTED_CODES = 256
 
 @dataclass(kw_only=True)
 class PackedScales:
-    """What double quantisation keeps of the scales: theirs, and what their codes of 8 bits mean; both fp32."""
+    """What double quantisation keeps of the scales: theirs, and what their codes of 8 bits mean, fp32."""
 
     absmax: torch.Tensor
     code: torch.Tensor
+    dtype: torch.dtype = torch.float32
     blocksize: int = _NESTED_BLOCK_SIZE
+    nested: bool = False
 
 
 @dataclass(kw_only=True)

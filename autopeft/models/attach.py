@@ -12,7 +12,7 @@ from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError, ModelError
 from autopeft.models.base import Base
-from autopeft.models.technique import Foldable, Site, StepPosition, Technique
+from autopeft.models.technique import DISPLACED, Foldable, Site, StepPosition, Technique
 from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
 
@@ -156,6 +156,7 @@ def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False,
     with ExitStack() as transaction:
         base.model._autopeft_attached = True
         transaction.callback(delattr, base.model, "_autopeft_attached")
+        transaction.callback(vars(base.model).pop, DISPLACED, None)
         sites = {HEAD: _attach_head(base, transaction, seed)}
         for technique, blocks in _by_technique(design):
             site = Site(base.model, base.summary, transaction, restored=restored, inference=inference)

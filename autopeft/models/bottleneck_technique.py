@@ -64,6 +64,11 @@ class BottleneckTechnique(Technique):
     scaling: Annotated[float, Field(gt=0)] = 1.0
     gate: bool = False
 
+    @property
+    def merge_obstacle(self) -> str:
+        """Say what no weight can hold."""
+        return "no weight can hold the nonlinearity of a bottleneck"
+
     def make_maps(self, site: Site, n_in: int, n_out: int) -> tuple[nn.Module, nn.Module]:
         """Return the map from [..., n_in] to [..., size] and that to [..., n_out], which must start at zero."""
         raise NotImplementedError

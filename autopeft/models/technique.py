@@ -15,6 +15,8 @@ from autopeft.spec.model import ModelSummary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+DISPLACED = "_autopeft_displaced"
+"""Attribute of a model: the parameters whose trained copies are in their places. They take memory until detaching."""
 _MISSING = object()
 
 
@@ -128,6 +130,7 @@ class Site:
                 if parameter is original:
                     self._undo.callback(setattr, module, own_name, original)
                     setattr(module, own_name, copy)
+        vars(self.model).setdefault(DISPLACED, []).append(original)
         self.trainable.append(copy)
         return copy
 

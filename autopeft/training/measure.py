@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from autopeft.models.technique import DISPLACED
+
 # Kineto announces every start on stderr otherwise; it reads this when it is first used.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
@@ -27,6 +29,7 @@ def model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Yield every tensor that a model keeps, with what is attached to it."""
     yield from model.parameters()
     yield from model.buffers()
+    yield from getattr(model, DISPLACED, ())
     for module in model.modules():
         # bitsandbytes keeps the scales of its packed weights outside of parameters and buffers.
         state = getattr(getattr(module, "weight", None), "quant_state", None)

@@ -3,8 +3,8 @@
 Predicted: `Estimator`, without weights. Measured: a real `Worker` trains the design for two steps, and torch's profiler
 follows every allocation of the second, when the optimizer has its state. Neither sees the other.
 
-Designs x {none, nf4} x {fp32, bf16} x {sdpa, eager}. A batch whose examples are all of the same length needs less than
-is predicted: models leave their attention mask out then (a prediction up to 22 % too high, in bf16 with eager
+Designs x {none, nf4, nf4-dq} x {fp32, bf16} x {sdpa, eager}. A batch whose examples are all of the same length needs
+less than is predicted: models leave their attention mask out then (a prediction up to 22 % too high, in bf16 with eager
 attention). Since one constant guess looks good where the base is most of the memory, the error on the part above the
 base weights and the rank correlation count too.
 
@@ -52,6 +52,9 @@ DESIGNS: dict[str, list[dict[str, dict[str, object]]]] = {
     "parallel adapter 256": [{"adapter": {"size": 256, "mode": "parallel"}}],
     "prefix 16": [{"prefix": {"length": 16}}],
     "prefix 64, top 3": [{"prefix": {"length": 64, "layers": [3, 4, 5]}}],
+    "bitfit": [{"bitfit": {}}],
+    "norms": [{"norms": {"outer": True}}],
+    "full, top 2": [{"full": {"layers": [4, 5]}}],
     "hybrid": [{"lora": {"rank": 8}}, {"adapter": {"size": 64, "mode": "parallel"}}, {"prefix": {"length": 8}}],
 }
 
@@ -142,8 +145,10 @@ def compare(model: str, *, batch_size: int, n_tokens: int) -> list[Row]:
         worker = Worker(WorkerSetup(model=model, training=training, data=data))
         base = build_meta(model, find_task(TASK).head(LABELS), kernel=kernel)
         estimator = Estimator(base, workload=workload, precision=precision, kernel=kernel, device="cpu")
-        for quantization, (name, blocks) in itertools.product(("none", "nf4"), DESIGNS.items()):
+        for quantization, (name, blocks) in itertools.product(("none", "nf4", "nf4-dq"), DESIGNS.items()):
             design = Design.from_dict({"quantization": quantization, "blocks": blocks})
+            if any(quantization in block.conflicts() for block in design.blocks):
+                continue
             measured = measure(worker, design)
             started = time.perf_counter()
             estimate = estimator(design)
@@ -160,7 +165,7 @@ def compare(model: str, *, batch_size: int, n_tokens: int) -> list[Row]:
             )
             rows.append(row)
             print(
-                f"{name:22} {quantization:5} {precision:5} {kernel:6} {row.measured / 2**20:9.2f} "
+                f"{name:22} {quantization:6} {precision:5} {kernel:6} {row.measured / 2**20:9.2f} "
                 f"{row.predicted / 2**20:9.2f} {row.error:+9.3%} {row.error_above_base:+9.3%} {row.seconds:6.2f}",
                 flush=True,
             )

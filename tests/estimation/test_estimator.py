@@ -24,6 +24,7 @@ BLOCKS = {
     "prompt": [{"prompt": {"length": 16}}],
     "adalora": [{"adalora": {"rank": 8, "roles": ["query", "value"]}}],
     "ia3": [{"ia3": {}}],
+    "selective": [{"bitfit": {"layers": [0, 1, 2]}}, {"norms": {"layers": [3, 4, 5], "outer": True}}],
     "hybrid": [
         {"lora": {"rank": 4, "layers": [3, 4, 5]}},
         {"adapter": {"size": 16, "mode": "parallel"}},
@@ -67,6 +68,19 @@ def test_peaks_are_those_of_real_steps(
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_full_fine_tuning_takes_the_weights_twice(
+    loaded: Callable[..., Base], estimator: Callable[..., Estimator]
+) -> None:
+    """The originals wait for the design to be detached, and that takes memory."""
+    made = Design.from_dict({"blocks": [{"full": {"embeddings": True}}]})
+    training, evaluation = estimator().steps(made)
+    with attach(loaded(), made) as attached:
+        run = RealRun(attached, "fp32", batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+        assert training.peak_bytes == pytest.approx(run.training_peak(), rel=1e-4)
+        assert evaluation.peak_bytes == pytest.approx(run.evaluation_peak(), rel=1e-4)
+        assert evaluation.peak_bytes > 8 * attached.n_trainable
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("name", ["lora", "hybrid"])
 def test_flops_are_those_that_torch_counts_in_a_real_step(

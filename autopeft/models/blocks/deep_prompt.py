@@ -44,6 +44,11 @@ class DeepPrompt(Technique):
     length: Annotated[int, Field(ge=1)]
 
     @property
+    def merge_obstacle(self) -> str:
+        """Say what no weight can hold."""
+        return "states beside those of the input are no weights"
+
+    @property
     def starts_as_base(self) -> bool:
         """Return False: the tokens take attention from the first step on."""
         return False

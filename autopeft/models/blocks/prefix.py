@@ -62,6 +62,11 @@ class Prefix(Technique):
     gate: bool = False
 
     @property
+    def merge_obstacle(self) -> str:
+        """Say what no weight can hold."""
+        return "keys and values that tokens attend to are no weights"
+
+    @property
     def starts_as_base(self) -> bool:
         """Return False: prefixes take attention from the first step on."""
         return False

@@ -65,6 +65,11 @@ class Prompt(Technique):
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
 
     @property
+    def merge_obstacle(self) -> str:
+        """Say what no weight can hold."""
+        return "embeddings before the input are no weights"
+
+    @property
     def starts_as_base(self) -> bool:
         """Return False: the prompt is read from the first step on."""
         return False
