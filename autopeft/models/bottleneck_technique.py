@@ -7,6 +7,7 @@ make them, a sublayer with a serial bottleneck S and a parallel one P gives
 
 Neither reads what the other adds: what a design computes does not depend on the order of its blocks. The sum
 is taken where the sublayer's last linear map ends, before dropout, the residual sum and a layer norm behind it.
+Where two kinds are in one sublayer, h of the kind that is later in the alphabet is the sum of the earlier one.
 """
 
 from collections import defaultdict
@@ -36,7 +37,7 @@ def _places(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, Sequence) or not value or not set(value) <= set(PLACES):
-        raise ValueError(f"must be one or more of {', '.join(PLACES)}, but got {value!r}")
+        raise ValueError(f"must be one or more of {', '.join(PLACES)}")
     return tuple(place for place in PLACES if place in value)
 
 
@@ -160,7 +161,7 @@ class BottleneckTechnique(Technique):
         n_in, n_out = self.widths(site.summary.layers[layer], place)
         down, up = self.make_maps(site, n_in, n_out)
         gate = new_gate(layer, n_in) if self.gate and new_gate is not None else None
-        return Bottleneck(down, up, self.activation, self.scaling, gate)
+        return Bottleneck(down, up, nn.ReLU() if self.activation == "relu" else nn.GELU(), self.scaling, gate)
 
 
 def _attach_one(
@@ -172,13 +173,13 @@ def _attach_one(
 ) -> None:
     """Add the bottlenecks of one sublayer: a serial one, a parallel one, or both in this order."""
     summary = site.summary.layers[layer]
-    bottlenecks: dict[str, Bottleneck] = {}
+    bottlenecks: dict[str, nn.Module] = {}
     # One slot and not a list: a forward that stops half-way (checkpointing) must not leave its input behind.
     slot: dict[str, torch.Tensor] = {}
     for block in blocks:
         name = f"autopeft_{block.kind}_{place}" + (f"_{block.mode}" if bottlenecks else "")
-        bottlenecks[block.mode] = block.make_bottleneck(site, layer, place, new_gate)
-        site.add(summary.path, name, bottlenecks[block.mode])
+        site.add(summary.path, name, block.make_bottleneck(site, layer, place, new_gate))
+        bottlenecks[block.mode] = site.module(f"{summary.path}.{name}")  # an export's may be folded
         if block.mode == "parallel":
             found = block.maps(summary, place)
             assert found is not None
@@ -197,12 +198,12 @@ class Bottleneck(nn.Module):
     """s g(x) up(f(down(x))): maps [..., n_in] to [..., n_out], computing in fp32 or under autocast."""
 
     def __init__(
-        self, down: nn.Module, up: nn.Module, activation: str, scaling: float, gate: Gate | None = None
+        self, down: nn.Module, up: nn.Module, activation: nn.Module, scaling: float, gate: Gate | None = None
     ) -> None:
         super().__init__()
         self.down = down
         self.up = up
-        self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.activation = activation
         self.scaling = scaling
         self.gate = gate
 

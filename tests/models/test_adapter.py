@@ -184,6 +184,9 @@ def test_experts_are_drawn_in_training_and_averaged_for_inference(bases: dict[st
 
         for name, content in pack(attached, metadata={}).items():
             (tmp_path / name).write_bytes(content)
+        exported = attached.exported_tensors()
+        place = f"{base.summary.layers[1].path}.autopeft_adapter_mlp"
+        assert torch.equal(exported[f"{place}.down.weight"], state["down.weight"].mean(0))  # one plain adapter
     torch.testing.assert_close(logits(load(tmp_path)[0], text), answer, atol=1e-5, rtol=1e-5)
 
 

@@ -15,7 +15,7 @@ from autopeft.models.blocks.compacter import KroneckerLinear, LeftFactors
 
 @pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 1), (4, 2)])
 def test_a_map_is_the_sum_of_kronecker_products(n: int, rank: int) -> None:
-    """Karimi Mahabadi et al. 2021, eq. 5 and 7, with W made as it is written."""
+    """Karimi Mahabadi et al. 2021, section 3, with W made as it is written."""
     factors = LeftFactors(n)
     linear = KroneckerLinear(factors, 12, 8, rank)
     torch.nn.init.normal_(linear.bias)
@@ -87,7 +87,7 @@ def test_it_is_said_in_words() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 9}, r"compacter.*n must divide size, but got n=4, size=9.*multiple of n, such as 12"),
+        ({"size": 9}, "compacter.*n must divide size: with n=4 take a multiple of 4 for size, such as 12, but got .*9"),
         ({"size": 12, "n": 3}, "n must divide the widths.*n=3, width=32 at attention of layer 0; change compacter.n"),
         ({"size": 8, "rank": 3}, "rank <= size / n must hold, but got rank=3, size=8, n=4; lower compacter.rank"),
         ({"size": 64}, "size <= hidden_size must hold.*lower compacter.size"),

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import design, logits
+from tiny_models import design, inputs_for, logits
 from torch import nn
 
 from autopeft.models.attach import attach
@@ -72,3 +72,15 @@ def test_the_mask_of_a_model_reaches_its_gates(
         found = gate._mask.of(torch.zeros(3, 9, 32))
         assert found is not None
         assert torch.equal(found, text["attention_mask"])
+
+
+def test_the_encoder_of_two_stacks_has_the_mask_and_the_decoder_needs_none(bases: dict[str, Base]) -> None:
+    base, inputs = bases["t5"], inputs_for("t5")
+    with attach(base, design()) as attached:
+        new_gate = gate_maker(Site(base.model, base.summary, attached._undo))
+        gates = [new_gate(layer, 32) for layer in range(base.summary.n_layers)]
+        logits(base.model, inputs)
+        assert [gate.causal for gate in gates] == [False, False, True, True]
+        found = gates[0]._mask.of(torch.zeros(3, 9, 32))
+        assert found is not None
+        assert torch.equal(found, inputs["attention_mask"])

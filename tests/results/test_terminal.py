@@ -34,7 +34,7 @@ def test_a_wide_terminal_shows_memory_and_serving_too(state: StudyState) -> None
     text = render(front_table(state), 180, terminal=False)
     assert "400.0 / 406.3 MiB" in text
     assert "autopeft only" in text
-    assert "parallel adapter 64 at mlp in layers 3-5" in text
+    assert "parallel adapter 64 beside MLP in layers 3-5" in text
 
 
 def test_the_leaderboard_tells_outcomes_apart_and_gives_errors(state: StudyState) -> None:

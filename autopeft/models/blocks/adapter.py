@@ -13,7 +13,7 @@ Both maps have biases. W_up and its bias start at zero, so that the step-0 model
 | Pfeiffer et al. 2021 (arXiv:2005.00247), section 4.2 | serial, at the MLP |
 | He et al. 2022 (arXiv:2110.04366), table 1 | parallel, at attention or MLP, with a scaling |
 | UniPELT, Mao et al. 2022 (arXiv:2110.07577) | serial, at the MLP, gated |
-| AdaMix, Wang et al. 2022 (arXiv:2205.12410) | serial, at the MLP, 4 experts |
+| AdaMix, Wang et al. 2022 (arXiv:2205.12410), sections 3.1 and 3.3 | any of these, with 4 experts |
 
 A sublayer may have a serial and a parallel adapter at once, as in AutoPEFT (Zhou et al. 2024, arXiv:2301.12132).
 
@@ -21,6 +21,7 @@ Omits: Pfeiffer et al. and AutoPEFT read behind the layer norm of post-norm mode
 (section 3.2), which takes a second forward of each batch, and the sharing of projections among experts (3.4).
 """
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from autopeft.models.bottleneck_technique import INPUT, OUTPUT, PLACES, Bottleneck, BottleneckTechnique
+from autopeft.models.gate import Gate
 from autopeft.models.technique import Site
 from autopeft.spec.block import register
 
@@ -44,7 +46,7 @@ class Adapter(BottleneckTechnique):
 
     Attributes:
         experts: How many pairs of maps each adapter has. A forward in training takes a random map down and a
-            random map up; else their weights are averaged.
+            random map up; an evaluation averages their weights, and an export holds the average alone.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -71,6 +73,25 @@ class Adapter(BottleneckTechnique):
             nn.init.zeros_(parameter)
         return down, up
 
+    def make_bottleneck(
+        self, site: Site, layer: int, place: str, new_gate: Callable[[int, int], Gate] | None
+    ) -> Bottleneck:
+        """Return a new bottleneck for a sublayer; one of experts can be folded."""
+        made = super().make_bottleneck(site, layer, place, new_gate)
+        if self.experts == 1:
+            return made
+        return ExpertBottleneck(made.down, made.up, made.activation, made.scaling, made.gate)
+
+
+class ExpertBottleneck(Bottleneck):
+    """A bottleneck of two `ExpertLinear`, which an export folds to a plain one."""
+
+    def folded(self) -> Bottleneck:
+        """Return the bottleneck of the mean weights."""
+        assert isinstance(self.down, ExpertLinear)
+        assert isinstance(self.up, ExpertLinear)
+        return Bottleneck(self.down.averaged(), self.up.averaged(), self.activation, self.scaling, self.gate)
+
 
 class ExpertLinear(nn.Module):
     """Linear maps of one shape: a random one in training, the map of their mean weights otherwise.
@@ -85,6 +106,14 @@ class ExpertLinear(nn.Module):
         # One tensor of all experts: a step costs the same whichever is drawn, and none is without a gradient.
         self.weight = nn.Parameter(torch.zeros(n_experts, n_out, n_in))
         self.bias = nn.Parameter(torch.zeros(n_experts, n_out))
+
+    def averaged(self) -> nn.Linear:
+        """Return the linear map of the mean weights."""
+        _, n_out, n_in = self.weight.shape
+        linear = nn.Linear(n_in, n_out, device=self.weight.device)
+        linear.weight = nn.Parameter(self.weight.detach().mean(0))
+        linear.bias = nn.Parameter(self.bias.detach().mean(0))
+        return linear
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [..., n_in] to [..., n_out]."""

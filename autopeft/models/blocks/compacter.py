@@ -7,7 +7,7 @@ Each linear map of an adapter, k numbers in and d out, has
 The A_i are one set for all maps of all layers; s_i, t_i and b are a map's own. The t_i and b of the second map
 start at zero, so that the step-0 model is the base model.
 
-Source: Karimi Mahabadi et al. 2021 (arXiv:2106.04647), sections 3 and 4, eq. 5 to 7.
+Source: Karimi Mahabadi et al. 2021 (arXiv:2106.04647), section 3.
 Omits: the training of the model's layer norms beside it, which the paper's experiments add: a block `norms` does so.
 """
 
@@ -50,7 +50,7 @@ class Compacter(BottleneckTechnique):
     def _check_size(self) -> Self:
         if self.size % self.n:
             raise ValueError(
-                f"n must divide size, but got n={self.n}, size={self.size}: make size a multiple of n, such as "
+                f"n must divide size: with n={self.n} take a multiple of {self.n} for size, such as "
                 f"{self.n * (self.size // self.n + 1)}"
             )
         return self
