@@ -187,7 +187,8 @@ def _layer_roles(path: str, layer: nn.Module, fallback: dict[str, str]) -> dict[
                 path=f"{path}.{name}",
                 in_features=shape[0],
                 out_features=shape[1],
-                transposed=not isinstance(module, nn.Linear),
+                # a quantized layer has the class that it replaced: what is legal must not depend on the storage
+                transposed=getattr(module, "source_cls", type(module)).__name__ == "Conv1D",
                 has_bias=isinstance(module.bias, torch.Tensor),
             )
             found[role].append(linear)
