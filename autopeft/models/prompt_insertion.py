@@ -81,24 +81,34 @@ class TextInserter:
 
 
 class LayerInserter:
-    """Puts tokens after the class token of what a layer reads, and takes them off what a layer writes.
+    """Puts tokens into what a layer reads, and takes them off what a layer writes.
 
-    Positions were added before the layers, and are not the inserted tokens'.
+    Positions were added before the layers and are not the inserted tokens', so that it makes no difference where
+    among the others they stand.
+
+    Args:
+        prompt: The tokens.
+        length: How many.
+        at_end: Whether they stand after the patches, not after the class token: of two prompts that go through the
+            same layer each must find its own again.
     """
 
-    def __init__(self, prompt: MakePrompt, length: int) -> None:
+    def __init__(self, prompt: MakePrompt, length: int, *, at_end: bool = False) -> None:
         self._prompt = prompt
         self._length = length
+        self._at_end = at_end
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the layer's arguments with the tokens in its input, [batch, tokens, width]."""
         hidden = args[0] if args else kwargs["hidden_states"]
         prompt = self._prompt().to(hidden.dtype).expand(len(hidden), -1, -1)
-        longer = torch.cat([hidden[:, :1], prompt, hidden[:, 1:]], dim=1)
+        at = hidden.shape[1] if self._at_end else 1
+        longer = torch.cat([hidden[:, :at], prompt, hidden[:, at:]], dim=1)
         return ((longer, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": longer})
 
     def after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         """Return the layer's output without the tokens."""
         hidden = output[0] if isinstance(output, tuple) else output
-        shorter = torch.cat([hidden[:, :1], hidden[:, 1 + self._length :]], dim=1)
+        at = hidden.shape[1] - self._length if self._at_end else 1
+        shorter = torch.cat([hidden[:, :at], hidden[:, at + self._length :]], dim=1)
         return (shorter, *output[1:]) if isinstance(output, tuple) else shorter

@@ -60,6 +60,25 @@ def test_a_deep_prompt_is_deep_visual_prompt_tuning_with_a_length_for_each_group
         torch.testing.assert_close(answer, classify(base, hidden), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_shallow_and_a_deep_prompt_go_through_one_layer_and_each_is_taken_off(
+    bases: dict[str, Base], name: str
+) -> None:
+    base, inputs = bases[name], inputs_for(name)
+    blocks = [{"prompt": {"length": LENGTH}}, {"deep_prompt": {"length": 2, "layers": [0, 2]}}]
+    with attach(base, design(*blocks)) as attached, torch.no_grad():
+        perturb(attached)
+        answer = logits(base.model, inputs)
+        first, last = attached.groups["deep_prompt"]
+        parts = base.model.base_model.embeddings(**inputs).split([1, 16], 1)
+        hidden = torch.cat([parts[0], attached.groups["prompt"][0].expand(3, -1, -1), parts[1]], 1)
+        for layer, own in zip(base.summary.layers, (first, first[:0], last), strict=True):
+            read = torch.cat([own.expand(3, -1, -1), hidden], 1)
+            hidden = base.model.get_submodule(layer.path).forward(read)[:, len(own) :]
+        hidden = torch.cat([hidden[:, :1], hidden[:, 1 + LENGTH :]], 1)
+        torch.testing.assert_close(answer, classify(base, hidden), atol=1e-5, rtol=1e-5)
+
+
 def test_deep_prompts_that_cannot_be_are_refused(bases: dict[str, Base]) -> None:
     with pytest.raises(DesignError, match="needs a vision model, but BertForSequenceClassification reads text"):
         attach(bases["bert"], design({"deep_prompt": {"length": 2}}))

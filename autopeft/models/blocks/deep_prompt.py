@@ -4,8 +4,8 @@ With x the class token and E the patches, before layer i, and P_i [length, d]:
 
     [x_i, _, E_i] = L_i([x_(i-1), P_i, E_(i-1)])
 
-What the layer makes of its prompt is dropped. The step-0 model is not the base model: tokens take attention from
-the first step on.
+What the layer makes of its prompt is dropped. Here P_i stands after E, which is the same: a layer knows no
+positions. The step-0 model is not the base model: tokens take attention from the first step on.
 
 Source: Jia et al. 2022 (arXiv:2203.12119), eq. 6, VPT-deep. Lengths that differ by layer: NOAH, Zhang et al. 2022
 (arXiv:2206.04673).
@@ -80,6 +80,6 @@ class DeepPrompt(Technique):
             path = site.summary.layers[index].path
             site.add(path, _NAME, random_tokens(site, self.length))
             layer = site.module(path)
-            inserter = LayerInserter(site.module(f"{path}.{_NAME}"), self.length)
+            inserter = LayerInserter(site.module(f"{path}.{_NAME}"), self.length, at_end=True)
             site.pre_hook(layer, inserter.before)
             site.hook(layer, inserter.after)
