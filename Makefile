@@ -34,6 +34,7 @@ test: install
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install $(SMOLLM2)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement tests/requirements.txt
 	$(BIN)/pytest -m '(slow or ray) and not gpu'
 
 # The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
