@@ -16,7 +16,7 @@ from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
 from autopeft.searching.hypervolume import FACT as HYPERVOLUME
 from autopeft.searching.hypervolume import make_box
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.spec.block import make_block
+from autopeft.spec.block import is_foreign, make_block, require_kinds
 from autopeft.spec.cost import Budget, Workload, excess, format_cost
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD, default_learning_rate
@@ -223,6 +223,8 @@ def prepare_study(
     head = find_task(spec.task).head(prepared_data.labels)
     meta = build_meta(spec.model, head, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     space.check(meta.summary)
+    if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
+        site.call(require_kinds, foreign)
     limits = Budget(spec.budget).resolve(meta.summary)
     known = None if folder is None else folder.read_description()
     training, step_seconds = spec.training, {}
@@ -273,6 +275,12 @@ def prepare_study(
         Design.from_dict(spec.yardstick).check(meta.summary)
     _check_budget(study)
     return study
+
+
+def _kinds(space: SearchSpace, spec: StudySpec) -> set[str]:
+    """Return the techniques that the study may train."""
+    yardstick = Design() if spec.yardstick is None else Design.from_dict(spec.yardstick)
+    return {*(block.kind for block in space.blocks), *yardstick.kinds}
 
 
 def _metric(spec: StudySpec) -> str:

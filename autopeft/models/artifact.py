@@ -23,7 +23,7 @@ from autopeft.models.base import Base, open_checkpoint
 from autopeft.models.loading import Checkpoint, Head, read_tokenizer
 from autopeft.models.model_files import fingerprint, locate
 from autopeft.models.technique import Technique
-from autopeft.spec.block import block_class
+from autopeft.spec.block import block_class, block_kinds, packages_of
 from autopeft.spec.design import Design
 
 SCHEMA_VERSION = 1
@@ -46,6 +46,7 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         "schema_version": SCHEMA_VERSION,
         "format": "peft" if stock else "autopeft",
         "design": attached.design.to_dict(),
+        "packages": packages_of(attached.design.kinds),
         "base_model": {
             "name": base.summary.name,
             "fingerprint": base.summary.fingerprint,
@@ -184,6 +185,7 @@ def read_export(folder: Path) -> Export:
     description = read_description(folder)
     try:
         origin = description["base_model"]
+        _require_techniques(folder, description)
         return Export(
             folder=folder,
             description=description,
@@ -198,6 +200,15 @@ def read_export(folder: Path) -> Export:
         raise ArtifactError(
             f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r}; export the adapter again"
         ) from error
+
+
+def _require_techniques(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raise `ArtifactError` where a technique of the design comes from a package that is not installed here."""
+    kinds = {kind for block in description["design"]["blocks"] for kind in block}
+    if unknown := sorted(kinds - set(block_kinds())):
+        package = description.get("packages", {}).get(unknown[0])
+        way = f"run pip install {package}" if package else "import the module that registers it first"
+        raise ArtifactError(f"{folder} needs the technique {unknown[0]!r}, which autopeft does not know here; {way}")
 
 
 def _stock_files(attached: Attached) -> dict[str, bytes]:

@@ -199,8 +199,38 @@ def block_class(kind: str) -> type[Block]:
     """
     _discover()
     if kind not in _REGISTRY:
-        raise DesignError(f"block {one_of(block_kinds(), kind)}")
+        raise DesignError(f"block {one_of(block_kinds(), kind)}; one from outside autopeft must be installed here")
     return _REGISTRY[kind]
+
+
+def packages_of(kinds: Iterable[str]) -> dict[str, str]:
+    """Return the package that brings each technique from outside autopeft, as `name==version`.
+
+    One that no entry point names is left out: it was registered by a script, and is known in that process alone.
+    """
+    entries = {entry.module: entry.dist for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.dist is not None}
+    found = {}
+    for kind in kinds:
+        module = block_class(kind).__module__
+        dist = next((dist for name, dist in entries.items() if f"{module}.".startswith(f"{name}.")), None)
+        if dist is not None and dist.name != "autopeft":
+            found[kind] = f"{dist.name}=={dist.version}"
+    return found
+
+
+def is_foreign(kind: str) -> bool:
+    """Return whether a technique comes from outside autopeft, so that other processes may not know it."""
+    return not block_class(kind).__module__.startswith("autopeft.")
+
+
+def require_kinds(kinds: Iterable[str]) -> None:
+    """Raise `DesignError` where this process, which is to train them, does not know all of these techniques."""
+    if unknown := sorted(set(kinds) - set(block_kinds())):
+        raise DesignError(
+            f"every process that trains must know the technique {unknown[0]}, but a worker does not: one that a script "
+            "registers is known in that script alone; put it into a package with an entry point in the group "
+            f"{ENTRY_POINT_GROUP}, installed wherever workers run, or take executor=local"
+        )
 
 
 def first_shared(places: Iterable[Iterable[Place]]) -> Place | None:
