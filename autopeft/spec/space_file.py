@@ -125,8 +125,11 @@ class _Reader:
         try:
             block = block_class(str(kind))
         except DesignError as error:
-            raise self._error(f"{key}.kind" if kind != name else key, str(error)) from None
-        if kind != name and (name == HEAD or name in block_kinds() or not name.isidentifier()):
+            hint = "; an entry with a name of its own says its technique, such as kind: lora" if kind == name else ""
+            raise self._error(f"{key}.kind" if kind != name else key, f"{error}{hint}") from None
+        if kind != name and not name.isidentifier():
+            raise self._error(key, f"an entry's name must be made of letters, digits and _, but got {name!r}")
+        if kind != name and (name == HEAD or name in block_kinds()):
             raise self._error(
                 key, f"an entry of kind {kind} must have a name of its own, such as {kind}_2, but got {name!r}"
             )
@@ -237,7 +240,7 @@ class _Reader:
         param = self._param(key, value)
         for rate in param.extremes(1):
             if not _is_number(rate) or rate <= 0:
-                raise self._error(key, f"a learning rate must be a number above 0, but got {rate!r}")
+                raise self._error(key, f"a learning rate must be prior or a number above 0, but got {rate!r}")
         return param
 
     def _layers(self, key: str, value: Any, names: tuple[str, ...]) -> LayerRule:

@@ -298,6 +298,9 @@ MISTAKES = [
     ("blocks:\n  ia3:\n    layers: {groups: 2, only: [2]}\n", 3, "counted from 0 to 1, each once, but got [2]"),
     ("blocks:\n  low:\n    kind: lorra\n    rank: 1\n", 3, "did you mean 'lora'"),
     ("blocks:\n  ia3:\n    kind: lora\n    rank: 1\n", 2, "must have a name of its own, such as lora_2, but got 'ia3'"),
+    ("blocks:\n  my-lora:\n    kind: lora\n    rank: 1\n", 2, "made of letters, digits and _, but got 'my-lora'"),
+    ("blocks:\n  serial:\n    size: 4\n", 2, "an entry with a name of its own says its technique, such as kind: lora"),
+    ("blocks:\n  lora:\n    rank: 1\n    learning_rate: priors\n", 4, "must be prior or a number above 0"),
     ("blocks:\n  head:\n    kind: lora\n    rank: 1\n", 2, "must have a name of its own"),
     ("quantization: {per_layer: [none, nf4]}\nblocks: {}\n", 1, "per_layer is reserved"),
     (
