@@ -86,17 +86,17 @@ class LinearTechnique(Technique):
                     f"{', '.join(map(str, chosen))} has {' or '.join(self.roles)}; change {self.kind}.layers"
                 )
 
-    def check_rank(self, rank: int, model: ModelSummary) -> None:
-        """Refuse a rank above what the maps can have."""
+    def check_rank(self, rank: int, model: ModelSummary, field: str = "rank") -> None:
+        """Refuse a rank above what the maps can have, in the words of the field that it comes from."""
         if rank > model.hidden_size:
             raise DesignError(
-                f"rank <= hidden_size must hold, but got rank={rank}, hidden_size={model.hidden_size}; "
+                f"{field} <= hidden_size must hold, but got {field}={rank}, hidden_size={model.hidden_size}; "
                 f"lower {self.kind}.rank"
             )
         for linear in self.targets(model):
             if rank > min(linear.in_features, linear.out_features):
                 raise DesignError(
-                    f"rank <= min(in_features, out_features) must hold, but got rank={rank} for {linear.path} of "
+                    f"{field} <= min(in_features, out_features) must hold, but got {field}={rank} for {linear.path} of "
                     f"{linear.in_features} x {linear.out_features}; lower {self.kind}.rank"
                 )
 

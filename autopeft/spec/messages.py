@@ -40,7 +40,10 @@ def first_complaint(error: ValidationError) -> dict[str, Any]:
         return item["type"] != "extra_forbidden", item["type"] == "literal_error"
 
     first: dict[str, Any] = dict(min(error.errors(), key=rank))
-    first["loc"] = tuple(part for part in first["loc"] if isinstance(part, int) or part == part.lower())
+    *place, last = first["loc"] or ("",)
+    kept = [part for part in place if isinstance(part, int) or part == part.lower()]
+    is_type = first["type"] != "extra_forbidden" and isinstance(last, str) and last != last.lower()
+    first["loc"] = (*kept,) if is_type else (*kept, last)
     return first
 
 

@@ -67,7 +67,6 @@ def test_peaks_are_those_of_real_steps(
         assert max(map(abs, errors.values())) < 1e-4, errors
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_full_fine_tuning_takes_the_weights_twice(
     loaded: Callable[..., Base], estimator: Callable[..., Estimator]
 ) -> None:
@@ -81,8 +80,9 @@ def test_full_fine_tuning_takes_the_weights_twice(
         assert evaluation.peak_bytes > 8 * attached.n_trainable
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("name", ["lora", "hybrid"])
+@pytest.mark.parametrize("name", ["lora", "adalora", "hybrid"])
 def test_flops_are_those_that_torch_counts_in_a_real_step(
     name: str, quantization: str, kernel: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
 ):

@@ -209,8 +209,8 @@ def test_the_words_and_the_defaults(bases: dict[str, Base]) -> None:
     [
         ([{"rank": 8, "initial_rank": 4}], "rank <= initial_rank must hold, but got rank=8, initial_rank=4"),
         ([{"rank": 2, "warmup": 0.5, "final": 0.5}], r"warmup \+ final < 1 must hold.*warmup=0.5, final=0.5"),
-        ([{"rank": 24}], "hidden_size must hold, but got .*36, hidden_size=32"),
-        ([{"rank": 2, "layers": [0]}, {"rank": 3, "layers": [1]}], "must have the same rank.*2 and 3"),
+        ([{"rank": 24}], "initial_rank <= hidden_size must hold, but got initial_rank=36, hidden_size=32"),
+        ([{"rank": 2, "layers": [0]}, {"rank": 3, "layers": [1]}], "because they share one budget.*2 and 3; take lora"),
         ([{"rank": 2, "layers": [0]}, {"rank": 2, "layers": [0, 1]}], "one adalora, but two blocks want"),
     ],
 )

@@ -234,6 +234,7 @@ def test_what_cannot_be_is_refused(bases: dict[str, Base], blocks: list[dict[str
         {"rank": 2, "alpha": 0},
         {"rank": 2, "alpha_ratio": -1},
         {"rank": 2, "alpha_ratio": "x"},
+        {"rank": 2, "freeze_A": True},
         {"rank": 2, "b_rate_ratio": 0},
         {"rank": 2, "b_rate_ratio": float("inf")},
     ],

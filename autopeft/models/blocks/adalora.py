@@ -34,7 +34,7 @@ from autopeft.errors import DesignError
 from autopeft.models.linear_technique import LinearTechnique
 from autopeft.models.peft_gate import ADAPTER_NAME
 from autopeft.models.technique import Site, StepPosition
-from autopeft.spec.block import Quantization, register
+from autopeft.spec.block import Block, Quantization, register
 from autopeft.spec.model import ModelSummary
 
 SMOOTHING = 0.85
@@ -95,7 +95,18 @@ class AdaLora(LinearTechnique):
                 f"warmup + final < 1 must hold, but got warmup={self.warmup:g}, final={self.final:g}, which leaves the "
                 "budget no time to fall; lower adalora.warmup or adalora.final"
             )
-        self.check_rank(self.initial_rank, model)
+        self.check_rank(self.initial_rank, model, "initial_rank")
+
+    @classmethod
+    def check_together(cls, blocks: Sequence[Block], model: ModelSummary) -> None:
+        """Refuse blocks that share a linear map, or that have a budget of their own."""
+        ranks = sorted({block.rank for block in blocks if isinstance(block, cls)})
+        if len(ranks) > 1:
+            raise DesignError(
+                "adalora blocks of one design must have the same rank, because they share one budget and training "
+                f"divides it, but got {' and '.join(map(str, ranks))}; take lora for ranks of your own"
+            )
+        super().check_together(blocks, model)
 
     def describe(self) -> str:
         """Say the ranks and the roles."""
