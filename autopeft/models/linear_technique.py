@@ -11,7 +11,7 @@ from torch import nn
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
 from autopeft.models.technique import Site, Technique
-from autopeft.spec.block import FOUR_BIT, Block, Quantization, Roles, first_shared
+from autopeft.spec.block import Block, Quantization, Roles, first_shared
 from autopeft.spec.messages import nearest
 from autopeft.spec.model import ROLES, LinearSummary, ModelSummary
 
@@ -164,12 +164,12 @@ class HookedTechnique(LinearTechnique):
     Class attributes:
         peft_names: peft's name of each tensor that a module may hold, by ours.
         peft_takes_transposed: Whether peft's layer can wrap maps that store their weight as [in, out].
-        peft_takes_4_bits: Whether peft's layer can wrap maps whose weight is stored in 4 bits.
+        not_stock_over: Storages of the base over which peft's layer fails, or answers otherwise.
     """
 
     peft_names: ClassVar[Mapping[str, str]]
     peft_takes_transposed: ClassVar[bool] = False
-    peft_takes_4_bits: ClassVar[bool] = True
+    not_stock_over: ClassVar[tuple[Quantization, ...]] = ()
 
     def build(self, linear: LinearSummary) -> nn.Module:
         """Return the module for a linear map: called with its input, it returns what is added to its output."""
@@ -181,9 +181,8 @@ class HookedTechnique(LinearTechnique):
 
     @classmethod
     def exports_together(cls, blocks: Sequence[Block], quantization: Quantization) -> bool:
-        """Return whether the blocks agree on what peft keeps once, and peft's layer can wrap maps in this storage."""
-        stored = cls.peft_takes_4_bits or quantization not in FOUR_BIT
-        return stored and super().exports_together(blocks, quantization)
+        """Return whether the blocks agree on what peft keeps once, and peft's layer answers as ours over it."""
+        return quantization not in cls.not_stock_over and super().exports_together(blocks, quantization)
 
     @classmethod
     def attach_all(cls, blocks: Sequence[Self], site: Site) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from autopeft.models import peft_gate
 from autopeft.models.linear_technique import ScaledTechnique
-from autopeft.spec.block import Quantization, register
+from autopeft.spec.block import FOUR_BIT, Quantization, register
 from autopeft.spec.model import LinearSummary, ModelSummary
 
 
@@ -40,7 +40,7 @@ class LoHa(ScaledTechnique):
         "b2": "hada_w2_a",
         "a2": "hada_w2_b",
     }
-    peft_takes_4_bits: ClassVar[bool] = False
+    not_stock_over: ClassVar[tuple[Quantization, ...]] = FOUR_BIT
     # A prior, not a measurement: LoRA's of here. Both products start as small as LoRA's A.
     default_learning_rate: ClassVar[float] = 1e-3
 

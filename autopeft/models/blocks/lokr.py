@@ -23,7 +23,7 @@ from torch.nn import functional
 from autopeft.errors import DesignError
 from autopeft.models import peft_gate
 from autopeft.models.linear_technique import ScaledTechnique
-from autopeft.spec.block import Quantization, register
+from autopeft.spec.block import FOUR_BIT, Quantization, register
 from autopeft.spec.model import LinearSummary, ModelSummary
 
 Shape = tuple[int, int]
@@ -50,7 +50,7 @@ class LoKr(ScaledTechnique):
         "right_b": "lokr_w2_a",
         "right_a": "lokr_w2_b",
     }
-    peft_takes_4_bits: ClassVar[bool] = False
+    not_stock_over: ClassVar[tuple[Quantization, ...]] = FOUR_BIT
     stock_fields: ClassVar[tuple[str, ...]] = ("factor", "decompose_both")
     # A prior, not a measurement: LoRA's of here.
     default_learning_rate: ClassVar[float] = 1e-3

@@ -34,6 +34,8 @@ class Shira(HookedTechnique):
     kind: ClassVar[str] = "shira"
     peft_type: ClassVar[str] = "SHIRA"
     peft_names: ClassVar[Mapping[str, str]] = {"values": "shira_weight", "indices": "shira_indices"}
+    # There peft's layer multiplies by the dequantized weight, where an int8 product quantizes its input too.
+    not_stock_over: ClassVar[tuple[Quantization, ...]] = ("int8",)
     size_field: ClassVar[str | None] = "rank"
     stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     # A prior, not a measurement: LoRA's of here; each number is a weight of its own, as in full fine-tuning.
