@@ -29,12 +29,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from autopeft.models.bottleneck_technique import INPUT, OUTPUT, PLACES, Bottleneck, BottleneckTechnique
+from autopeft.models.bottleneck_technique import Bottleneck, BottleneckTechnique
 from autopeft.models.gate import Gate
 from autopeft.models.technique import Site
 from autopeft.spec.block import register
-
-__all__ = ["INPUT", "OUTPUT", "PLACES", "Adapter", "Bottleneck", "ExpertLinear"]
 
 _DOWN_STD = 0.02
 """Near-zero in Houlsby et al.; exactly zero on the way up keeps the step-0 model equal to the base."""
