@@ -167,12 +167,17 @@ class RunFile:
         """Read what earlier calls have written."""
         self.runs = json.loads(self.path.read_text(encoding="utf-8"))["runs"] if self.path.is_file() else []
 
+    @property
+    def time_is_over(self) -> bool:
+        """Return whether no further run may start."""
+        return time.monotonic() - self._started >= 60 * self.minutes
+
     def get(self, key: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Return the run of this key, from the file or from doing it now; None where the time is over."""
         known = next((run for run in self.runs if run["key"] == key), None)
         if known is not None:
             return known
-        if time.monotonic() - self._started > 60 * self.minutes:
+        if self.time_is_over:
             return None
         run = {"key": dict(key), **work()}
         self.runs.append(run)

@@ -90,6 +90,8 @@ def main() -> None:
     print()
     print(markdown(rows, runners))
     print(f"\n{len(runs.runs)} runs in {arguments.output}")
+    if runs.time_is_over:
+        print("time is over: the same command goes on from here")
 
 
 if __name__ == "__main__":
