@@ -59,7 +59,7 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
         }
     quantized = {
         **_QUANTIZED_SCRATCH,
-        "gemm_4bit": lambda hidden, _packed, shape, *_, absmax_8bit=None, **__: (
+        "gemm_4bit": lambda hidden, _packed, shape, _absmax, _size, _type, _bias=None, absmax_8bit=None, *_, **__: (
             _dequantized_bytes(hidden, shape, n_threads if device == "cpu" else None) + _scale_bytes(absmax_8bit)
         ),
     }
