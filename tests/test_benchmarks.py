@@ -70,7 +70,7 @@ def test_a_killed_benchmark_repeats_nothing(modules: dict[str, ModuleType], tmp_
     first, second = Valley(1e-3), Valley(1e-3)
     found = list(modules["learning_rates"].measure_all([first], make(path=path, minutes=1), ["lora"]))
     record = json.loads(path.read_text())
-    assert len(record["runs"]) == first.n_runs > 3
+    assert len(record["runs"]) == first.n_runs >= 3
     path.write_text(json.dumps(record | {"runs": record["runs"][:2]}))
     assert list(modules["learning_rates"].measure_all([second], make(path=path, minutes=1), ["lora"])) == found
     assert second.n_runs == first.n_runs - 2

@@ -4,6 +4,7 @@ The table is search_spaces/learning_rates.yaml, which studies/benchmarks/learnin
 is not in it, as one from outside of autopeft, has its class's `default_learning_rate`.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -16,26 +17,26 @@ from autopeft.spec.yaml_file import read_yaml
 HEAD = "head"
 """What the new modules (classifier, pooler) are called among the kinds."""
 TABLE = "learning_rates.yaml"
-WIDENING = 3.0
-"""A prior goes from the lowest best rate by this factor down, and from the highest by this factor up."""
+DOWN, UP = 10.0, 2.0
+"""A prior goes from the lowest best rate by the first factor down, and from the highest by the second up: the table is
+of short trainings, and longer ones want lower rates."""
 UNMEASURED_HEAD_RATE = 1e-3
 
 
 def prior(kind: str) -> Range:
     """Return the range around the best measured rates of a kind, or around its class's default."""
-    best = _best_rates().get(kind) or {"": _unmeasured(kind)}
-    return Range(low=_round(min(best.values()) / WIDENING), high=_round(max(best.values()) * WIDENING), log=True)
+    best = _best_rates().get(kind)
+    if best is None:  # a class names what is usual, and no result of a short training
+        return Range(low=_round(_unmeasured(kind) / 3), high=_round(_unmeasured(kind) * 3), log=True)
+    return Range(low=_round(min(best.values()) / DOWN), high=_round(max(best.values()) * UP), log=True)
 
 
 def default_learning_rate(kind: str) -> float:
-    """Return the rate of a kind, or of `head`, where nothing gives one: the middle of what was best, on a log scale."""
-    best = _best_rates().get(kind)
-    if not best:
+    """Return the rate of a kind, or of `head`, where nothing gives one: the middle of the prior, on a log scale."""
+    if kind not in _best_rates():
         return _unmeasured(kind)
-    product = 1.0
-    for rate in best.values():
-        product *= rate ** (1 / len(best))
-    return _round(product)
+    measured = prior(kind)
+    return _round(math.sqrt(float(measured.low) * float(measured.high)))
 
 
 def _unmeasured(kind: str) -> float:

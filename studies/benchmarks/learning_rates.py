@@ -1,9 +1,9 @@
 """Which learning rate is best for each technique, on two models: writes search_spaces/learning_rates.yaml.
 
-Each technique, in one sensible design (designs.py), trains for a short while over half decades of learning rates: from
-a tenth of its class's default upwards until two rates in a row are worse than the best or training diverges, and
-downwards for as long as the lowest rate is the best. The rate with the lowest validation loss wins. The head's rate
-is measured first, alone, and then kept.
+Each technique, in one sensible design (designs.py), trains for a short while at its class's default rate, then at half
+decades above it until two in a row are worse than the best or training diverges, and, where none was better, at half
+decades below. The rate with the lowest validation
+loss wins. The head's rate is measured first, alone, and then kept.
 
 Every run is written down at once, and a run that is there is not repeated: a call that was killed, or whose time was
 over, goes on where it was. The table is made of all runs in the file.
@@ -30,13 +30,13 @@ SPACES = Path(__file__).parents[2] / "search_spaces"
 GRID = [float(f"{10**exponent * digit:.0e}") for exponent in range(-6, 0) for digit in (1, 3)] + [0.1, 0.3]
 """Half decades, rounded: 1e-6, 3e-6 … 0.3."""
 N_WORSE = 2
-"""Rates in a row that are worse than the best before no higher one is tried."""
+"""Rates in a row that are worse than the best before no higher one is tried: near the best they differ by noise."""
 
 
 def losses(kind: str, design: Design, runner: Runner, runs: RunFile, head_rate: float) -> dict[float, float] | None:
     """Return the validation loss by rate, infinite where training diverged; None where the time is over."""
     default = UNMEASURED_HEAD_RATE if kind == HEAD else block_class(kind).default_learning_rate
-    start = min(range(len(GRID)), key=lambda i: abs(math.log(GRID[i] / (default / 10))))
+    start = min(range(len(GRID)), key=lambda i: abs(math.log(GRID[i] / default)))
     found: dict[float, float] = {}
 
     def measure(rate: float) -> bool:
@@ -52,17 +52,18 @@ def losses(kind: str, design: Design, runner: Runner, runs: RunFile, head_rate: 
         )
         return True
 
-    for rate in GRID[start:]:
+    if not measure(GRID[start]):
+        return None
+    for rate in GRID[start + 1 :] if math.isfinite(found[GRID[start]]) else []:
         if not measure(rate):
             return None
-        after_best = list(found.values())[list(found).index(best(found)) + 1 :]
-        if found[rate] == math.inf or len(after_best) >= N_WORSE:
+        if len(found) - 1 - list(found).index(best(found)) >= N_WORSE or found[rate] == math.inf:
             break
-    for rate in reversed(GRID[:start]):
-        if best(found) != min(found):
-            break
+    for rate in GRID[:start][::-1] if best(found) == GRID[start] else []:
         if not measure(rate):
             return None
+        if best(found) != rate and math.isfinite(found[best(found)]):
+            break
     return found
 
 
