@@ -3,7 +3,8 @@
 Each technique, in one sensible design (designs.py), trains for a short while at its class's default rate, then at half
 decades above it until two in a row are worse than the best or training diverges, and, where none was better, at half
 decades below. The rate with the lowest validation
-loss wins. The head's rate is measured first, alone, and then kept.
+loss wins. The head's rate is measured first, beside a LoRA, and then kept: alone it
+would want a far higher one.
 
 Every run is written down at once, and a run that is there is not repeated: a call that was killed, or whose time was
 over, goes on where it was. The table is made of all runs in the file.
@@ -42,6 +43,8 @@ def losses(kind: str, design: Design, runner: Runner, runs: RunFile, head_rate: 
     def measure(rate: float) -> bool:
         key = {**runner.setting.describe(), "kind": kind, "design": design.key, "rate": rate, "head_rate": head_rate}
         rates = {HEAD: rate} if kind == HEAD else {HEAD: head_rate, kind: rate}
+        if kind == HEAD:
+            rates |= {beside: block_class(beside).default_learning_rate for beside in design.kinds}
         run = runs.get(key, lambda: runner.run(design, rates))
         if run is None:
             return False
@@ -77,7 +80,7 @@ def measure_all(runners: list[Runner], runs: RunFile, only: list[str]) -> Iterat
     for runner in runners:
         head_rate = UNMEASURED_HEAD_RATE
         if runner.meta.summary.new_modules:
-            found = losses(HEAD, Design(), runner, runs, 0.0)
+            found = losses(HEAD, kind_designs()["lora"], runner, runs, 0.0)
             if found is None:
                 return
             head_rate = best(found)

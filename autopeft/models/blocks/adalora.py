@@ -59,6 +59,7 @@ class AdaLora(LinearTechnique):
 
     kind: ClassVar[str] = "adalora"
     peft_type: ClassVar[str] = "ADALORA"
+    stage: ClassVar[int] = 1  # around LoRA: peft's cannot wrap AdaLoRA's layer of an int8 map
     size_field: ClassVar[str | None] = "rank"
     shared_fields: ClassVar[tuple[str, ...]] = (
         "rank",
