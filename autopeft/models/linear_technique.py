@@ -154,6 +154,35 @@ class LinearTechnique(Technique):
         return peft_gate.extract(site)
 
 
+class RankTechnique(LinearTechnique):
+    """Settings of a technique whose update has a rank and is scaled by alpha over it.
+
+    Attributes:
+        rank: Of the update, or of its factors.
+        alpha: Numerator of the scaling; the rank where it is not given, so that nothing is scaled.
+    """
+
+    size_field: ClassVar[str | None] = "rank"
+    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: float = Field(default_factory=lambda settings: float(settings.get("rank", 1)), gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_alpha_ratio(cls, values: Any) -> Any:
+        """Turn `alpha_ratio`, which a space may give, into alpha."""
+        if not isinstance(values, Mapping) or "alpha_ratio" not in values:
+            return values
+        if "alpha" in values:
+            raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
+        rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
+        try:
+            return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("alpha_ratio and rank must be numbers") from None
+
+
 class HookedTechnique(LinearTechnique):
     """A technique with a module of its own beside each linear map, where peft's layer would not do.
 
@@ -234,33 +263,8 @@ class HookedTechnique(LinearTechnique):
         return state
 
 
-class ScaledTechnique(HookedTechnique):
-    """Settings of a technique that adds s times a product of factors of a rank, with s = alpha / rank.
-
-    Attributes:
-        rank: Of the factors.
-        alpha: Numerator of the scaling; the rank where it is not given, so that nothing is scaled.
-    """
-
-    size_field: ClassVar[str | None] = "rank"
-    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
-
-    rank: Annotated[int, Field(ge=1)]
-    alpha: float = Field(default_factory=lambda settings: float(settings.get("rank", 1)), gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_alpha_ratio(cls, values: Any) -> Any:
-        """Turn `alpha_ratio`, which a space may give, into alpha."""
-        if not isinstance(values, Mapping) or "alpha_ratio" not in values:
-            return values
-        if "alpha" in values:
-            raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
-        rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
-        try:
-            return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError("alpha_ratio and rank must be numbers") from None
+class ScaledTechnique(RankTechnique, HookedTechnique):
+    """A technique that adds s times a product of factors of a rank, with s = alpha / rank."""
 
     @classmethod
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from autopeft.errors import DesignError
 from autopeft.models.gate import Gate, gate_maker
-from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.linear_technique import RankTechnique
 from autopeft.models.peft_gate import ADAPTER_NAME
 from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
@@ -34,11 +34,10 @@ from autopeft.spec.model import ModelSummary
 
 
 @register
-class Lora(LinearTechnique):
+class Lora(RankTechnique):
     """Settings of a LoRA block.
 
     Attributes:
-        rank: Of the update.
         alpha: Numerator of the scaling; twice the rank where it is not given.
         dropout: On the input of A, in training.
         rslora: Scale by alpha / sqrt(rank).
@@ -50,14 +49,11 @@ class Lora(LinearTechnique):
 
     kind: ClassVar[str] = "lora"
     peft_type: ClassVar[str] = "LORA"
-    size_field: ClassVar[str | None] = "rank"
-    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
     shared_fields: ClassVar[tuple[str, ...]] = ("dropout", "rslora", "dora")
     # A prior, not a measurement: Hu et al. (appendix D) use 2e-4 to 5e-4 on models of 125 M parameters and
     # more; the small models that searches run on here, with short trainings, want more.
     default_learning_rate: ClassVar[float] = 1e-3
 
-    rank: Annotated[int, Field(ge=1)]
     alpha: float = Field(default_factory=lambda settings: 2.0 * settings.get("rank", 1), gt=0)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
@@ -65,20 +61,6 @@ class Lora(LinearTechnique):
     freeze_a: bool = False
     b_rate_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     gate: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_alpha_ratio(cls, values: Any) -> Any:
-        """Turn `alpha_ratio`, which a space may give, into alpha."""
-        if not isinstance(values, Mapping) or "alpha_ratio" not in values:
-            return values
-        if "alpha" in values:
-            raise ValueError("alpha and alpha_ratio exclude each other: give one of them")
-        rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
-        try:
-            return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError("alpha_ratio and rank must be numbers") from None
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse variants that exclude each other, a role that the model lacks, and a rank above what maps can have."""
