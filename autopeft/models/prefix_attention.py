@@ -86,7 +86,7 @@ def _attention(
     function, prefix = _kernel(kernel, module), getattr(module, NAME, None)
     if not isinstance(prefix, LayerPrefix):
         return function(module, query, key, value, attention_mask, **options)
-    keys, values = (states.to(key.dtype).expand(len(key), -1, -1, -1) for states in prefix())
+    keys, values = (states.to(key.dtype).expand(len(key), -1, -1, -1) for states in prefix.states())
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = _extend_mask(attention_mask, query, n_keys=key.shape[2], length=keys.shape[2], causal=bool(causal))
@@ -217,7 +217,7 @@ def _attend(
         scores: Of the text's keys, masked, [batch, heads, queries, keys].
     """
     prefix = getattr(module, NAME)
-    keys, values = (states.to(value.dtype)[None] for states in prefix())
+    keys, values = (states.to(value.dtype)[None] for states in prefix.states())
     factors = prefix.factors()
     if factors is not None:
         keys, values = keys * factors[:, None], values * factors[:, None]

@@ -10,7 +10,7 @@ from autopeft.models.gate import Gate
 
 
 class LayerPrefix(nn.Module):
-    """The prefix of one layer: returns keys and values, each [n_key_value_heads, length, head_size].
+    """The prefix of one layer.
 
     Attributes:
         gate: Scales keys and values by what it makes of the layer's input, or None.
@@ -20,6 +20,13 @@ class LayerPrefix(nn.Module):
         super().__init__()
         self.gate = gate
         self._factors: torch.Tensor | None = None
+
+    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values, each [n_key_value_heads, length, head_size].
+
+        No forward: torch's trackers of modules want an output that has been computed, and parameters have not.
+        """
+        raise NotImplementedError
 
     def read(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compute the gate from what an attention module is called with; a forward pre-hook."""
@@ -52,7 +59,7 @@ class PrefixStates(LayerPrefix):
         keys, values = (torch.randn(n_heads, length, head_size) * 0.02 for _ in range(2))
         return cls(keys, values, gate)
 
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the parameters."""
         return self.keys, self.values
 
@@ -104,7 +111,7 @@ class ProjectedStates(LayerPrefix):
         self._shape = (2, n_heads, head_size)
         self.map = nn.Linear(size, 2 * n_heads * head_size)
 
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the MLP makes of its embeddings; always in fp32, so that it is the same wherever it is read."""
         device = self.map.weight.device
         with torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False):
@@ -115,5 +122,5 @@ class ProjectedStates(LayerPrefix):
     def folded(self) -> PrefixStates:
         """Return the prefix as it is computed now."""
         with torch.no_grad():
-            keys, values = self()
+            keys, values = self.states()
             return PrefixStates(keys.clone(), values.clone(), self.gate)

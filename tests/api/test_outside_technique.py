@@ -57,7 +57,9 @@ def run(*command: str, path: Path | None = None) -> subprocess.CompletedProcess[
 def study_file(study: dict[str, Any], folder: Path, **changes: Any) -> str:
     file = folder / "study.yaml"
     # JSON is YAML.
-    file.write_text(json.dumps({**study, "space": SPACE, "n_trials": 2, "early_stopping": "off", **changes}), encoding="utf-8")
+    file.write_text(
+        json.dumps({**study, "space": SPACE, "n_trials": 2, "early_stopping": "off", **changes}), encoding="utf-8"
+    )
     return str(file)
 
 

@@ -31,6 +31,8 @@ BLOCKS = {
         {"prefix": {"length": 4, "layers": [4, 5]}},
     ],
 }
+FEWER = {"int8": ("lora", "hybrid"), "nf4-dq": ("lora", "selective")}
+"""Designs that stand for all over a base that differs from another one in how a weight is stored alone."""
 TOLERANCE = 0.03
 
 
@@ -56,7 +58,7 @@ def test_peaks_are_those_of_real_steps(
     """Torch's profiler, on the weighted model, in the second step of a bare loop; and in an evaluation."""
     estimating = estimator(precision, kernel)
     errors = {}
-    for name in ("lora", "hybrid") if quantization == "int8" else BLOCKS:
+    for name in FEWER.get(quantization, BLOCKS):
         training, evaluation = estimating.steps(design(name, quantization))
         attached, run = real_run(loaded(quantization, precision, kernel), name, precision)
         with attached:
