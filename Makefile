@@ -35,7 +35,8 @@ test: install
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install $(SMOLLM2)
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement tests/requirements.txt
-	$(BIN)/pytest -m '(slow or ray) and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'slow and not ray and not browser and not gpu'
+	$(BIN)/pytest -m '(ray or browser) and not gpu'
 
 # The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
 pictures: install

@@ -31,6 +31,8 @@ def measure(name: str, design: Design, runner: Runner, runs: RunFile) -> dict[st
     if reason:
         return {"refused": reason}
     rates = {kind: default_learning_rate(kind) for kind in design.kinds}
+    for block in design.blocks:  # LoRA+: the table's rate is the middle of A's and B's
+        rates[block.kind] /= getattr(block, "b_rate_ratio", 1.0) ** 0.5
     key = {**runner.setting.describe(), "technique": name, "design": design.key, "rates": rates}
     run = runs.get(key, lambda: {"trainable_params": runner.n_trainable(design), **runner.run(design, rates)})
     if run is not None:

@@ -7,10 +7,11 @@ Exports are what takes longest: of single rows, one in five is loaded again.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, count, product
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -22,9 +23,11 @@ from tiny_models import ARCHITECTURES, HEADS, content, inputs_for, labels_for, l
 
 from autopeft.errors import DesignError
 from autopeft.estimation.estimator import Estimator
+from autopeft.models import peft_gate
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta, load_base
+from autopeft.models.technique import Site
 from autopeft.spec.block import block_kinds
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import QUANTIZATIONS, Design
@@ -242,6 +245,47 @@ def test_every_pair_that_cannot_be_is_refused_with_the_reason(zoo: Zoo) -> None:
         if reasons:
             with pytest.raises(DesignError, match=f"cannot go with {min(reasons)}: .*leave out one of the two"):
                 Design(blocks=(one.make(base), other.make(base))).check(base.summary)
+
+
+def put_out_of_force(patch: pytest.MonkeyPatch) -> None:
+    """Make techniques bring their parameters and leave the forward as it is: no hook, no wrapper, no attention."""
+    train, inject = Site.train, peft_gate.inject
+
+    def train_beside(site: Site, path: str) -> torch.nn.Parameter:
+        parent, _, name = path.rpartition(".")
+        holder, original = site.base_module(parent), site.model.get_parameter(path)
+        copy = train(site, path)
+        setattr(holder, name, original)
+        site.model.register_parameter(f"idle_{len(site.trainable)}", copy)
+        return copy
+
+    def inject_disabled(site: Site, peft_type: str, targets: Sequence[str], settings: Mapping[str, Any]) -> None:
+        inject(site, peft_type, targets, settings)
+        for path in targets:
+            site.module(path).enable_adapters(False)
+            for parameter in site.module(path).parameters():
+                parameter.requires_grad_(True)
+
+    patch.setattr(Site, "train", train_beside)
+    patch.setattr(Site, "hook", lambda *_: None)
+    patch.setattr(Site, "pre_hook", lambda *_: None)
+    patch.setattr(peft_gate, "inject", inject_disabled)
+    patch.setattr("autopeft.models.blocks.prefix.switch_attention", lambda *_: None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_technique_that_does_nothing_is_noticed(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    """The check that each technique matters fails for each one that has been put out of force."""
+    (architecture,) = [name for name in ("bert", "vit") if name not in row.refused_on][:1]
+    base, inputs = load_base(folders[architecture], HEADS[architecture]), inputs_for(architecture)
+    made = Design(blocks=(row.make(base),))
+    put_out_of_force(monkeypatch)
+    attached = attach(base, made)
+    perturb(attached)
+    with pytest.raises(AssertionError, match=f"{row.kind} changes nothing"):
+        check_that_each_kind_matters(attached, logits(base.model, inputs), inputs)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
