@@ -18,6 +18,7 @@ from typing import Any
 from designs import all_designs
 from short_runs import RunFile, Runner, minilm, quiet, smollm2
 
+from autopeft.spec.block import Block
 from autopeft.spec.cost import format_cost
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import default_learning_rate
@@ -30,15 +31,20 @@ def measure(name: str, design: Design, runner: Runner, runs: RunFile) -> dict[st
     reason = runner.refusal(design)
     if reason:
         return {"refused": reason}
-    rates = {kind: default_learning_rate(kind) for kind in design.kinds}
-    for block in design.blocks:  # LoRA+: the table's rate is the middle of A's and B's
-        rates[block.kind] /= getattr(block, "b_rate_ratio", 1.0) ** 0.5
+    rates = {block.kind: rate_of(block) for block in design.blocks}
     key = {**runner.setting.describe(), "technique": name, "design": design.key, "rates": rates}
     run = runs.get(key, lambda: {"trainable_params": runner.n_trainable(design), **runner.run(design, rates)})
     if run is not None:
         score = run["scores"].get(runner.setting.score)
         print(f"{runner.setting.name}  {name:<26} {runner.setting.score} {score}  {run['seconds']} s", flush=True)
     return run
+
+
+def rate_of(block: Block) -> float:
+    """Return the table's rate, which is of the plain technique, as a variant wants it."""
+    if getattr(block, "projection", False) or getattr(block, "encoder", "none") != "none":
+        return default_learning_rate("adapter")  # what trains is a small network, and not the prompt itself
+    return default_learning_rate(block.kind) / getattr(block, "b_rate_ratio", 1.0) ** 0.5  # LoRA+: between A's and B's
 
 
 def markdown(rows: dict[str, list[dict[str, Any] | None]], runners: list[Runner]) -> str:
@@ -71,8 +77,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="no run starts after this long")
     parser.add_argument("--only", nargs="*", default=[], help="techniques by the start of their names; all by default")
     parser.add_argument("--models", nargs="*", default=["minilm", "smollm2"], choices=["minilm", "smollm2"])
-    parser.add_argument("--minilm-rows", type=int, default=800)
-    parser.add_argument("--smollm2-rows", type=int, default=96)
+    parser.add_argument("--minilm-rows", type=int, default=600)
+    parser.add_argument("--smollm2-rows", type=int, default=64)
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
 

@@ -149,9 +149,9 @@ class Prefix(Technique):
         width = summary.n_key_value_heads * summary.head_size
         columns = []
         for layer in summary.layers:
-            states = getattr(site.module(attention_path(layer)), NAME)
+            prefix = getattr(site.module(attention_path(layer)), NAME)
             # [heads, length, head_size] each; peft has [length, heads x head_size], the key before the value
-            columns += [tensor.detach().transpose(0, 1).flatten(1) for tensor in states()]
+            columns += [tensor.detach().transpose(0, 1).flatten(1) for tensor in prefix.states()]
         settings = {
             "peft_type": PEFT_TYPE,
             "num_virtual_tokens": blocks[0].length,
