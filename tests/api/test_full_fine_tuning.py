@@ -10,6 +10,7 @@ import torch
 import autopeft
 from autopeft import preparation
 from autopeft.errors import StudyError
+from autopeft.spec.learning_rates import default_learning_rate
 from autopeft.spec.trial import Outcome, TrialRecord
 
 
@@ -67,7 +68,7 @@ def test_it_can_be_asked_for_later_and_is_trained_once(study: dict[str, Any]) ->
     assert again.state.trials == asked.state.trials
     assert [t.learning_rates["full"] for t in references(search(study, n_trials=1, full_fine_tuning=True))] == [
         1e-3,
-        3e-5,
+        default_learning_rate("full"),
     ]
 
 
