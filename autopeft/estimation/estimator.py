@@ -9,12 +9,13 @@ from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.dry_run import DryRun, Machine, StepCost
 from autopeft.estimation.fake_weights import tensors_of
 from autopeft.estimation.quantized import quantize_meta
-from autopeft.models.attach import HEAD, Attached, attach
+from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta
 from autopeft.models.loading import Head
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
+from autopeft.spec.learning_rates import HEAD
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.task import DEFAULT_TASK, TASKS

@@ -165,7 +165,7 @@ class Export:
             ArtifactError: They are damaged, or not there.
         """
         if not self.is_stock:
-            return _read_tensors(self.folder / TENSOR_FILE)
+            return read_tensors(self.folder / TENSOR_FILE)
         (kind,) = self.design.kinds
         technique = block_class(kind)
         assert issubclass(technique, Technique)
@@ -173,7 +173,7 @@ class Export:
 
     def read_stock_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by peft's names; a folder with a pickle instead is refused. Raises ArtifactError."""
-        return _read_tensors(self.folder / peft_gate.TENSOR_FILE)
+        return read_tensors(self.folder / peft_gate.TENSOR_FILE)
 
 
 def read_export(folder: Path) -> Export:
@@ -264,7 +264,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an exported folder's file. Raises ArtifactError where it is damaged, or not there."""
     if not file.is_file():
         raise ArtifactError(f"an exported adapter must have its tensors, but {file} is not there; export it again")
     try:

@@ -15,9 +15,7 @@ from autopeft.models.base import Base
 from autopeft.models.technique import DISPLACED, Foldable, Site, StepPosition, Technique
 from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
-
-HEAD = "head"
-"""Group of the new modules, beside the block kinds."""
+from autopeft.spec.learning_rates import HEAD
 
 
 class Attached:
@@ -41,6 +39,7 @@ class Attached:
         self.n_trainable = sum(p.numel() for group in self.groups.values() for p in group)
         self.sites = dict(sites)
         self.rate_factors = {p: factor for site in sites.values() for p, factor in site.rate_factors.items()}
+        self._techniques = _by_technique(design)
         self._undo = undo
         owned = {id(tensor) for site in sites.values() for tensor in (*site.trainable, *site.frozen)}
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -87,13 +86,13 @@ class Attached:
 
     def penalty(self) -> torch.Tensor | None:
         """Return what the techniques add to the loss of a training step, a scalar, or None."""
-        penalties = [t.penalty(blocks, self.sites[t.kind]) for t, blocks in _by_technique(self.design)]
+        penalties = [t.penalty(blocks, self.sites[t.kind]) for t, blocks in self._techniques]
         present = [penalty for penalty in penalties if penalty is not None]
         return torch.stack(present).sum() if present else None
 
     def after_step(self, position: StepPosition) -> None:
         """Let the techniques act after an optimizer step, before the gradients are dropped."""
-        for technique, blocks in _by_technique(self.design):
+        for technique, blocks in self._techniques:
             technique.after_step(blocks, self.sites[technique.kind], position)
 
     def merge(self) -> None:
@@ -102,7 +101,7 @@ class Attached:
         Only for designs whose blocks are all mergeable.
         """
         with torch.no_grad():
-            for technique, blocks in _by_technique(self.design):
+            for technique, blocks in self._techniques:
                 technique.merge(blocks, self.sites[technique.kind])
             trained = self.state()
             self.detach()

@@ -11,9 +11,9 @@ Where two kinds are in one sublayer, h of the kind that is later in the alphabet
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -43,6 +43,9 @@ def _places(value: Any) -> Any:
 
 Places = Annotated[tuple[str, ...], BeforeValidator(_places), PlainSerializer(list)]
 """Kinds of sublayers, in the order in which a layer computes them; one may be given as a string."""
+
+
+Bottlenecked = TypeVar("Bottlenecked", bound="BottleneckTechnique")
 
 
 class BottleneckTechnique(Technique):
@@ -141,7 +144,7 @@ class BottleneckTechnique(Technique):
         """Add one bottleneck for each layer, place and mode, and one sum for each layer and place."""
         new_gate = gate_maker(site) if any(block.gate for block in blocks) else None
         wanted: defaultdict[tuple[int, str], list[Self]] = defaultdict(list)
-        for block in sorted(blocks, key=lambda block: block.mode == "parallel"):
+        for block in sorted(blocks, key=_comes_second):  # the order in which places draw their random numbers
             for at in block.sublayers(site.summary):
                 wanted[at].append(block)
         for (layer, place), here in wanted.items():
@@ -164,6 +167,18 @@ class BottleneckTechnique(Technique):
         return Bottleneck(down, up, nn.ReLU() if self.activation == "relu" else nn.GELU(), self.scaling, gate)
 
 
+def named(blocks: Iterable[Bottlenecked], place: str) -> dict[str, Bottlenecked]:
+    """Return the blocks of one sublayer, the serial one first, by the name of the module that each has there."""
+    return {
+        f"autopeft_{block.kind}_{place}" + (f"_{block.mode}" if number else ""): block
+        for number, block in enumerate(sorted(blocks, key=_comes_second))
+    }
+
+
+def _comes_second(block: BottleneckTechnique) -> bool:
+    return block.mode == "parallel"
+
+
 def _attach_one(
     site: Site,
     layer: int,
@@ -176,8 +191,7 @@ def _attach_one(
     bottlenecks: dict[str, nn.Module] = {}
     # One slot and not a list: a forward that stops half-way (checkpointing) must not leave its input behind.
     slot: dict[str, torch.Tensor] = {}
-    for block in blocks:
-        name = f"autopeft_{block.kind}_{place}" + (f"_{block.mode}" if bottlenecks else "")
+    for name, block in named(blocks, place).items():
         site.add(summary.path, name, block.make_bottleneck(site, layer, place, new_gate))
         bottlenecks[block.mode] = site.module(f"{summary.path}.{name}")  # an export's may be folded
         if block.mode == "parallel":

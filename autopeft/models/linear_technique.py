@@ -226,13 +226,12 @@ class HookedTechnique(LinearTechnique):
     def merge(cls, blocks: Sequence[Self], site: Site) -> None:
         """Add to each weight what its module makes of the identity: the module is linear."""
         for linear in (linear for block in blocks for linear in block.targets(site.summary)):
-            holder: Any = site.module(linear.path)
-            while not hasattr(holder, f"autopeft_{cls.kind}"):
-                holder = holder.base_layer  # inside of what was put around it later
+            name = f"autopeft_{cls.kind}"
+            module = getattr(site.holder(linear.path, name), name)
             weight = site.base_module(linear.path).weight
             assert isinstance(weight, torch.Tensor)
             with torch.no_grad():
-                added = getattr(holder, f"autopeft_{cls.kind}")(torch.eye(linear.in_features, device=weight.device))
+                added = module(torch.eye(linear.in_features, device=weight.device))
                 weight += (added if linear.transposed else added.T).to(weight.dtype)
 
     @classmethod

@@ -79,6 +79,13 @@ class Site:
             module = inner
         return module
 
+    def holder(self, path: str, name: str) -> nn.Module:
+        """Return the module at a path, or the first inside of it, that has an attribute: others may be around it."""
+        module = self.module(path)
+        while not hasattr(module, name):
+            module = module.get_submodule("base_layer")
+        return module
+
     def linear(self, layer: int, role: str) -> nn.Module:
         """Return the linear map, or its wrapper, that has a role in a layer."""
         return self.module(self.summary.layers[layer].roles[role].path)

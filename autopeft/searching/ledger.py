@@ -54,19 +54,18 @@ class Ledger:
                     stopped.pop(record.continues, None)
         else:
             self._counts[before.outcome] -= 1
-        for kept, belongs in (
-            (self._running, record.outcome is Outcome.RUNNING),
-            (self._baselines, bool(record.baseline)),
-            (self._complete, record.outcome is Outcome.COMPLETE),
-        ):
-            if belongs:
-                kept[number] = record
-            else:
-                kept.pop(number, None)
-        for eligible_record in eligible([record]):
-            score = eligible_record.scores[self._plan.metric.name]
+        if record.outcome is Outcome.RUNNING:
+            self._running[number] = record
+        else:
+            self._running.pop(number, None)
+        if record.outcome is Outcome.COMPLETE:
+            self._complete[number] = record
+        if eligible([record]):
+            score = record.scores[self._plan.metric.name]
             self._best = score if self._best is None else min(self._best, score, key=self._plan.metric.loss)
-        if not record.baseline:
+        if record.baseline:
+            self._baselines[number] = record
+        else:
             self._put_rungs(record)
         return record
 

@@ -9,7 +9,6 @@ Source: asynchronous successive halving, Li et al. 2020, section 3.2; the strata
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +73,6 @@ class Rung:
             rows += [_best(best_first, base == number, math.inf) for number in self._bases.values()]
             self._chosen = frozenset(trial[np.concatenate(rows)].astype(int).tolist())
         return self._chosen
-
-
-def promotable(entries: Sequence[RungEntry], rules: EarlyStopping) -> frozenset[int]:
-    """Return which of the trials at a rung may go on; see `Rung.chosen`."""
-    rung = Rung(rules)
-    for entry in entries:
-        rung.put(entry)
-    return rung.chosen()
 
 
 def strata(costs: NDArray[np.float64], trials: NDArray[np.float64], rules: EarlyStopping) -> NDArray[np.int64]:

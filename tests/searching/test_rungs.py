@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.searching.rungs import Rung, RungEntry, promotable, strata
+from autopeft.searching.rungs import Rung, RungEntry, strata
 from autopeft.spec.study import EarlyStopping
 
 entries = st.lists(
@@ -19,6 +19,14 @@ entries = st.lists(
     ]
 )
 rules = st.builds(EarlyStopping, eta=st.sampled_from([2.0, 3.0]), strata=st.integers(1, 4))
+
+
+def promotable(entries: list[RungEntry], rules: EarlyStopping) -> frozenset[int]:
+    """Return who may go on from a rung that these have reached."""
+    rung = Rung(rules)
+    for entry in entries:
+        rung.put(entry)
+    return rung.chosen()
 
 
 def groups_of(entries: list[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:

@@ -211,10 +211,7 @@ def _paths(blocks: Sequence[AdaLora], site: Site) -> list[str]:
 
 def _layer(site: Site, path: str) -> Any:
     """Return peft's layer at a path, inside of what other techniques have put around it."""
-    module: Any = site.module(path)
-    while not hasattr(module, "lora_E"):
-        module = module.base_layer
-    return module
+    return site.holder(path, "lora_E")
 
 
 def _parameters(blocks: Sequence[AdaLora], site: Site) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -20,21 +20,19 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
-from safetensors import SafetensorError
 from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError
+from autopeft.models.artifact import DESCRIPTION_FILE, TENSOR_FILE, read_tensors
 from autopeft.models.blocks.adapter import Adapter
-from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck
+from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck, named
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
 
-_DESCRIPTION_FILE, _TENSOR_FILE = "autopeft.json", "adapter.safetensors"
 _OFF_DIAGONAL = 1e-6
 _QUERY_STD = 0.02
 """Of Q and K at the start, which the paper leaves open: that of BERT's own linear maps."""
@@ -62,9 +60,7 @@ class Member(BaseModel):
     def at(self, model: ModelSummary, layer: int, place: str) -> dict[str, Adapter]:
         """Return what the member has in a sublayer, by the name of its module: serial, parallel or both."""
         here = [block for block in self.blocks if (layer, place) in block.sublayers(model)]
-        here.sort(key=lambda block: block.mode == "parallel")
-        name = f"autopeft_{Adapter.kind}_{place}"
-        return {name + (f"_{block.mode}" if number else ""): block for number, block in enumerate(here)}
+        return named(here, place)
 
 
 def _read_member(value: Any) -> Any:
@@ -74,20 +70,20 @@ def _read_member(value: Any) -> Any:
     if not isinstance(value, str | Path):
         raise ValueError("an adapter to fuse must be the path of an exported folder")
     folder = Path(value).expanduser()
-    description, tensors = folder / _DESCRIPTION_FILE, folder / _TENSOR_FILE
+    description, tensors = folder / DESCRIPTION_FILE, folder / TENSOR_FILE
     if not description.is_file():
-        raise ValueError(f"an adapter to fuse must be an exported folder with {_DESCRIPTION_FILE}; export it first")
+        raise ValueError(f"an adapter to fuse must be an exported folder with {DESCRIPTION_FILE}; export it first")
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
         design, base = Design.from_dict(content["design"]), str(content["base_model"]["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{_DESCRIPTION_FILE} is damaged ({error}): export the adapter again") from None
+        raise ValueError(f"{DESCRIPTION_FILE} is damaged ({error}): export the adapter again") from None
     if design.kinds != ("adapter",):
         raise ValueError(
             f"only designs of adapter blocks can be fused, but this one is {design.describe()}: export another design"
         )
     if not tensors.is_file():
-        raise ValueError(f"an exported adapter must have its tensors, but {_TENSOR_FILE} is missing: export it again")
+        raise ValueError(f"an exported adapter must have its tensors, but {TENSOR_FILE} is missing: export it again")
     blocks = [block for block in design.blocks if isinstance(block, Adapter)]
     if any(block.gate for block in blocks):
         raise ValueError("a gated adapter cannot be fused, for its gate reads what the fusion changes: export another")
@@ -216,7 +212,7 @@ class Fusion(Technique):
     @classmethod
     def penalty(cls, blocks: Sequence[Any], site: Site) -> torch.Tensor | None:  # noqa: ARG003
         """Return the penalty that holds each V near the identity."""
-        fused = [module for module in site.model.modules() if isinstance(module, AdapterAttention)]
+        fused = [module for module in site.added.values() if isinstance(module, AdapterAttention)]
         return torch.stack([attention.penalty() for attention in fused]).sum()
 
 
@@ -308,7 +304,7 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: The folder is not there any more, or holds something else.
     """
-    file = Path(member.folder).expanduser() / _TENSOR_FILE
+    file = Path(member.folder).expanduser() / TENSOR_FILE
     if not file.is_file():
         raise ArtifactError(
             f"a new training of a fusion needs the adapters that it fuses, but {member.folder} is not there; put it "
@@ -319,10 +315,7 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
             f"an adapter must be the one that the design was made with, but {member.folder} has changed since; make "
             "the design anew, from the path"
         )
-    try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}; export the adapter again") from error
+    return read_tensors(file)
 
 
 def _sha256(file: Path) -> str:

@@ -23,6 +23,7 @@ from autopeft.errors import DesignError
 from autopeft.models.positions import backbone
 from autopeft.models.prompt_insertion import LayerInserter, TextInserter
 from autopeft.models.prompt_modules import EncodedPrompt, Encoder, PromptEmbeddings
+from autopeft.models.summary import sides
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, register
 from autopeft.spec.model import ModelSummary
@@ -187,8 +188,7 @@ def _reads_first_position(model: ModelSummary) -> bool:
 def random_tokens(site: Site, length: int) -> PromptEmbeddings:
     """Return tokens for the layers of a vision model, as VPT starts them."""
     config: Any = site.model.config
-    patch = config.patch_size
-    height, width = patch if isinstance(patch, list | tuple) else (patch, patch)
+    height, width = sides(config.patch_size)
     return PromptEmbeddings.uniform(
         length, site.summary.hidden_size, patch_numbers=height * width * config.num_channels
     )

@@ -1,4 +1,4 @@
-"""What is random or shared in bottlenecks is the same in a training that was cut into segments."""
+"""What is random, shared or computed in a technique is the same in a training that was cut into segments."""
 
 import itertools
 from collections.abc import Callable
@@ -21,8 +21,10 @@ from autopeft.training.worker import Worker
             {"adapter": {"size": 4, "gate": True}},
             {"adapter": {"size": 4, "mode": "parallel", "layers": [1]}},
         ],
+        [{"prompt": {"length": 4, "encoder": "lstm", "encoder_hidden_size": 8}}],
+        [{"prefix": {"length": 4, "projection": True, "projection_size": 8, "gate": True}}],
     ],
-    ids=["AdaMix", "Compacter", "serial and parallel"],
+    ids=["AdaMix", "Compacter", "serial and parallel", "prompt from an LSTM", "gated prefix from an MLP"],
 )
 def test_segments_equal_one_run(worker: Worker, segment: Callable[..., Segment], blocks: list[dict[str, Any]]) -> None:
     design = Design.from_dict({"blocks": blocks})
