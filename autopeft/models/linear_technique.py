@@ -155,17 +155,26 @@ class LinearTechnique(Technique):
 
 
 class RankTechnique(LinearTechnique):
-    """Settings of a technique whose update has a rank and is scaled by alpha over it.
+    """Settings of a technique whose update has a rank.
 
     Attributes:
         rank: Of the update, or of its factors.
-        alpha: Numerator of the scaling; the rank where it is not given, so that nothing is scaled.
     """
 
     size_field: ClassVar[str | None] = "rank"
-    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
 
     rank: Annotated[int, Field(ge=1)]
+
+
+class AlphaTechnique(RankTechnique):
+    """Settings of a technique whose update is scaled by alpha over its rank.
+
+    Attributes:
+        alpha: Numerator of the scaling; the rank where it is not given, so that nothing is scaled.
+    """
+
+    space_fields: ClassVar[frozenset[str]] = frozenset({"alpha_ratio"})
+
     alpha: float = Field(default_factory=lambda settings: float(settings.get("rank", 1)), gt=0)
 
     @model_validator(mode="before")
@@ -262,7 +271,18 @@ class HookedTechnique(LinearTechnique):
         return state
 
 
-class ScaledTechnique(RankTechnique, HookedTechnique):
+class UnscaledTechnique(RankTechnique, HookedTechnique):
+    """A technique that adds an update of a rank as it is; stock peft has one rank for all of an adapter's maps."""
+
+    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
+
+    @classmethod
+    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
+        """Return the rank."""
+        return {"r": next(iter(targets.values())).rank}
+
+
+class ScaledTechnique(AlphaTechnique, HookedTechnique):
     """A technique that adds s times a product of factors of a rank, with s = alpha / rank."""
 
     @classmethod

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 
 from autopeft.errors import DesignError
-from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.linear_technique import RankTechnique
 from autopeft.models.peft_gate import ADAPTER_NAME
 from autopeft.models.technique import Site, StepPosition
 from autopeft.spec.block import Block, Quantization, register
@@ -43,7 +43,7 @@ _MASK = "mask"
 
 
 @register
-class AdaLora(LinearTechnique):
+class AdaLora(RankTechnique):
     """Settings of AdaLoRA; blocks of one design share one budget and may differ in their maps alone.
 
     Attributes:
@@ -60,7 +60,6 @@ class AdaLora(LinearTechnique):
     kind: ClassVar[str] = "adalora"
     peft_type: ClassVar[str] = "ADALORA"
     stage: ClassVar[int] = 1  # around LoRA: peft's cannot wrap AdaLoRA's layer of an int8 map
-    size_field: ClassVar[str | None] = "rank"
     shared_fields: ClassVar[tuple[str, ...]] = (
         "rank",
         "initial_rank",
@@ -74,7 +73,6 @@ class AdaLora(LinearTechnique):
     # A prior, not a measurement: Zhang et al. (appendix E) use 5e-4 to 2.2e-3 for DeBERTa of 184 M parameters.
     default_learning_rate: ClassVar[float] = 2e-3
 
-    rank: Annotated[int, Field(ge=1)]
     initial_rank: int = Field(default_factory=lambda settings: math.ceil(1.5 * settings.get("rank", 1)), ge=1)
     alpha: float = Field(default_factory=lambda settings: 2.0 * settings.get("initial_rank", 1), gt=0)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -26,7 +26,7 @@ from torch import nn
 
 from autopeft.errors import DesignError
 from autopeft.models.gate import Gate, gate_maker
-from autopeft.models.linear_technique import RankTechnique
+from autopeft.models.linear_technique import AlphaTechnique
 from autopeft.models.peft_gate import ADAPTER_NAME
 from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
@@ -34,7 +34,7 @@ from autopeft.spec.model import ModelSummary
 
 
 @register
-class Lora(RankTechnique):
+class Lora(AlphaTechnique):
     """Settings of a LoRA block.
 
     Attributes:

@@ -9,21 +9,20 @@ wraps `nn.Linear` alone and has one rank for all maps.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
 from autopeft.errors import DesignError
-from autopeft.models.linear_technique import HookedTechnique
+from autopeft.models.linear_technique import UnscaledTechnique
 from autopeft.spec.block import Quantization, register
 from autopeft.spec.model import LinearSummary, ModelSummary
 
 
 @register
-class MiSS(HookedTechnique):
+class MiSS(UnscaledTechnique):
     """Settings of a MiSS block.
 
     Attributes:
@@ -33,12 +32,8 @@ class MiSS(HookedTechnique):
     kind: ClassVar[str] = "miss"
     peft_type: ClassVar[str] = "MISS"
     peft_names: ClassVar[Mapping[str, str]] = {"shard": "miss_block"}
-    size_field: ClassVar[str | None] = "rank"
-    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     # A prior, not a measurement: LoRA's of here. A step on D moves in_features / rank columns of the weight at once.
     default_learning_rate: ClassVar[float] = 1e-3
-
-    rank: Annotated[int, Field(ge=1)]
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a role that the model lacks, and a shard larger than the input of a map."""
@@ -57,11 +52,6 @@ class MiSS(HookedTechnique):
     def build(self, linear: LinearSummary) -> nn.Module:
         """Return the shared matrix."""
         return SharedShard(linear.out_features, self.rank)
-
-    @classmethod
-    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
-        """Return the rank."""
-        return {"r": next(iter(targets.values())).rank}
 
 
 class SharedShard(nn.Module):

@@ -10,21 +10,20 @@ layer, computes with the base's weight and so past its hooks, and copies that we
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
 from autopeft.errors import DesignError
-from autopeft.models.linear_technique import HookedTechnique
+from autopeft.models.linear_technique import UnscaledTechnique
 from autopeft.spec.block import Quantization, register
 from autopeft.spec.model import LinearSummary, ModelSummary
 
 
 @register
-class Shira(HookedTechnique):
+class Shira(UnscaledTechnique):
     """Settings of a SHiRA block.
 
     Attributes:
@@ -36,12 +35,8 @@ class Shira(HookedTechnique):
     peft_names: ClassVar[Mapping[str, str]] = {"values": "shira_weight", "indices": "shira_indices"}
     # There peft's layer multiplies by the dequantized weight, where an int8 product quantizes its input too.
     not_stock_over: ClassVar[tuple[Quantization, ...]] = ("int8",)
-    size_field: ClassVar[str | None] = "rank"
-    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     # A prior, not a measurement: LoRA's of here; each number is a weight of its own, as in full fine-tuning.
     default_learning_rate: ClassVar[float] = 1e-3
-
-    rank: Annotated[int, Field(ge=1)]
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse a role that the model lacks, and more numbers than a map has weights."""
@@ -61,11 +56,6 @@ class Shira(HookedTechnique):
     def build(self, linear: LinearSummary) -> nn.Module:
         """Return a sparse update with a mask of its own."""
         return SparseUpdate(linear.in_features, linear.out_features, self.rank)
-
-    @classmethod
-    def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:  # noqa: ARG003
-        """Return the rank; the mask is in the file."""
-        return {"r": next(iter(targets.values())).rank}
 
 
 class SparseUpdate(nn.Module):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from autopeft.errors import DesignError
-from autopeft.models.linear_technique import HookedTechnique
+from autopeft.models.linear_technique import UnscaledTechnique
 from autopeft.models.technique import Site
 from autopeft.spec.block import Quantization, register
 from autopeft.spec.model import LinearSummary, ModelSummary
@@ -31,7 +31,7 @@ _SHARED = "autopeft_vera_projections"
 
 
 @register
-class Vera(HookedTechnique):
+class Vera(UnscaledTechnique):
     """Settings of a VeRA block.
 
     Attributes:
@@ -42,13 +42,10 @@ class Vera(HookedTechnique):
     kind: ClassVar[str] = "vera"
     peft_type: ClassVar[str] = "VERA"
     peft_names: ClassVar[Mapping[str, str]] = {"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}
-    size_field: ClassVar[str | None] = "rank"
-    stock_fields: ClassVar[tuple[str, ...]] = ("rank",)
     peft_takes_transposed: ClassVar[bool] = True
     # A prior, not a measurement: ten times LoRA's of here, as Kopiczko et al. do in instruction tuning (appendix A).
     default_learning_rate: ClassVar[float] = 1e-2
 
-    rank: Annotated[int, Field(ge=1)]
     d_initial: Annotated[float, Field(gt=0)] = 0.1
 
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
@@ -87,7 +84,8 @@ class Vera(HookedTechnique):
     def peft_settings(cls, targets: Mapping[str, Self], *, conv1d: bool) -> dict[str, Any]:
         """Return the rank, and that the projections are in the file."""
         first = next(iter(targets.values()))
-        return {"r": first.rank, "d_initial": first.d_initial, "fan_in_fan_out": conv1d, "save_projection": True}
+        rank = super().peft_settings(targets, conv1d=conv1d)
+        return {**rank, "d_initial": first.d_initial, "fan_in_fan_out": conv1d, "save_projection": True}
 
     @classmethod
     def to_peft(cls, blocks: Sequence[Self], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
