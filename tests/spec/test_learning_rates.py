@@ -23,11 +23,11 @@ def table(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:  # typ
     learning_rates._best_rates.cache_clear()
 
 
-def test_a_prior_goes_from_a_third_of_the_lowest_to_three_times_the_highest(table) -> None:  # type: ignore[no-untyped-def]
+def test_a_prior_goes_from_a_tenth_of_the_lowest_to_twice_the_highest(table) -> None:  # type: ignore[no-untyped-def]
     table("best:\n  lora: {A: 1e-3, B: 4e-3}\n  head: {A: 3e-3}\n")
-    assert (prior("lora").low, prior("lora").high, prior("lora").log) == (3.3e-4, 1.2e-2, True)
-    assert default_learning_rate("lora") == 2e-3
-    assert (prior(HEAD).low, prior(HEAD).high) == (1e-3, 9e-3)
+    assert (prior("lora").low, prior("lora").high, prior("lora").log) == (1e-4, 8e-3, True)
+    assert default_learning_rate("lora") == 8.9e-4  # the middle, on a log scale
+    assert (prior(HEAD).low, prior(HEAD).high) == (3e-4, 6e-3)
 
 
 def test_what_nobody_measured_has_its_class_default(table) -> None:  # type: ignore[no-untyped-def]
