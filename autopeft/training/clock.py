@@ -50,7 +50,7 @@ class Deadline:
     """A moment by which a segment should have returned; None never comes."""
 
     seconds: float | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
 
     def leaves(self, seconds: float) -> bool:
         """Return whether that much time remains."""

@@ -55,7 +55,7 @@ def test_gradients_reach_everything_after_an_evaluation_and_the_base_stays(
             logits(base.model, batch())
             base.model.train()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = base.model(**batch(), labels=torch.tensor([0, 1, 1, 0])).loss
+                loss = base.model(**batch(), labels=torch.tensor([0, 1, 1, 1])).loss
             loss.backward()
             optimizer.step()
             reached = [p.grad is not None and bool(p.grad.isfinite().all()) for p in parameters]
