@@ -263,6 +263,8 @@ def prepare_study(
             kernel=training.kernel,  # type: ignore[arg-type]
             device=training.device.partition(":")[0],
             n_threads=site.n_threads,
+            optimizer=training.optimizer,
+            checkpointing=training.checkpointing,
         ),
         step_seconds=step_seconds,
         licence=find_licence(model_folder),

@@ -19,7 +19,7 @@ from autopeft.estimation.kernels import flop_formulas, is_attention, replacement
 from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.models.losses import token_loss, token_rows
-from autopeft.spec.training import Precision
+from autopeft.spec.training import OptimizerName, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,15 @@ class Machine:
     Attributes:
         device: `cpu` or `cuda`.
         n_threads: Threads of a CPU process; kernels keep a workspace for each.
+        optimizer: What makes the steps; its state is alive all the time.
+        checkpointing: Whether layers compute their activations again in the backward pass.
     """
 
     device: str
     precision: Precision
     n_threads: int
+    optimizer: OptimizerName = "adamw"
+    checkpointing: bool = False
 
     @contextmanager
     def forward(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from autopeft.spec.learning_rates import HEAD
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.task import DEFAULT_TASK, TASKS
-from autopeft.spec.training import Kernel, Precision
+from autopeft.spec.training import Kernel, OptimizerName, Precision
 
 VERSION = "dry-run-1"
 """Changes whenever an estimate may: trials of one study must be comparable."""
@@ -48,6 +48,8 @@ class Estimator:
         kernel: Kernel,
         device: str,
         n_threads: int | None = None,
+        optimizer: OptimizerName = "adamw",
+        checkpointing: bool = False,
     ) -> None:
         """Prepare for designs on one model.
 
@@ -58,6 +60,8 @@ class Estimator:
             kernel: Attention kernel that the base was built with; an architecture that has no `sdpa` runs eager.
             device: Where the training will run: `cpu` or `cuda`.
             n_threads: Threads of the process that will train on a CPU; None means as many as here.
+            optimizer: What makes the steps.
+            checkpointing: Whether layers compute their activations again in the backward pass.
 
         Raises:
             ModelError: The base has weights, or was built for another kernel; the device is another one.
@@ -77,6 +81,8 @@ class Estimator:
             device=torch.device(device).type,
             precision=precision,
             n_threads=torch.get_num_threads() if n_threads is None else n_threads,
+            optimizer=optimizer,
+            checkpointing=checkpointing,
         )
         self._base_bytes: dict[Quantization, int] = {}
         self._estimates: dict[str, Estimate] = {}
@@ -142,12 +148,15 @@ class Estimator:
         base_bytes = self._stored_bytes(design.quantization)
         with self._attach(design) as attached:
             training, evaluation = self._steps(attached)
+            peak = max(training, evaluation, key=lambda step: step.peak_bytes)
             return Estimate(
                 trainable_params=attached.n_trainable,
                 head_params=sum(parameter.numel() for parameter in attached.groups.get(HEAD, [])),
                 adapter_bytes=_adapter_bytes(attached),
                 base_bytes=base_bytes,
-                peak_memory=max(training.peak_bytes, evaluation.peak_bytes),
+                peak_memory=peak.peak_bytes,
+                at_peak={str(category): n_bytes for category, n_bytes in peak.at_peak.items()},
+                step_flops=training.flops,
                 train_flops=_scale(training, self._workload, sum(block.n_input_tokens for block in design.blocks)),
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
                 serving=design.serving(attached.base.summary),

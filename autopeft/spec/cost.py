@@ -1,7 +1,7 @@
 """What a design costs (known before training), what it cost (measured), and the limits on it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autopeft.errors import BudgetError
@@ -45,6 +45,10 @@ class Estimate:
         train_flops: Floating-point operations of the full training.
         inference_flops: Floating-point operations of the forward pass for one example of the longest length.
         version: Which estimator said so.
+        step_flops: Floating-point operations of one training step at the longest length.
+        at_peak: Bytes at the peak by what they are for: `base`, `trainable`, `gradients`, `optimizer`, `activations`
+            and `scratch` (what a kernel needs while it runs); they sum up to `peak_memory`.
+        reserved_memory: Highest bytes that CUDA's caching allocator would hold; None where the device is a CPU.
     """
 
     trainable_params: int
@@ -56,6 +60,9 @@ class Estimate:
     inference_flops: int
     serving: Serving
     version: str
+    step_flops: int = 0
+    at_peak: Mapping[str, int] = field(default_factory=dict)
+    reserved_memory: int | None = None
 
     def cost(self, name: str) -> int:
         """Return the cost objective called `name`."""

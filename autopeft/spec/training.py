@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Precision = Literal["fp32", "bf16"]
 """Computation dtype; weights that train are always kept in fp32, and bf16 runs under autocast."""
 Kernel = Literal["sdpa", "eager"]
+OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
+"""AdamW with fp32 moments, AdamW with moments of 8 bits in blocks (bitsandbytes), and SGD without momentum."""
 
 
 class Training(BaseModel):
@@ -21,6 +23,8 @@ class Training(BaseModel):
         precision: `auto` chooses by a short measurement, once for the study.
         kernel: Attention kernel; `auto` chooses by a short measurement, once for the study.
         device: `auto` takes a GPU where there is one.
+        optimizer: What makes the steps.
+        checkpointing: Whether each layer's activations are computed again in the backward pass instead of kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +40,8 @@ class Training(BaseModel):
     precision: Literal["auto"] | Precision = "auto"
     kernel: Literal["auto"] | Kernel = "auto"
     device: str = "auto"
+    optimizer: OptimizerName = "adamw"
+    checkpointing: bool = False
 
 
 class Splits(BaseModel):
