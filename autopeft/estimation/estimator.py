@@ -121,6 +121,14 @@ class Estimator:
                 self._n_trainable[design.key] = attached.n_trainable
         return self._n_trainable[design.key]
 
+    def lower_bound(self, design: Design) -> Mapping[str, int]:
+        """Return costs that the full estimate surely reaches, by name: those that are cheap to say.
+
+        Raises:
+            DesignError: The design is illegal on this model.
+        """
+        return {"trainable_params": self.trainable_params(design)}
+
     def steps(self, design: Design) -> tuple[StepCost, StepCost]:
         """Return what a training step and an evaluation step at the largest batches cost, and what memory is for.
 

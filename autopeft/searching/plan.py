@@ -90,3 +90,9 @@ class CostModel(Protocol):
 
     def trainable_params(self, design: Design) -> int:
         """Return the number of trainable parameters alone, which is cheap."""
+
+    def lower_bound(self, design: Design) -> Mapping[str, int]:
+        """Return costs that the full estimate surely reaches, by name: what is cheap to say, empty for nothing.
+
+        A proposal whose lower bound is over the budget is refused without a full estimate.
+        """

@@ -97,10 +97,12 @@ class Proposals:
             return "requirement"  # the base model as it is: no design to train
         if self._ledger.knows(proposal.draw.design, proposal.draw.learning_rates):
             return "duplicate"
-        limit = self._limits.get("trainable_params")
-        if limit is not None and self._cost_model.trainable_params(proposal.draw.design) > limit:
-            return "trainable_params"
-        return ""
+        if not self._limits:
+            return ""
+        least = self._cost_model.lower_bound(proposal.draw.design)
+        over = {name: least[name] / limit for name, limit in self._limits.items() if name in least}
+        worst = max(over, key=lambda name: over[name], default="")
+        return worst if worst and over[worst] > 1 else ""
 
     def _refuse(self, proposal: Proposal, reason: str, on_refused: Callable[[TrialRecord], None]) -> None:
         self.n_refused[reason] += 1

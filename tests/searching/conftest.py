@@ -55,6 +55,9 @@ class CountedCosts:
     def trainable_params(self, design: Design) -> int:
         return cost(design, self.model).trainable_params
 
+    def lower_bound(self, design: Design) -> dict[str, int]:
+        return {"trainable_params": self.trainable_params(design)}
+
 
 class KnownWorker:
     """Answers a segment with a quality that grows with length and size, and a bit of fixed noise."""
