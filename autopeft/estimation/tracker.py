@@ -9,7 +9,7 @@ returns; `autopeft.estimation.kernels` says that.
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -22,6 +22,23 @@ CATEGORIES: tuple[Category, ...] = ("base", "trainable", "gradients", "optimizer
 
 Formula = Callable[..., int]
 """Bytes or FLOPs of one operator, as a function of its arguments and of its result as `out_val`."""
+
+
+class Observer(Protocol):
+    """Whoever wants to know of every storage, in order; keys are those of storages that live at the same time."""
+
+    def made(self, key: int, n_bytes: int, category: Category) -> None:
+        """Hear of a storage that is new, or that was there before."""
+
+    def freed(self, key: int) -> None:
+        """Hear of the end of a storage."""
+
+    def borrowed(self, n_bytes: int) -> None:
+        """Hear of what a kernel needed while it ran."""
+
+    def made_in_place(self, target: int, new: int) -> None:
+        """Hear that a sum, made since `target` was last heard of, took its storage and made none."""
+
 
 _DEVICE = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -42,6 +59,7 @@ class _Sum:
     """A sum of gradients that autograd may have made in place; see `_settle_sum`."""
 
     target: int
+    result: int
     n_bytes: int
     total_bytes: int
 
@@ -68,6 +86,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scratch: Mapping[Any, Formula] | None = None,
         flops: Mapping[Any, Formula] = flop_registry,
         replacements: Mapping[Any, Callable[..., Any]] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Start at zero.
 
@@ -75,6 +94,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             scratch: By operator packet, the bytes that its kernel allocates and frees while it runs.
             flops: By operator packet, its FLOPs.
             replacements: By operator packet, what to call in its place.
+            observer: Who is told of every storage.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
@@ -87,6 +107,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._flops = flops
         self._replacements = replacements or {}
         self._sum: _Sum | None = None
+        self._observer = observer
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -145,12 +166,16 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _SUM and torch._C._current_graph_task_id() != -1 and not args[0]._is_view():
             self._sum = _Sum(
                 target=args[0].untyped_storage()._cdata,
+                result=result.untyped_storage()._cdata,
                 n_bytes=self._total_bytes - before,
                 total_bytes=self._total_bytes,
             )
             return result
         scratch = self._scratch.get(packet)
-        self._note(self._total_bytes, 0 if scratch is None else scratch(*args, **kwargs, out_val=result))
+        n_scratch_bytes = 0 if scratch is None else scratch(*args, **kwargs, out_val=result)
+        self._note(self._total_bytes, n_scratch_bytes)
+        if n_scratch_bytes and self._observer is not None:
+            self._observer.borrowed(n_scratch_bytes)
         formula = self._flops.get(packet)
         if formula is not None:
             self.flops[packet] = self.flops.get(packet, 0) + formula(*args, **kwargs, out_val=result)
@@ -162,11 +187,15 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages[key] = _Storage(n_bytes, category, weakref.ref(storage, lambda _: self._forget(key)))
         self.live_bytes[category] += n_bytes
         self._total_bytes += n_bytes
+        if self._observer is not None:
+            self._observer.made(key, n_bytes, category)
 
     def _forget(self, key: int) -> None:
         record = self._storages.pop(key)
         self.live_bytes[record.category] -= record.n_bytes
         self._total_bytes -= record.n_bytes
+        if self._observer is not None:
+            self._observer.freed(key)
 
     def _note(self, total_bytes: int, scratch_bytes: int = 0) -> None:
         if total_bytes + scratch_bytes > self.peak_bytes:
@@ -185,6 +214,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._sum is not None:
             made, self._sum = self._sum, None
             in_place = made.target not in self._storages
+            if in_place and self._observer is not None:
+                self._observer.made_in_place(made.target, made.result)
             self._note(made.total_bytes - (made.n_bytes if in_place else 0))
 
 
