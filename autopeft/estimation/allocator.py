@@ -233,8 +233,8 @@ class StepEvents:
         del self.events[max(made, freed)], self.events[min(made, freed)]
         self.events.append(Renamed(target, new))
 
-    def optimizer_steps(self) -> None:
-        """Note that the backward pass is over, and all gradients are there."""
+    def backward_done(self) -> None:
+        """Note that it is the optimizer's turn: the backward pass is over, and all gradients are there."""
         self.n_before_optimizer = len(self.events)
 
 
@@ -246,23 +246,24 @@ class AllocatorPeaks:
     reserved_bytes: int
 
 
-def replay(training: StepEvents, evaluation: StepEvents, *, workspaces: Sequence[int] = ()) -> AllocatorPeaks:
+def replay(training: StepEvents | None, evaluation: StepEvents, *, workspaces: Sequence[int] = ()) -> AllocatorPeaks:
     """Return what the allocator's peaks would be over a training: the second step is like all that come after.
 
     The base is loaded; the first step makes the optimizer's state behind its gradients; a second step and
     an evaluation find everything in place.
 
     Args:
-        training: Of one step with the optimizer's state in place; without events where nothing trains.
+        training: Of one step with the optimizer's state in place; None where nothing trains.
         evaluation: Of one evaluation step.
         workspaces: What libraries take before the first product and keep, in bytes.
 
     Omits: what loading needs for a while, such as a weight before it is quantized.
     """
     replayed = _Replay()
-    replayed.start(training if training.events else evaluation, workspaces)
+    replayed.start(training or evaluation, workspaces)
     for step in (training, training, evaluation):
-        replayed.step(step)
+        if step is not None:
+            replayed.step(step)
     allocator = replayed.allocator
     return AllocatorPeaks(allocated_bytes=allocator.peak_allocated_bytes, reserved_bytes=allocator.peak_reserved_bytes)
 

@@ -16,6 +16,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _aten = torch.ops.aten
+CUBLAS_WORKSPACES = (8_519_680, 8_519_680)
+"""Bytes that cuBLAS keeps for the forward's thread and for the backward's: `:4096:2:16:8`, in KiB by count.
+
+Each thread has a handle of its own, and each handle and stream a workspace, which the first product takes
+from the caching allocator. Hopper and later take 32 MiB each.
+
+Source: `parseChosenWorkspaceSize` and `getCurrentCUDABlasHandle` in aten/src/ATen/cuda/CublasHandlePool.cpp.
+"""
 _MASK_ALIGNMENT = 16
 """Elements that a row of a mask is padded to a multiple of, for the memory-efficient kernel."""
 _HEAD_ALIGNMENT = 8

@@ -6,12 +6,13 @@ making and dropping tensors. Nothing here reads or writes a value.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.estimation.allocator import StepEvents
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
@@ -31,12 +32,14 @@ class StepCost:
         at_peak: Bytes by category at the peak.
         flops: Floating-point operations.
         attention_flops: The part that grows with the square of the length.
+        events: What happened to storages, in order, for a replay of CUDA's allocator; None on a CPU.
     """
 
     peak_bytes: int
     at_peak: Mapping[Category, int]
     flops: int
     attention_flops: int
+    events: StepEvents | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +136,12 @@ class DryRun:
     @contextmanager
     def _tracking(self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()) -> Iterator[StorageTracker]:
         """Follow what happens inside, on top of what is there already."""
+        events = StepEvents() if self._machine.device == "cuda" else None
         tracker = StorageTracker(
             scratch=scratch_formulas(self._machine.device, n_threads=self._machine.n_threads),
             flops=flop_formulas(),
             replacements=replacements(),
+            observer=events,
         )
         tracker.register(tensors_of(self._model), "base")
         tracker.register(self._trainable, "trainable")
@@ -149,6 +154,8 @@ class DryRun:
         finally:
             for hook in hooks:
                 hook.remove()
+            if events is not None:
+                events.backward_done()
 
     def _state_bytes(self) -> int:
         """Return the bytes that training keeps: AdamW's two moments and step count in fp32, and the techniques' own."""
@@ -183,4 +190,5 @@ def _cost(tracker: StorageTracker) -> StepCost:
         at_peak=tracker.at_peak,
         flops=sum(tracker.flops.values()),
         attention_flops=sum(count for packet, count in tracker.flops.items() if is_attention(packet)),
+        events=tracker.observer if isinstance(tracker.observer, StepEvents) else None,
     )

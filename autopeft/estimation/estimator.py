@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 
 from autopeft.errors import DesignError, ModelError
+from autopeft.estimation.allocator import replay
+from autopeft.estimation.cuda import CUBLAS_WORKSPACES
 from autopeft.estimation.dry_run import DryRun, Machine, StepCost
 from autopeft.estimation.fake_weights import tensors_of
 from autopeft.estimation.quantized import quantize_meta
@@ -169,6 +171,7 @@ class Estimator:
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
                 serving=design.serving(attached.base.summary),
                 version=self.version,
+                reserved_memory=_reserved_bytes(training, evaluation),
             )
 
     def _base(self, quantization: Quantization) -> Base:
@@ -255,6 +258,13 @@ def _n_positions(summary: ModelSummary) -> int | None:
     """Return the most tokens that an example may have, going in and being written; images and sound have none."""
     limits = (summary.n_positions if summary.modality == "text" else None, summary.n_target_positions)
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _reserved_bytes(training: StepCost, evaluation: StepCost) -> int | None:
+    """Return what CUDA's allocator would reserve at most, or None on a CPU."""
+    if evaluation.events is None:
+        return None
+    return replay(training.events, evaluation.events, workspaces=CUBLAS_WORKSPACES).reserved_bytes
 
 
 def stored_bytes(base: Base) -> int:

@@ -72,6 +72,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         peak_bytes: Highest sum so far.
         at_peak: Bytes by category at the peak.
         flops: Floating-point operations so far by operator packet; a multiply-add is two.
+        observer: Who is told of every storage, if anyone.
 
     Source: the accounting of `torch.distributed._tools.mem_tracker`, with scratch memory, FLOPs and
         autograd's sums in place added.
@@ -107,7 +108,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._flops = flops
         self._replacements = replacements or {}
         self._sum: _Sum | None = None
-        self._observer = observer
+        self.observer = observer
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -174,8 +175,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scratch = self._scratch.get(packet)
         n_scratch_bytes = 0 if scratch is None else scratch(*args, **kwargs, out_val=result)
         self._note(self._total_bytes, n_scratch_bytes)
-        if n_scratch_bytes and self._observer is not None:
-            self._observer.borrowed(n_scratch_bytes)
+        if n_scratch_bytes and self.observer is not None:
+            self.observer.borrowed(n_scratch_bytes)
         formula = self._flops.get(packet)
         if formula is not None:
             self.flops[packet] = self.flops.get(packet, 0) + formula(*args, **kwargs, out_val=result)
@@ -187,15 +188,15 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages[key] = _Storage(n_bytes, category, weakref.ref(storage, lambda _: self._forget(key)))
         self.live_bytes[category] += n_bytes
         self._total_bytes += n_bytes
-        if self._observer is not None:
-            self._observer.made(key, n_bytes, category)
+        if self.observer is not None:
+            self.observer.made(key, n_bytes, category)
 
     def _forget(self, key: int) -> None:
         record = self._storages.pop(key)
         self.live_bytes[record.category] -= record.n_bytes
         self._total_bytes -= record.n_bytes
-        if self._observer is not None:
-            self._observer.freed(key)
+        if self.observer is not None:
+            self.observer.freed(key)
 
     def _note(self, total_bytes: int, scratch_bytes: int = 0) -> None:
         if total_bytes + scratch_bytes > self.peak_bytes:
@@ -214,8 +215,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._sum is not None:
             made, self._sum = self._sum, None
             in_place = made.target not in self._storages
-            if in_place and self._observer is not None:
-                self._observer.made_in_place(made.target, made.result)
+            if in_place and self.observer is not None:
+                self.observer.made_in_place(made.target, made.result)
             self._note(made.total_bytes - (made.n_bytes if in_place else 0))
 
 
