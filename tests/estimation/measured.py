@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from autopeft.estimation.batch import batch_for
 from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import Attached
 from autopeft.models.base import Head
+from autopeft.models.losses import IGNORED, token_loss, token_rows
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 
@@ -67,19 +70,20 @@ class RealRun:
         self.precision = precision
         self.parameters = [p for group in attached.groups.values() for p in group]
         self.optimizer = torch.optim.AdamW(self.parameters, fused=True)
-        mask = torch.ones(batch_size, n_tokens, dtype=torch.int64)
-        mask[:, n_tokens // 2 :] = 0
-        self.inputs = {"input_ids": torch.full_like(mask, 7), "attention_mask": mask}
-        if getattr(self.model.config, "type_vocab_size", 0) > 1:
-            self.inputs["token_type_ids"] = torch.zeros_like(mask)
-        self.labels = torch.zeros(batch_size, dtype=torch.int64)
+        self.inputs, self.labels = batch_for(
+            attached.base, batch_size=batch_size, n_tokens=n_tokens, device=torch.device("cpu")
+        )
+        for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
+            tensor.fill_(7 if name.endswith("input_ids") else 1)
+        if "attention_mask" in self.inputs:  # without any padding, models leave their mask out
+            self.inputs["attention_mask"][:, n_tokens // 2 :] = 0
 
     def autocast(self) -> Any:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def train(self) -> None:
         with self.autocast():
-            loss = torch.nn.functional.cross_entropy(self.model(**self.inputs).logits.float(), self.labels)
+            loss = self._loss(self.model(**self.inputs).logits)
         penalty = self.attached.penalty()
         if penalty is not None:
             loss = loss + penalty
@@ -90,7 +94,10 @@ class RealRun:
 
     def evaluate(self) -> None:
         with torch.inference_mode(), self.autocast():
-            self.model(**self.inputs).logits.float().argmax(dim=-1)
+            if self.attached.base.head.labels:
+                self.model(**self.inputs).logits.float().argmax(dim=-1)
+            else:
+                token_rows(self.model(**self.inputs).logits, self.labels)
 
     def training_peak(self) -> int:
         """Return the peak of the second step, when the optimizer has its state."""
@@ -103,7 +110,13 @@ class RealRun:
     def evaluation_peak(self) -> int:
         self.model.eval()
         self.evaluate()
-        return self._resident() + allocated_peak(self.evaluate)
+        labels = () if self.attached.base.head.labels else (self.labels,)
+        return self._resident(*labels) + allocated_peak(self.evaluate)
+
+    def _loss(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.attached.base.head.labels:
+            return torch.nn.functional.cross_entropy(logits.float(), self.labels)
+        return token_loss(logits, self.labels)
 
     def _resident(self, *more: torch.Tensor) -> int:
         return storage_bytes([*model_tensors(self.model), *self.inputs.values(), *more])
@@ -125,12 +138,28 @@ def counted(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def one_split(split: TokenizedSplit, *, task: str, metric: str, labels: tuple[str, ...], n_tokens: int) -> PreparedData:
-    """Return prepared data with the same examples in every split."""
+def padded_data(task: str, *, batch_size: int, n_tokens: int) -> PreparedData:
+    """Return two batches of examples for a task, with padding in each: without any, models leave their mask out."""
+    # Batches are sorted by length: one short example joins the long ones.
+    lengths = np.full(2 * batch_size, n_tokens // 2)
+    lengths[: max(1, batch_size - 1)] = n_tokens
+    ids = np.arange(lengths.sum(), dtype=np.int32) % 300 + 5
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    per_token = task == "causal-lm"
+    labels = ids.copy() if per_token else np.arange(len(lengths), dtype=np.int64) % 2
+    if per_token:
+        labels[offsets[:-1]] = IGNORED
+    split = TokenizedSplit(
+        input_ids=ids,
+        token_type_ids=None if per_token else np.zeros_like(ids),
+        offsets=offsets,
+        labels=labels,
+        per_token=per_token,
+    )
     return PreparedData(
         task=task,
-        metric=metric,
-        labels=labels,
+        metric="perplexity" if per_token else "accuracy",
+        labels=() if per_token else HEAD.labels,
         train=split,
         validation=split,
         test=split,
@@ -141,13 +170,14 @@ def one_split(split: TokenizedSplit, *, task: str, metric: str, labels: tuple[st
     )
 
 
-def one_epoch(precision: str, batch_size: int) -> Training:
+def one_epoch(precision: str, batch_size: int, *, kernel: str = "sdpa", checkpointing: bool = False) -> Training:
     """Return a training with nothing left to choose."""
     return Training(
         epochs=1,
         batch_size=batch_size,
         evaluation_batch_size=batch_size,
         precision=precision,
-        kernel="sdpa",
+        kernel=kernel,
         device="cpu",
+        checkpointing=checkpointing,
     )

@@ -2,23 +2,22 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from autopeft.costs.estimate import estimate
 from autopeft.errors import DesignError
-from autopeft.estimation.estimator import Estimator, estimate
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
 from autopeft.models.base import Head, build_meta, load_base
-from autopeft.models.losses import IGNORED
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Segment
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.base import PreparedData
 from autopeft.tasks.causal_lm import TASK
 from autopeft.training.evaluate import evaluate
 from autopeft.training.worker import Worker, WorkerSetup
-from tests.estimation.measured import allocated_peak, counted, model_tensors, one_epoch, one_split, storage_bytes
+from tests.estimation.measured import allocated_peak, counted, model_tensors, one_epoch, padded_data, storage_bytes
 from tests.tasks.generated_language import save_tiny_llama
 
 BATCH_SIZE, N_TOKENS = 8, 48
@@ -43,19 +42,8 @@ def design(name: str, quantization: str = "none") -> Design:
     return Design.from_dict({"quantization": quantization, "blocks": BLOCKS[name]})
 
 
-def padded_split() -> TokenizedSplit:
-    """Return two batches of examples, with padding in each."""
-    lengths = np.full(2 * BATCH_SIZE, N_TOKENS // 2)
-    lengths[: BATCH_SIZE - 1] = N_TOKENS
-    ids = np.arange(lengths.sum(), dtype=np.int32) % 300 + 5
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    labels = ids.copy()
-    labels[offsets[:-1]] = IGNORED
-    return TokenizedSplit(input_ids=ids, offsets=offsets, labels=labels, per_token=True)
-
-
 def prepared() -> PreparedData:
-    return one_split(padded_split(), task="causal-lm", metric="perplexity", labels=(), n_tokens=N_TOKENS)
+    return padded_data("causal-lm", batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
 
 
 def estimator(llama: str, precision: str = "fp32") -> Estimator:
@@ -123,8 +111,7 @@ def test_what_is_counted_is_what_is_there(llama: str):
 
 def test_flops_are_those_that_torch_counts(llama: str):
     step, evaluation = estimator(llama).steps(design("lora"))
-    split, base = padded_split(), load_base(llama, HEAD)
-    ids = torch.from_numpy(split.input_ids[: BATCH_SIZE * N_TOKENS].astype(np.int64)).reshape(BATCH_SIZE, N_TOKENS)
+    base, ids = load_base(llama, HEAD), torch.full((BATCH_SIZE, N_TOKENS), 7)
     mask = torch.ones_like(ids)
     mask[-1, N_TOKENS // 2 :] = 0
     with attach(base, design("lora")) as attached:
