@@ -73,6 +73,8 @@ class Machine:
 class DryRun:
     """An attached model on fake tensors, inside a `with` block; its steps can be run one after the other."""
 
+    tracker_class: type[StorageTracker] = StorageTracker
+
     def __init__(self, attached: Attached, machine: Machine) -> None:
         self._attached = attached
         self._model = attached.model
@@ -137,7 +139,7 @@ class DryRun:
     def _tracking(self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()) -> Iterator[StorageTracker]:
         """Follow what happens inside, on top of what is there already."""
         events = StepEvents() if self._machine.device == "cuda" else None
-        tracker = StorageTracker(
+        tracker = self.tracker_class(
             scratch=scratch_formulas(self._machine.device, n_threads=self._machine.n_threads),
             flops=flop_formulas(),
             replacements=replacements(),
