@@ -12,6 +12,7 @@ from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError, ModelError
 from autopeft.models.base import Base
+from autopeft.models.checkpointing import checkpoint_layers
 from autopeft.models.technique import DISPLACED, Foldable, Site, StepPosition, Technique
 from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
@@ -127,7 +128,15 @@ class Attached:
         self.detach()
 
 
-def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False, inference: bool = False) -> Attached:
+def attach(
+    base: Base,
+    design: Design,
+    *,
+    seed: int = 0,
+    restored: bool = False,
+    inference: bool = False,
+    checkpointing: bool = False,
+) -> Attached:
     """Attach a design and start its new modules from a seed.
 
     Values depend on the seed and on what is attached alone: torch's generators are left as they
@@ -139,10 +148,12 @@ def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False,
         seed: Of every tensor that the design brings.
         restored: Whether `load_state` follows, so that no technique needs to fetch values from elsewhere.
         inference: Whether the state that follows is an export's, where what only training needs is folded away.
+        checkpointing: Whether layers compute their activations again in the backward pass, until detaching.
 
     Raises:
         DesignError: The design is illegal on this model.
-        ModelError: The base has something attached already, or is stored in another quantization.
+        ModelError: The base has something attached already, is stored in another quantization, or cannot be
+            checkpointed.
     """
     design.check(base.summary)
     if design.quantization != base.quantization and base.device.type != "meta":
@@ -163,6 +174,8 @@ def attach(base: Base, design: Design, *, seed: int = 0, restored: bool = False,
                 technique.attach_all(blocks, site)
             sites[technique.kind] = site
         _set_requires_grad(base, sites)
+        if checkpointing:
+            checkpoint_layers(base.model, sites[HEAD].restore_attribute)
         return Attached(base, design, sites, transaction.pop_all())
 
 
