@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autopeft.estimation.estimator import estimate
+from autopeft.costs.estimate import estimate
 from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.models.artifact import load

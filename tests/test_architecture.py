@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "estimation": {*VALUES, "models"},
     "tasks": {*VALUES, "metrics", "models"},
     "training": {*VALUES, "metrics", "models", "estimation", "tasks"},
+    "costs": {*VALUES, "models", "estimation", "tasks", "training"},
     "executors": VALUES,
     "searching": {*VALUES, "executors"},
     "results": {*VALUES, "metrics", "searching"},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "api": {
         *VALUES,
         "models",
+        "costs",
         "estimation",
         "training",
         "executors",
@@ -43,7 +45,18 @@ MAY_IMPORT = {
         "outlook",
     },
     "__main__": {"cli"},
-    "cli": {*VALUES, "api", "prediction", "preparation", "outlook", "searching", "results", "progress", "doctor"},
+    "cli": {
+        *VALUES,
+        "api",
+        "costs",
+        "prediction",
+        "preparation",
+        "outlook",
+        "searching",
+        "results",
+        "progress",
+        "doctor",
+    },
     "__init__": {*VALUES, "api", "prediction", "preparation", "outlook", "results"},
 }
 # Who may import a heavy package: a part, or one module of it.
@@ -58,7 +71,7 @@ GATES = {
     "torch": {"models", "estimation", "tasks", "training", "prediction", "doctor"},
     "datasets": {"tasks"},
     "plotly": {"results"},
-    "matplotlib": {"results"},
+    "matplotlib": {"results", "costs/plot.py"},
 }
 
 

@@ -1,7 +1,6 @@
 """What a design costs on a model, a workload and a device: the estimate that budgets are checked against."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
 import torch
 
@@ -12,22 +11,17 @@ from autopeft.estimation.dry_run import DryRun, Machine, StepCost
 from autopeft.estimation.fake_weights import tensors_of
 from autopeft.estimation.quantized import quantize_meta
 from autopeft.models.attach import Attached, attach
-from autopeft.models.base import Base, build_meta
-from autopeft.models.loading import Head
+from autopeft.models.base import Base
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD
-from autopeft.spec.messages import one_of
-from autopeft.spec.model import ModelSummary
-from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
 VERSION = "dry-run-1"
 """Changes whenever an estimate may: trials of one study must be comparable."""
 
 _DEVICES = ("cpu", "cuda")
-_PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class Estimator:
@@ -184,80 +178,6 @@ class Estimator:
         if quantization not in self._base_bytes:
             self._base_bytes[quantization] = stored_bytes(self._base(quantization))
         return self._base_bytes[quantization]
-
-
-def estimate(
-    model: str,
-    design: Design | Mapping[str, Any],
-    *,
-    batch_size: int = 8,
-    sequence_length: int = 128,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    device: Literal["cpu", "cuda"] = "cpu",
-    kernel: Kernel = "sdpa",
-    task: str = DEFAULT_TASK,
-    head: Head | None = None,
-    n_steps: int = 1,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Estimate:
-    """Say what a design would cost to train, without weights, data or the device.
-
-    Args:
-        model: Hub id or local folder; a `config.json` is enough.
-        design: A design, or its JSON form.
-        batch_size: Examples in a training step, and in an evaluation step.
-        sequence_length: Tokens of every example.
-        dtype: What is computed in. Unquantized weights are fp32 in either case, and bfloat16 means autocast.
-        device: Where it would be trained.
-        kernel: Attention kernel.
-        task: What it would be trained for: `text-classification`, with two classes, or `causal-lm`.
-        head: What the model has on top, where it is not what the task asks for.
-        n_steps: Steps that `train_flops` covers.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Whether to run Python code that the model brings.
-
-    Raises:
-        ModelError: There is no such model, or its structure is not understood.
-        DesignError: The design, or the length of its sequences, is illegal on this model.
-    """
-    design = design if isinstance(design, Design) else Design.from_dict(design)
-    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length), ("n_steps", n_steps)):
-        if value < 1:
-            raise DesignError(f"{name} >= 1 must hold, but got {name}={value}")
-    if dtype not in _PRECISIONS:
-        raise DesignError(f"dtype must be one of {', '.join(_PRECISIONS)}, but got {dtype!r}")
-    if task not in TASKS:
-        raise DesignError(f"task {one_of(TASKS, task)}")
-    base = build_meta(
-        model,
-        head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes),
-        kernel=kernel,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        needs_weights=False,
-    )
-    longest = _n_positions(base.summary)
-    if longest is not None and sequence_length > longest:
-        raise DesignError(
-            f"sequence_length <= n_positions must hold, but got sequence_length={sequence_length}, "
-            f"n_positions={longest}"
-        )
-    workload = Workload(
-        batch_size=batch_size,
-        evaluation_batch_size=batch_size,
-        max_tokens=sequence_length,
-        n_steps=n_steps,
-        n_examples=n_steps * batch_size,
-        n_train_tokens=n_steps * batch_size * sequence_length,
-    )
-    return Estimator(base, workload=workload, precision=_PRECISIONS[dtype], kernel=kernel, device=device)(design)
-
-
-def _n_positions(summary: ModelSummary) -> int | None:
-    """Return the most tokens that an example may have, going in and being written; images and sound have none."""
-    limits = (summary.n_positions if summary.modality == "text" else None, summary.n_target_positions)
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _reserved_bytes(training: StepCost, evaluation: StepCost) -> int | None:

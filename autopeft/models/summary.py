@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from autopeft.errors import ModelError
 from autopeft.models.norms import find_norms
 from autopeft.models.roles import attention_path, find_layers, linear_shape, position_table
 from autopeft.spec.model import LayerSummary, Modality, ModelSummary, NormSummary
@@ -29,8 +30,8 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
     """
     config = model.config.get_text_config()
     n_new = logical_numel(model.get_submodule(path) for path in new_modules)
-    n_heads = int(config.num_attention_heads)
     layers, inputs = find_layers(model), signature(model.base_model.forward).parameters
+    n_heads = _n_heads(config, layers)
     return ModelSummary(
         name=name,
         architecture=type(model).__name__,
@@ -56,6 +57,17 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         layers=layers,
         outer_norms=_outer_norms(model, layers, new_modules),
     )
+
+
+def _n_heads(config: Any, layers: Sequence[LayerSummary]) -> int:
+    n_heads = getattr(config, "num_attention_heads", None)
+    if n_heads is None:
+        seen = ", ".join(linear.path.removeprefix(f"{layers[0].path}.") for linear in layers[0].roles.values())
+        raise ModelError(
+            f"the layers must have attention heads, but {type(config).__name__} says of none; what has a role in a "
+            f"layer: {seen or 'nothing'}"
+        )
+    return int(n_heads)
 
 
 def _outer_norms(

@@ -1,6 +1,6 @@
 """What a design costs (known before training), what it cost (measured), and the limits on it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +31,22 @@ class Workload:
     n_train_tokens: int
 
 
+_NAME_WIDTH = 22
+_AT_PEAK = {
+    "base": "base",
+    "trainable": "adapters and head",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "scratch": "scratch of kernels",
+}
+_SERVING: Mapping[Serving, str] = {
+    "merge": "can be merged into the base",
+    "peft": "stock PEFT can load it",
+    "autopeft": "autopeft loads it",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Cost of a design, known before training.
@@ -49,6 +65,11 @@ class Estimate:
         at_peak: Bytes at the peak by what they are for: `base`, `trainable`, `gradients`, `optimizer`, `activations`
             and `scratch` (what a kernel needs while it runs); they sum up to `peak_memory`.
         reserved_memory: Highest bytes that CUDA's caching allocator would hold; None where the device is a CPU.
+        base_params: Parameters of the unquantized base; 0 where nobody asked.
+        n_tokens: Tokens of the example that `inference_flops` is for; 0 where nobody asked.
+        base_inference_flops: The same with nothing attached but the head; 0 where nobody asked.
+        step_seconds: Measured median time of a training step; None where nothing was measured.
+        added_latency_seconds: Measured, what the design adds to the forward pass of a batch; None as above.
     """
 
     trainable_params: int
@@ -63,6 +84,55 @@ class Estimate:
     step_flops: int = 0
     at_peak: Mapping[str, int] = field(default_factory=dict)
     reserved_memory: int | None = None
+    base_params: int = 0
+    n_tokens: int = 0
+    base_inference_flops: int = 0
+    step_seconds: float | None = None
+    added_latency_seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Write every cost for people, in lines of a name, an amount and what it means."""
+        return "\n".join(
+            f"{name:<{_NAME_WIDTH}}{amount:>11}  {meaning}".rstrip() for name, amount, meaning in self._rows()
+        )
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        head = f"{self.head_params:,} of them in the head" if self.head_params else "no new head"
+        if self.base_params:
+            share = f"{self.trainable_params / self.base_params:.2%} of the base's {format_count(self.base_params)}"
+            head = f"{share}; {head}"
+        yield "trainable parameters", format_count(self.trainable_params), head
+        yield "base model", format_bytes(self.base_bytes), "stored, frozen"
+        yield "peak memory", format_bytes(self.peak_memory), "the larger of a training and an evaluation step"
+        for category, words in _AT_PEAK.items():
+            if self.at_peak.get(category):
+                yield (
+                    f"  {words}",
+                    format_bytes(self.at_peak[category]),
+                    f"{self.at_peak[category] / self.peak_memory:.1%}",
+                )
+        if self.reserved_memory is not None:
+            yield "reserved memory", format_bytes(self.reserved_memory), "what CUDA's caching allocator holds"
+        yield "training step", format_count(self.step_flops), "FLOP"
+        yield "inference", format_count(self.inference_flops), f"FLOP an example{self._added_flops()}"
+        if self.step_seconds is not None:
+            yield "step time", f"{self.step_seconds * 1000:.4g} ms", "measured here, median"
+        if self.added_latency_seconds is not None:
+            yield (
+                "added latency",
+                f"{self.added_latency_seconds * 1000:+.3g} ms",
+                "measured here, forward pass of a batch",
+            )
+        yield "adapter on disk", format_bytes(self.adapter_bytes), _SERVING[self.serving]
+
+    def _added_flops(self) -> str:
+        """Say what the design adds to the base at inference, where that is known."""
+        if not self.base_inference_flops or not self.n_tokens:
+            return ""
+        added = self.inference_flops - self.base_inference_flops
+        merged = ", none once merged" if self.serving == "merge" and added else ""
+        per_token = format_count(added / self.n_tokens)
+        return f", {added / self.base_inference_flops:+.2%} over the base alone ({per_token} a token{merged})"
 
     def cost(self, name: str) -> int:
         """Return the cost objective called `name`."""

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 from tiny_models import HEADS, SOUND_HEAD, design, logits, save, saved_as
 
+from autopeft.costs.estimate import estimate
 from autopeft.errors import DesignError
 from autopeft.estimation.batch import batch_for
-from autopeft.estimation.estimator import estimate
 from autopeft.models.attach import attach
 from autopeft.models.base import load_base
 from autopeft.models.loading import Head

@@ -1,4 +1,3 @@
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ import torch
 import transformers
 
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimation.estimator import Estimator, estimate
+from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.cost import Workload
@@ -200,17 +199,6 @@ def llama_config(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_a_configuration_is_enough(llama_config: str):
-    answer = estimate(
-        llama_config, {"blocks": [{"lora": {"rank": 2, "roles": ["query"]}}]}, batch_size=2, sequence_length=16
-    )
-    assert answer.head_params == 64 * 2
-    assert answer.trainable_params == 2 * 2 * (64 + 64) + answer.head_params
-    model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(llama_config))
-    frozen = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    assert answer.base_bytes == frozen
-
-
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
 def test_a_decoder_with_shared_keys_is_estimated_like_a_real_one(
@@ -236,34 +224,6 @@ def test_a_decoder_with_shared_keys_is_estimated_like_a_real_one(
         run = RealRun(attached, "fp32", batch_size=4, n_tokens=32)
         assert training.peak_bytes == pytest.approx(run.training_peak(), rel=TOLERANCE)
         assert evaluation.peak_bytes == pytest.approx(run.evaluation_peak(), rel=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 0}, "batch_size >= 1"),
-        (
-            {"sequence_length": 65},
-            "sequence_length <= n_positions must hold, but got sequence_length=65, n_positions=64",
-        ),
-        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, but got 'float16'"),
-        ({"design": {"blocks": [{"lora": {"rank": 100}}]}}, "rank <= hidden_size"),
-        ({"design": {"blocks": [{"lara": {"rank": 1}}]}}, "lara"),
-    ],
-)
-def test_what_cannot_be_estimated_is_refused(llama_config: str, changes: dict[str, object], message: str):
-    with pytest.raises(DesignError, match=message.replace("(", r"\(")):
-        estimate(llama_config, **{"design": {"blocks": []}, "sequence_length": 16, **changes})
-
-
-def test_a_model_that_is_not_there_is_refused(tmp_path: Path, llama_config: str):
-    with pytest.raises(ModelError, match=r"must have a config.json"):
-        estimate(str(tmp_path), {"blocks": []})
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    with pytest.raises(ModelError, match="no-such-model"):
-        estimate(str(tmp_path), {"blocks": []})
-    with pytest.raises(ModelError, match="device must be one of cpu, cuda, but got 'mps'"):
-        estimate(llama_config, {"blocks": []}, sequence_length=16, device="mps")
 
 
 def test_an_estimator_needs_a_base_without_weights(loaded: Callable[..., Base], minilm: str):

@@ -1,0 +1,143 @@
+"""A model whose designs are to be estimated in several settings: built once, without weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from autopeft.costs.setting import PRECISIONS, Setting
+from autopeft.errors import DesignError, ModelError
+from autopeft.estimation.estimator import Estimator
+from autopeft.models.base import Base, build_meta
+from autopeft.models.loading import Head
+from autopeft.spec.cost import Estimate
+from autopeft.spec.design import Design
+from autopeft.spec.messages import first_line
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.task import TASKS
+from autopeft.spec.training import Kernel
+
+
+class ModelCosts:
+    """Says what designs on one model cost, in as many settings as are asked for.
+
+    Attributes:
+        summary: The model's structure.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        task: str,
+        kernel: Kernel = "sdpa",
+        head: Head | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Build the model's shapes.
+
+        Args:
+            model: Hub id, local folder (a `config.json` is enough), configuration, or a model that has one.
+            task: What it would be trained for.
+            kernel: Attention kernel.
+            head: What the model has on top, where it is not what the task asks for.
+            revision: Branch, tag or commit of a hub id.
+            trust_remote_code: Whether to run Python code that the model brings.
+
+        Raises:
+            ModelError: There is no such model, or its structure is not understood.
+        """
+        self._kernel: Kernel = kernel
+        self._estimators: dict[Setting, Estimator] = {}
+        with _folder(model) as name:
+            self._base: Base = build_meta(
+                name,
+                head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes),
+                kernel=kernel,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                needs_weights=False,
+            )
+
+    @property
+    def summary(self) -> ModelSummary:
+        """Return the model's structure."""
+        return self._base.summary
+
+    def at(self, setting: Setting) -> Estimator:
+        """Return what estimates designs in a setting; its answers are kept.
+
+        Raises:
+            DesignError: The sequences are longer than the model's positions.
+        """
+        if setting not in self._estimators:
+            longest = _n_positions(self.summary)
+            if longest is not None and setting.sequence_length > longest:
+                raise DesignError(
+                    "sequence_length <= n_positions must hold, but got "
+                    f"sequence_length={setting.sequence_length}, n_positions={longest}; shorten the sequences, or take "
+                    "a model with more positions"
+                )
+            self._estimators[setting] = Estimator(
+                self._base,
+                workload=setting.workload,
+                precision=PRECISIONS[setting.dtype],
+                kernel=self._kernel,
+                device=setting.device,
+                optimizer=setting.optimizer,
+                checkpointing=setting.checkpointing,
+            )
+        return self._estimators[setting]
+
+    def estimate(self, design: Design, setting: Setting) -> Estimate:
+        """Return the cost of a design beside what the base costs alone.
+
+        Raises:
+            DesignError: The design, or the length of the sequences, is illegal on this model.
+            ModelError: The model computes what tensors without data cannot.
+        """
+        estimator = self.at(setting)
+        try:
+            answer = estimator(design)
+            alone = answer if not design.blocks else estimator(Design(quantization=design.quantization))
+        except RuntimeError as error:
+            raise ModelError(
+                f"a step of {self.summary.architecture} must run on tensors without data, but torch says: "
+                f"{first_line(error)}; please report it, with the configuration"
+            ) from error
+        return replace(
+            answer,
+            base_params=self.summary.n_parameters,
+            n_tokens=setting.sequence_length,
+            base_inference_flops=alone.inference_flops,
+        )
+
+
+@contextmanager
+def _folder(model: Any) -> Iterator[str]:
+    """Give the name of a model: its own, or of a folder with its configuration for as long as the block lasts."""
+    if isinstance(model, str | Path):
+        yield str(model)
+        return
+    config = getattr(model, "config", model)
+    if not hasattr(config, "model_type") or not hasattr(config, "save_pretrained"):
+        raise ModelError(
+            "model must be a hub id, a local folder, a transformers configuration, or a model that has one, "
+            f"but got {type(model).__name__}"
+        )
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / type(config).__name__
+        config.save_pretrained(folder)
+        try:
+            yield str(folder)
+        except ModelError as error:  # the folder is ours: the user knows the configuration
+            raise ModelError(str(error).replace(repr(str(folder)), folder.name)) from error
+
+
+def _n_positions(summary: ModelSummary) -> int | None:
+    """Return the most tokens that an example may have, going in and being written; images and sound have none."""
+    limits = (summary.n_positions if summary.modality == "text" else None, summary.n_target_positions)
+    return min((limit for limit in limits if limit is not None), default=None)
