@@ -11,7 +11,7 @@ import torch
 from rows import BY_NAME
 from tiny_models import HEAD, design, logits, perturb
 
-from autopeft.estimation.estimator import estimate
+from autopeft.costs.estimate import estimate
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
