@@ -1,5 +1,6 @@
 """The calls that users make: they join the search arm and the training arm."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.models.artifact import load
 from autopeft.models.merging import merge
-from autopeft.outlook import DryRun, dry_run
+from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_log
 from autopeft.results.result import SearchResult
@@ -111,6 +112,8 @@ def run_study(
         with _site(spec) as site:
             study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
             on_ready(study)
+            if warning := memory_warning(study):
+                logging.getLogger("autopeft").warning(warning)
             _describe(study, folder)
             with (
                 write_log(folder.path / "search.log") as log,

@@ -1,4 +1,4 @@
-"""What a search would do, without training anything."""
+"""What a search would do, without training anything, and whether its device is large enough for it."""
 
 import math
 import random
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from autopeft.errors import DesignError
 from autopeft.preparation import PreparedStudy
-from autopeft.spec.cost import excess
+from autopeft.searching.calibration import device_bytes
+from autopeft.searching.forecast import expected
+from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser
+from autopeft.spec.units import format_bytes
 
 N_DRAWS = 200
 """Random designs that are held against the budget's parameter limit."""
@@ -28,7 +31,8 @@ class DryRun:
         size: Assignments of the space's discrete choices; learning rates do not count.
         feasible_share: Share of random designs within the budget.
         n_drawn: Random designs that the share was measured on.
-        predicted_seconds: Of the whole search on one worker.
+        predicted_seconds: Of the whole search on one worker; NaN where no step was timed.
+        notes: What preparation had to say; first a warning where the device is too small.
     """
 
     size: float
@@ -49,18 +53,42 @@ def dry_run(study: PreparedStudy) -> DryRun:
         drawn += 1
         if _fits(study, design) and study.estimator.trainable_params(design) <= limit:
             light.append(design)
-    share = len(light) / max(1, drawn)
-    if set(study.limits) - {"trainable_params"} and light:
-        sample = _for_a_while(light[:N_ESTIMATES])
-        fits = [max(excess(study.limits, study.estimator(design)).values()) <= 0 for design in sample]
-        share *= sum(fits) / len(fits)
+    estimates = [study.estimator(design) for design in _for_a_while(light[:N_ESTIMATES])]
+    within = [cost for cost in estimates if all(value <= 0 for value in excess(study.limits, cost).values())]
+    warning = memory_warning(study)
     return DryRun(
         size=study.space.size(study.model),
-        feasible_share=share,
+        feasible_share=len(light) / max(1, drawn) * len(within) / max(1, len(estimates)),
         n_drawn=drawn,
-        predicted_seconds=_predicted_seconds(study),
+        predicted_seconds=_predicted_seconds(study, within or estimates),
         limits=study.limits,
-        notes=study.data.notes,
+        notes=(*([f"warning: {warning}"] if warning else []), *study.data.notes),
+    )
+
+
+def memory_warning(study: PreparedStudy) -> str:
+    """Say that nothing in the space fits the device, and what can be done; an empty string where something does.
+
+    Takes the designs with the fewest parameters for those that need the least memory.
+
+    Omits: what the process and the libraries hold besides tensors, and what others hold on the device.
+    """
+    least = {design.quantization: design for design in reversed(study.smallest())}
+    needs = {design.key: device_bytes(study.estimator(design)) for design in least.values()}
+    if not needs or min(needs.values()) <= study.memory_bytes:
+        return ""
+    smallest = min(least.values(), key=lambda design: needs[design.key])
+    training = study.training
+    ways = [
+        f"lower training.batch_size ({training.batch_size}) or training.max_length (inputs have up to "
+        f"{study.workload.max_tokens} tokens)",
+        *([] if training.checkpointing else ["set training.checkpointing"]),
+        *([] if {"nf4", "fp4"} & set(least) else ["allow quantization nf4 in the space"]),
+    ]
+    return (
+        f"no design of the space is likely to fit the device: the smallest one, {smallest.describe()}, is predicted to "
+        f"need {format_bytes(needs[smallest.key])}, and {training.device} has {format_bytes(study.memory_bytes)}; "
+        f"{', or '.join(ways)}"
     )
 
 
@@ -82,19 +110,25 @@ def _fits(study: PreparedStudy, design: Design) -> bool:
     return True
 
 
-def _predicted_seconds(study: PreparedStudy) -> float:
-    """Predict the time of the whole search from the measured step.
+def _predicted_seconds(study: PreparedStudy, sample: list[Estimate]) -> float:
+    """Predict the time of the whole search from the FLOPs of a sample of designs and of the steps that were timed.
 
-    Takes every design for as slow as a LoRA in all layers, an evaluation for a third of a training step per
-    token, and the share of trials that pass a rung for `1 / eta`.
+    A FLOP of an evaluation is taken to be as fast as one of training, and the share of trials that pass a rung to
+    be `1 / eta`.
     """
-    step = study.step_seconds[f"{study.training.precision}/{study.training.kernel}"]
-    train = step * study.workload.n_steps
-    evaluation = train / study.workload.n_examples * len(study.data.validation) / 3
-    halving = study.spec.halving
-    ends = (*(halving.rungs if halving else ()), 1.0)
-    seconds, reached, before = 0.0, 1.0, 0.0
-    for end in ends:
-        seconds += reached * ((end - before) * train + evaluation)
-        reached, before = reached / (halving.eta if halving else 1.0), end
-    return study.spec.n_trials * seconds + len(study.plan().baselines) * (train + evaluation)
+    speed = study.seconds_per_flop()
+    if speed is None or not sample:
+        return math.nan
+    on_average = expected(study.spec.halving)
+    n_validation = len(study.data.validation)
+    # Evaluations are of the mean length, and `inference_flops` is of the longest.
+    shorter = study.workload.n_train_tokens / study.workload.n_examples / study.workload.max_tokens
+
+    def seconds(cost: Estimate, share: float, n_evaluations: float) -> float:
+        evaluation = cost.inference_flops * shorter * n_validation
+        return speed * (share * cost.train_flops + n_evaluations * evaluation)
+
+    designs = [seconds(cost, on_average.share, on_average.n_evaluations) for cost in sample]
+    baselines = [study.estimator(baseline.design) for baseline in study.plan().baselines]
+    full = sum(seconds(cost, float(cost.trainable_params > 0), 1.0) for cost in baselines)
+    return study.spec.n_trials * sum(designs) / len(designs) + full

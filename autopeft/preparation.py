@@ -28,7 +28,7 @@ from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.tasks.prepare import prepare
-from autopeft.training.device import choose_training, memory_bytes
+from autopeft.training.device import choose_training, memory_bytes, timed_design
 from autopeft.training.plan import workload
 from autopeft.training.worker import WorkerSetup
 
@@ -43,7 +43,7 @@ class PreparedStudy:
         step_seconds: Measured seconds of a training step by `precision/kernel`.
         licence: Of the base model, as its folder states it; None where it states none.
         box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
-        memory_bytes: Of the device, where full fine-tuning was asked for.
+        memory_bytes: Of the device.
     """
 
     spec: StudySpec
@@ -78,6 +78,20 @@ class PreparedStudy:
             raise SpaceError(f"some design of the space {self.space.name} must fit the data, but none does: {refusal}")
         return sorted(fitting, key=self.estimator.trainable_params)
 
+    @property
+    def device(self) -> str:
+        """Return what designs train on, in words."""
+        return f"{self.training.device}, {self.memory_bytes / 2**30:.0f} GiB"
+
+    def seconds_per_flop(self) -> float | None:
+        """Return what a FLOP of training takes, by the steps that were timed before the search; None where none were.
+
+        Omits: what designs take that have no FLOPs to show for it, such as unpacking quantized weights.
+        """
+        step = self.step_seconds.get(f"{self.training.precision}/{self.training.kernel}")
+        flops = self.estimator(timed_design()).train_flops if step else 0
+        return step * self.workload.n_steps / flops if step and flops else None
+
     def worker_setup(self) -> WorkerSetup:
         """Return what every worker of the study needs."""
         return WorkerSetup(
@@ -101,6 +115,9 @@ class PreparedStudy:
             baselines=self._baselines(),
             seed=self.spec.seed,
             test=len(self.data.test) > 0,
+            device=self.device,
+            memory_bytes=self.memory_bytes,
+            seconds_per_flop=self.seconds_per_flop(),
         )
 
     def description(self) -> dict[str, Any]:
@@ -168,7 +185,6 @@ class PreparedStudy:
                 name="full",
                 design=Design(blocks=(make_block("full", {"embeddings": True}),)),
                 learning_rates={**rates, "full": rate},
-                memory_bytes=self.memory_bytes,
             )
             for rate in self._full_rates()
         )
@@ -269,7 +285,7 @@ def prepare_study(
         step_seconds=step_seconds,
         licence=find_licence(model_folder),
         box=None if known is None else known["facts"].get(HYPERVOLUME),
-        memory_bytes=site.call(memory_bytes, training.device) if spec.full_fine_tuning else 0,
+        memory_bytes=site.call(memory_bytes, training.device),
     )
     if known is not None and folder is not None:
         _check_same(known["fingerprints"], study.fingerprints(), folder)

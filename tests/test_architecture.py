@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "doctor": {*VALUES, "models", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training"},
     "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
-    "outlook": {*VALUES, "preparation"},
+    "outlook": {*VALUES, "preparation", "searching"},
     "api": {
         *VALUES,
         "models",

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Hashable, Mapping
 
+from autopeft.searching.calibration import Calibration
+from autopeft.searching.forecast import remaining_seconds
 from autopeft.searching.pareto import compared, eligible
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.rungs import Rung, RungEntry
@@ -17,13 +19,20 @@ class Ledger:
     What is asked after every event is kept up to date by `put`: a study of thousands of trials would spend its time
     counting them otherwise.
 
+    Args:
+        first_here: Number of the first trial on the present device.
+
     Attributes:
         records: The trials as they stand; the loop puts each change in here after writing it down.
+        calibration: What they say of predictions on the present device.
     """
 
-    def __init__(self, plan: SearchPlan, records: tuple[TrialRecord, ...]) -> None:
+    def __init__(self, plan: SearchPlan, records: tuple[TrialRecord, ...], *, first_here: int = 0) -> None:
         self._plan = plan
         self.records: dict[int, TrialRecord] = {}
+        self.calibration = Calibration(
+            n_full_examples=plan.n_full_examples, seconds_per_flop=plan.seconds_per_flop, first_trial=first_here
+        )
         self._counts: Counter[Outcome] = Counter()
         self._n_started = 0
         self._running: dict[int, TrialRecord] = {}
@@ -43,6 +52,7 @@ class Ledger:
         """Take in a new trial, or a trial's new state."""
         number, before = record.number, self.records.get(record.number)
         self.records[number] = record
+        self.calibration.put(record)
         self._n_started += _counts_as_started(record) - (before is not None and _counts_as_started(before))
         self._counts[record.outcome] += 1
         if before is None:
@@ -123,14 +133,16 @@ class Ledger:
         """Return whether a trial that has just been scored at a rung may train on."""
         return self._plan.halving is None or self.root(record) in self._rungs[len(record.rungs) - 1].chosen()
 
-    def promotable(self) -> TrialRecord | None:
-        """Return a trial that was stopped, and that later results have made one of the best at its rung."""
+    def promotable(self) -> list[TrialRecord]:
+        """Return the trials that were stopped, and that later results have made some of the best at their rung.
+
+        All are of the last rung that has any, in the order in which they were stopped.
+        """
         for rung, stopped in zip(reversed(self._rungs), reversed(self._stopped), strict=True):
             chosen = rung.chosen()
-            for number, record in stopped.items():
-                if self._roots[number] in chosen:
-                    return record
-        return None
+            if found := [record for number, record in stopped.items() if self._roots[number] in chosen]:
+                return found
+        return []
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
@@ -141,11 +153,16 @@ class Ledger:
         complete = self._complete.values()
         return max((r.measured.evaluation_seconds / (len(r.rungs) + 1) for r in complete), default=0.0)
 
-    def progress(self, *, elapsed_seconds: float, n_ended: int, n_refused: int) -> Progress:
-        """Return how far the search is, `n_ended` trials having ended in this call."""
+    def progress(self, *, elapsed_seconds: float, n_refused: int, n_workers: int) -> Progress:
+        """Return how far the search is, and how long it may still take on as many workers."""
         counts = self._counts
-        n_left = self._plan.n_trials - self.n_started() + counts[Outcome.RUNNING]
-        remaining = elapsed_seconds / n_ended * n_left if n_ended else None
+        remaining = remaining_seconds(
+            self._plan,
+            self.calibration,
+            [record for number, record in self.records.items() if number not in self._continued],
+            n_baselines_left=sum(not self.has_tried(baseline) for baseline in self._plan.baselines),
+            n_workers=n_workers,
+        )
         if remaining is not None and self._plan.timeout_seconds is not None:
             remaining = min(remaining, max(0.0, self._plan.timeout_seconds - elapsed_seconds))
         return Progress(

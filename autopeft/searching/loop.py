@@ -56,12 +56,11 @@ class SearchLoop:
         self._executor = executor
         self._should_stop = should_stop
         self._on_event = on_event
-        self._ledger = Ledger(plan, store.records())
+        self._ledger = Ledger(plan, store.records(), first_here=_first_trial_on(plan.device, store))
         self._tickets: dict[int, int] = {}
         self._interrupted: list[TrialRecord] = []
         self._n_failures = 0
         self._last_failure = ""
-        self._n_ended = 0
         self._start = executor.now()
         self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, self._ledger)
 
@@ -77,11 +76,8 @@ class SearchLoop:
         refusal: BudgetError | None = None
         try:
             while True:
-                try:
-                    while not refusal and self._executor.free() > 0 and not self._ending() and (record := self._next()):
-                        self._submit(record)
-                except BudgetError as error:
-                    refusal = error  # raised once what other workers train has come to its end
+                if refusal is None:
+                    refusal = self._fill_workers()  # raised once what other workers train has come to its end
                 if not self._ledger.running():
                     break
                 for result in self._executor.wait():
@@ -134,6 +130,29 @@ class SearchLoop:
             self._ledger.put(record)
         self._interrupted = self._ledger.interrupted()
 
+    def _fill_workers(self) -> BudgetError | None:
+        """Start a trial on every free worker, the longest first; return why no more can be proposed, if so."""
+        batch: list[TrialRecord] = []
+        refusal = None
+        try:
+            while self._executor.free() > len(batch) and not self._ending() and (record := self._next()):
+                batch.append(self._ledger.put(record))
+        except BudgetError as error:
+            refusal = error
+        # What takes longest decides when all are done, and workers that must first start up take what comes last.
+        for record in sorted(batch, key=self._seconds_left_of, reverse=True):
+            self._submit(record)
+        return refusal
+
+    def _longest(self, records: list[TrialRecord]) -> TrialRecord:
+        """Return what to go on with: where several workers share the work, the trial that has most before it."""
+        return records[0] if self._executor.n_workers == 1 else max(records, key=self._seconds_left_of)
+
+    def _seconds_left_of(self, record: TrialRecord) -> float:
+        """Predict the training that a trial has before it until its next score; 0 for all before anything is timed."""
+        full = self._ledger.calibration.train_seconds(record.estimate, record.design.quantization) or 0.0
+        return full * max(0, self._stop(record) - record.examples) / self._plan.n_full_examples
+
     def _next(self) -> TrialRecord | None:
         """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
         with self._store.together():  # refusals, and the trial that they led to
@@ -141,12 +160,14 @@ class SearchLoop:
 
     def _find_next(self) -> TrialRecord | None:
         if self._interrupted:
-            return self._continue(self._interrupted.pop(0))
+            record = self._longest(self._interrupted)
+            self._interrupted.remove(record)
+            return self._continue(record)
         for baseline in self._plan.baselines:
             if not self._ledger.has_tried(baseline):
                 return self._start_baseline(baseline)
-        if (stopped := self._ledger.promotable()) is not None:
-            return self._continue(stopped)
+        if stopped := self._ledger.promotable():
+            return self._continue(self._longest(stopped))
         if self._ledger.n_started() < self._plan.n_trials:
             accepted = self._proposals.next(self._on_refused)
             if accepted is not None:
@@ -165,9 +186,9 @@ class SearchLoop:
     def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
         estimate = self._cost_model(baseline.design)
         record = replace(self._new_record(baseline.design, baseline.learning_rates, estimate), baseline=baseline.name)
-        reason = baseline.refusal(estimate, record.excess)
-        if baseline.memory_bytes is not None:
-            record = replace(record, excess={})
+        reason = baseline.refusal(estimate, record.excess, self._plan.memory_bytes)
+        if baseline.name == "full":
+            record = replace(record, excess={})  # no budget applies to it
         if not reason:
             return self._store.add(record)
         self._ledger.put(self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=reason)))
@@ -198,7 +219,6 @@ class SearchLoop:
     # What comes back ------------------------------------------------------------------------------------------
 
     def _submit(self, record: TrialRecord) -> None:
-        self._ledger.put(record)
         self._executor.submit(self._segment(record))
         self._emit(EventKind.STARTED, record)
 
@@ -210,11 +230,16 @@ class SearchLoop:
             learning_rates=record.learning_rates,
             seed=record.seed,
             start=record.examples,
-            stop=self._plan.stops(record)[min(len(record.rungs), len(self._plan.stops(record)) - 1)],
+            stop=self._stop(record),
             full=self._plan.n_full_examples,
             checkpoint=checkpoint.read_bytes() if checkpoint.is_file() else None,
             deadline_seconds=self._seconds_left(),
         )
+
+    def _stop(self, record: TrialRecord) -> int:
+        """Return the examples after which a trial is scored next."""
+        stops = self._plan.stops(record)
+        return stops[min(len(record.rungs), len(stops) - 1)]
 
     def _handle(self, result: SegmentResult) -> None:
         if result.checkpoint is not None:
@@ -274,7 +299,6 @@ class SearchLoop:
         """Write a trial's end to the record, then tell the sampler."""
         self._ledger.put(record)
         self._store.update(record)
-        self._n_ended += not quiet
         state = TrialState.PRUNED if learn else STATES[record.outcome]
         values = [record.value(objective.name) for objective in self._plan.objectives]
         complete = values if state is TrialState.COMPLETE else None
@@ -320,10 +344,20 @@ class SearchLoop:
     def _emit(self, kind: EventKind, record: TrialRecord) -> None:
         progress = self._ledger.progress(
             elapsed_seconds=self._executor.now() - self._start,
-            n_ended=self._n_ended,
             n_refused=sum(self._proposals.n_refused.values()),
+            n_workers=self._executor.n_workers,
         )
         self._on_event(Event(kind=kind, trial=record, progress=progress, metric=self._plan.metric.name))
+
+
+def _first_trial_on(device: str, store: StudyStore) -> int:
+    """Return the number of the first trial that the record has, or will have, of the present device."""
+    known = store.fact("device")
+    if known is None or known["name"] != device:
+        # A record that names no device was begun before it could, or is empty.
+        known = {"name": device, "first_trial": 0 if known is None else len(store.records())}
+        store.set_fact("device", known)
+    return int(known["first_trial"])
 
 
 def _last_line(error: str, *, otherwise: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from autopeft.searching.calibration import device_bytes
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.objective import Objective
@@ -16,32 +17,32 @@ from autopeft.spec.units import format_bytes
 class Baseline:
     """A design that is trained in full besides the proposed ones, to compare them with.
 
-    Attributes:
-        memory_bytes: Of the device, for a reference that is held against it in the place of the budget.
+    Full fine-tuning is held against the device's memory, and the others against the budget.
     """
 
     name: BaselineName
     design: Design
     learning_rates: Mapping[str, float]
-    memory_bytes: int | None = None
 
     def is_tried_in(self, record: TrialRecord) -> bool:
-        """Return whether a trial is this baseline; a reference may be trained at several learning rates."""
-        rates_differ = self.memory_bytes is not None and dict(record.learning_rates) != dict(self.learning_rates)
+        """Return whether a trial is this baseline; full fine-tuning may be trained at several learning rates."""
+        rates_differ = self.name == "full" and dict(record.learning_rates) != dict(self.learning_rates)
         return record.baseline == self.name and not rates_differ
 
-    def refusal(self, estimate: Estimate, over: Mapping[str, float]) -> str:
+    def refusal(self, estimate: Estimate, over: Mapping[str, float], memory_bytes: int | None) -> str:
         """Return why it is not trained, or an empty string.
 
         Args:
             estimate: What it costs.
             over: By how much that exceeds each limit of the budget.
+            memory_bytes: Of the device, where that is known.
         """
-        if self.memory_bytes is not None:
+        if self.name == "full":
             # The weights that training changes are copies, beside those of the base.
-            needed = estimate.peak_memory + estimate.base_bytes
-            have = f"{format_bytes(needed)} of memory, and the device has {format_bytes(self.memory_bytes)}"
-            return f"it needs {have}" if needed > self.memory_bytes else ""
+            needed = device_bytes(estimate) + estimate.base_bytes
+            if memory_bytes is None or needed <= memory_bytes:
+                return ""
+            return f"it needs {format_bytes(needed)} of memory, and the device has {format_bytes(memory_bytes)}"
         worst = max(over, key=lambda name: over[name], default="")
         return f"exceeds the budget of {worst}" if worst and over[worst] > 0 else ""
 
@@ -58,6 +59,9 @@ class SearchPlan:
         n_trials: Designs that may start training, those of earlier runs included.
         timeout_seconds: For this call, or None.
         test: Whether there is a test split for the final check.
+        device: What designs train on, in words: what was measured on another one says nothing of it.
+        memory_bytes: Of the device, where that is known.
+        seconds_per_flop: Of training, as a few steps before the search took on the device, where that is known.
     """
 
     objectives: tuple[Objective, ...]
@@ -70,6 +74,9 @@ class SearchPlan:
     baselines: tuple[Baseline, ...] = ()
     seed: int = 0
     test: bool = True
+    device: str = ""
+    memory_bytes: int | None = None
+    seconds_per_flop: float | None = None
 
     def stops(self, record: TrialRecord) -> tuple[int, ...]:
         """Return the examples after which a trial is scored: its rungs, then the full length."""

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from autopeft.errors import BudgetError, DesignError
+from autopeft.searching.calibration import device_bytes
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
 from autopeft.searching.sampler import Proposal, Sampler
 from autopeft.searching.storage import StudyStore
-from autopeft.spec.cost import Estimate, excess, format_cost
+from autopeft.spec.cost import Estimate, format_cost
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.units import format_bytes
 
 MAX_REFUSALS_IN_A_ROW = 500
 """Refused proposals, with none accepted between them, after which the budget leaves too little of the space."""
@@ -27,7 +29,8 @@ class Proposals:
 
     Attributes:
         n_refused: Refused proposals by the limit that they broke most, or `requirement` (of the space), `illegal`
-            (the cost model refused the design, as where a prompt leaves the longest input no room) or `duplicate`.
+            (the cost model refused the design, as where a prompt leaves the longest input no room), `out_of_memory`
+            (a design that was predicted to need no more ran out of it) or `duplicate`.
     """
 
     def __init__(
@@ -54,40 +57,55 @@ class Proposals:
             BudgetError: Too many proposals in a row were over the budget.
         """
         in_a_row: Counter[str] = Counter()
-        illegal = ""
+        details: dict[str, str] = {}
         while in_a_row["duplicate"] < MAX_DUPLICATES_IN_A_ROW:
             proposal = self._sampler.propose(at_random=sum(in_a_row.values()) >= N_REFUSALS_BEFORE_RANDOM)
+            estimate = None
             try:
-                reason, estimate = self._judge(proposal)
+                reason = self._cheap_refusal(proposal)
+                if not reason:
+                    estimate = self._cost_model(proposal.draw.design)
+                    reason, why = self._refusal(estimate)
+                    details |= {reason: why}
             except DesignError as error:  # legal on the model, but not with this data
-                reason, estimate, illegal = "illegal", None, f": {error}"
-            if estimate is not None:
+                reason, details["illegal"] = "illegal", str(error)
+            if estimate is not None and not reason:
                 return proposal, estimate
+            if reason == "requirement":
+                details[reason] = proposal.draw.violation
             in_a_row[reason] += 1
             self._refuse(proposal, reason, on_refused)
             if sum(in_a_row.values()) >= MAX_REFUSALS_IN_A_ROW:
                 tightest, count = in_a_row.most_common(1)[0]
-                limit = f" {format_cost(tightest, self._limits[tightest])}" if tightest in self._limits else ""
                 raise BudgetError(
-                    f"{sum(in_a_row.values())} proposals in a row were refused, {count} of them by {tightest}{limit}"
-                    f"{illegal if tightest == 'illegal' else '; raise that limit'}, or take a space of smaller designs"
+                    f"{sum(in_a_row.values())} proposals in a row were refused, {count} of them by "
+                    f"{self._way_out(tightest, details.get(tightest, ''))}"
                 )
         return None
 
-    def _judge(self, proposal: Proposal) -> tuple[str, Estimate | None]:
-        """Return why a proposal is refused and None, or an empty string and its estimate.
+    def _refusal(self, estimate: Estimate) -> tuple[str, str]:
+        """Return why an estimate is refused, and details; both empty where it is within all that is known."""
+        over = self._ledger.calibration.excess(self._limits, estimate)
+        worst = max(over, key=lambda name: over[name], default="")
+        if worst and over[worst] > 0:
+            return worst, ""
+        exhausted = self._ledger.calibration.exhausted(estimate)
+        if exhausted is None:
+            return "", ""
+        needed = format_bytes(device_bytes(exhausted.estimate))
+        return "out_of_memory", f"trial {exhausted.number}, predicted to need {needed}, ran out of memory"
 
-        Raises:
-            DesignError: The cost model finds the design illegal.
-        """
-        reason = self._cheap_refusal(proposal)
-        if reason:
-            return reason, None
-        estimate = self._cost_model(proposal.draw.design)
-        over = excess(self._limits, estimate)
-        if all(value <= 0 for value in over.values()):
-            return "", estimate
-        return max(over, key=lambda name: over[name]), None
+    def _way_out(self, tightest: str, details: str) -> str:
+        """Return what refused most, and what can be done about it."""
+        smaller = "or take a space of smaller designs"
+        if tightest in self._limits:
+            return f"{tightest} {format_cost(tightest, self._limits[tightest])}; raise that limit, {smaller}"
+        return tightest + {
+            "illegal": f": {details}, {smaller}",
+            "requirement": f": {details or 'nothing of it trains'}; loosen what the space requires",
+            "out_of_memory": f": {details}; begin a study with a lower training.batch_size or training.max_length, "
+            f"{smaller}",
+        }.get(tightest, ": the space has hardly another design; lower n_trials, or take a larger space")
 
     def _cheap_refusal(self, proposal: Proposal) -> str:
         """Return why a proposal is refused without a full estimate, or an empty string."""
@@ -108,15 +126,14 @@ class Proposals:
         self.n_refused[reason] += 1
         self._store.set_fact("n_refused", dict(self.n_refused))
         n_recorded = self._ledger.n_recorded_refusals()
-        if reason in ("requirement", "illegal") and self.n_refused[reason] <= self._n_recorded_at_most:
+        if reason in ("requirement", "illegal", "out_of_memory") and self.n_refused[reason] <= self._n_recorded_at_most:
             self._sampler.refuse(proposal, {reason: 1.0}, learn=True)
             return
         if reason not in self._limits or n_recorded >= self._n_recorded_at_most:
             self._sampler.refuse(proposal, {}, learn=False)
             return
         estimate = self._cost_model(proposal.draw.design)
-        over = excess(self._limits, estimate)
-        limit = format_cost(reason, self._limits[reason])
+        over = self._ledger.calibration.excess(self._limits, estimate)
         record = self._store.add(
             TrialRecord(
                 number=-1,
@@ -126,7 +143,7 @@ class Proposals:
                 outcome=Outcome.INFEASIBLE,
                 estimate=estimate,
                 excess=over,
-                reason=f"{reason} {format_cost(reason, estimate.cost(reason))} is over the limit of {limit}",
+                reason=self._over_words(reason, estimate),
             ),
             proposal.params,
             proposal.distributions,
@@ -134,3 +151,12 @@ class Proposals:
         self._ledger.put(record)
         self._sampler.refuse(proposal, over, learn=True)
         on_refused(record)
+
+    def _over_words(self, name: str, estimate: Estimate) -> str:
+        """Say which limit an estimate is over; where only what trials measured says so, that."""
+        cost, limit = estimate.cost(name), self._limits[name]
+        over = f"over the limit of {format_cost(name, limit)}"
+        if cost > limit:
+            return f"{name} {format_cost(name, cost)} is {over}"
+        bound = format_cost(name, self._ledger.calibration.memory_bound(estimate))
+        return f"{name} {format_cost(name, cost)} may reach {bound} by what trials measured, {over}"

@@ -27,7 +27,7 @@ class Progress:
         n_infeasible: Proposals that were refused.
         best: The best quality of a fully trained feasible design, or None.
         elapsed_seconds: Since this call started.
-        remaining_seconds: Until the end at the present pace, or None before any trial has ended.
+        remaining_seconds: Predicted until the end, or None where nothing was ever timed on the device.
     """
 
     n_started: int

@@ -36,12 +36,17 @@ PLAIN_MARGIN = 0.95
 """Another choice than fp32 with SDPA must take less than this share of its time: a tie goes to the plain one."""
 
 
+def timed_design() -> Design:
+    """Return the design whose training steps are timed: LoRA in all layers, where there is such a technique."""
+    return Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": "all"}}] if "lora" in block_kinds() else []})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """A resolved training and what was measured for it.
 
     Attributes:
-        step_seconds: Median time of a training step, with LoRA in all layers, by `precision/kernel`.
+        step_seconds: Median time of a training step of `timed_design`, by `precision/kernel`.
     """
 
     training: Training
@@ -63,7 +68,7 @@ def choose_training(
 
     Raises:
         StudyError: The device is not there.
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or its layers cannot be computed again where that was asked for.
     """
     device = _device(training.device)
     resolved = training.model_copy(update={"device": device})
@@ -122,11 +127,9 @@ def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
 
 def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list[float]:
     """Return each candidate's median seconds per training step, after a warm-up on one batch."""
-    kinds = block_kinds()
-    blocks = [{"lora": {"rank": 8, "roles": "all"}}] if "lora" in kinds else []
     batches = _representative(Plan.of(data, candidates[0], seed=0))
     times: list[list[float]] = [[] for _ in candidates]
-    with own_generators(str(base.device)), attach(base, Design.from_dict({"blocks": blocks})) as attached:
+    with own_generators(str(base.device)), attach(base, timed_design()) as attached:
         started = time.perf_counter()
         for candidate in candidates:
             _round(attached, data, candidate, batches[:1])

@@ -1,0 +1,130 @@
+"""What training has shown of predictions: how far peaks lie above them, and how long a FLOP takes.
+
+Nothing of it is stored: all is made from the records of trials, so that a resumed search knows what it knew.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+from autopeft.spec.cost import Estimate, excess
+from autopeft.spec.trial import Outcome, TrialRecord
+
+COVERAGE = 0.9
+"""Share of designs whose peak the upper bound should cover."""
+MIN_TIMED = 3
+"""Timed trials of one quantization from which its own speed is taken; with fewer, the speed is that of all trials."""
+
+
+def conformal_bound(ratios: Iterable[float], coverage: float = COVERAGE) -> float | None:
+    """Return what one more ratio stays under with a probability of at least `coverage`; None from too few to say.
+
+    That is the k-th smallest of n ratios, with k = ceil((n + 1) * coverage): for 90 % it takes 9 of them.
+
+    Source: split conformal prediction, Lei et al. 2018, "Distribution-Free Predictive Inference for Regression",
+        section 2.2; one-sided, with measured / predicted as the score.
+
+    Omits: that the guarantee asks for ratios that are exchangeable. A sampler that moves on to other kinds of
+        designs, or that the bound itself steers, bends this.
+    """
+    ordered = sorted(ratios)
+    rank = math.ceil((len(ordered) + 1) * coverage)
+    return ordered[rank - 1] if 0 < rank <= len(ordered) else None
+
+
+def device_bytes(estimate: Estimate) -> int:
+    """Return what a device must have for a design: on CUDA what the caching allocator reserves, else the peak."""
+    return max(estimate.peak_memory, estimate.reserved_memory or 0)
+
+
+def memory_ratio(record: TrialRecord) -> float | None:
+    """Return measured / predicted peak memory; None where none was measured, and for references.
+
+    Full fine-tuning keeps copies that its estimate leaves out, and the base as it is takes no training step.
+    """
+    if record.is_reference or not record.measured.peak_memory:
+        return None
+    return record.measured.peak_memory / record.estimate.peak_memory
+
+
+class Calibration:
+    """Corrects predictions by what the trials on one device have measured.
+
+    Args:
+        n_full_examples: Examples of a full training.
+        seconds_per_flop: Of training, as a few steps before the search took; used until trials are timed.
+        first_trial: Trials with smaller numbers ran on another device, and count for nothing here.
+    """
+
+    def __init__(self, *, n_full_examples: int, seconds_per_flop: float | None = None, first_trial: int = 0) -> None:
+        self._n_full_examples = n_full_examples
+        self._prior = seconds_per_flop
+        self._first_trial = first_trial
+        self._records: dict[int, TrialRecord] = {}
+        self._elsewhere: set[int] = set()
+
+    def put(self, record: TrialRecord) -> None:
+        """Take in a new trial, or a trial's new state; one that continues another stands for both."""
+        if record.number < self._first_trial or record.continues in self._elsewhere:
+            self._elsewhere.add(record.number)
+            return
+        if record.continues is not None:
+            self._records.pop(record.continues, None)
+        self._records[record.number] = record
+
+    # Memory ---------------------------------------------------------------------------------------------------
+
+    def memory_ratios(self, version: str) -> list[float]:
+        """Return measured / predicted peak memory of every trial that the same version of the estimator predicted."""
+        found = (memory_ratio(r) for r in self._records.values() if r.estimate.version == version)
+        return [ratio for ratio in found if ratio is not None]
+
+    def memory_bound(self, estimate: Estimate) -> int:
+        """Return the upper bound on a design's peak memory that budgets are checked against.
+
+        Never below the estimate: the largest batches of a workload may be rarer than the batch that was measured.
+        """
+        return math.ceil(estimate.peak_memory * max(1.0, conformal_bound(self.memory_ratios(estimate.version)) or 1.0))
+
+    def excess(self, limits: Mapping[str, int], estimate: Estimate) -> dict[str, float]:
+        """Return by how much a design exceeds each limit, relative to it, its peak memory taken at the upper bound."""
+        over = excess(limits, estimate)
+        if "peak_memory" in over:
+            over["peak_memory"] = self.memory_bound(estimate) / limits["peak_memory"] - 1.0
+        return over
+
+    def exhausted(self, estimate: Estimate) -> TrialRecord | None:
+        """Return the trial whose end rules this design out: it ran out of memory, and was predicted to need no more.
+
+        One that was predicted to need less than what another trial had is no evidence: something else held
+        the memory then. How much of it the device had left at the time isn't known, so that such a trial says
+        nothing of the ratio that `memory_bound` uses.
+        """
+        designs = [record for record in self._records.values() if not record.is_reference]
+        out = [record for record in designs if record.outcome is Outcome.OUT_OF_MEMORY]
+        if not out:
+            return None
+        had = max((device_bytes(r.estimate) for r in designs if r not in out and r.measured.n_steps), default=0)
+        evidence = [record for record in out if device_bytes(record.estimate) > had]
+        least = min(evidence, key=lambda record: device_bytes(record.estimate), default=None)
+        return least if least is not None and device_bytes(estimate) >= device_bytes(least.estimate) else None
+
+    # Time -----------------------------------------------------------------------------------------------------
+
+    def train_seconds(self, estimate: Estimate, quantization: str) -> float | None:
+        """Predict the seconds of a full training; None before anything was timed.
+
+        A median of seconds per FLOP, of the trials of the same quantization where there are a few: unpacking weights
+        takes time and no FLOPs. A constant for each step besides made predictions worse on the two studies that
+        this was tried on.
+        """
+        rates = {r.number: rate for r in self._records.values() if (rate := self._seconds_per_flop(r)) is not None}
+        own = [rate for number, rate in rates.items() if self._records[number].design.quantization == quantization]
+        speed = median(own if len(own) >= MIN_TIMED else rates.values()) if rates else self._prior
+        return None if speed is None else speed * estimate.train_flops
+
+    def _seconds_per_flop(self, record: TrialRecord) -> float | None:
+        if record.measured.train_seconds <= 0 or not record.examples or record.baseline == "base":
+            return None
+        flops = record.estimate.train_flops * record.examples / self._n_full_examples
+        return record.measured.train_seconds / flops if flops else None
