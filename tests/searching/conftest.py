@@ -15,6 +15,7 @@ from autopeft.searching.sampler import Sampler
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
+from autopeft.spec.event import Callback
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.space import SearchSpace
@@ -140,6 +141,7 @@ class Bench:
         sampler: str = "tpe",
         should_stop: Callable[[], bool] = lambda: False,
         halving: EarlyStopping | None = EarlyStopping(),  # noqa: B008
+        on_event: Callback = lambda _: None,
         **plan: object,
     ) -> StudyStore:
         store = self.store()
@@ -169,6 +171,7 @@ class Bench:
             cost_model=CountedCosts(self.model),
             executor=executor,
             should_stop=should_stop,
+            on_event=on_event,
         )
         loop.run()
         loop.check_front()
