@@ -4,8 +4,8 @@ The steps are those of `autopeft.training.loop` and `autopeft.training.evaluate`
 making and dropping tensors. Nothing here reads or writes a value.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,10 +17,17 @@ from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
+from autopeft.estimation.optimizers import state_bytes, step_bytes
+from autopeft.estimation.repeats import Repeat, few_layers, find_repeats
+from autopeft.estimation.trace import Begun, Borrowed, Event, Freed, Made, Trace, summarize
 from autopeft.estimation.tracker import Category, StorageTracker
+from autopeft.estimation.unrolling import unrolled
 from autopeft.models.attach import Attached
 from autopeft.models.losses import token_loss, token_rows
 from autopeft.spec.training import OptimizerName, Precision
+
+Step = Callable[[StorageTracker, Trace, Mapping[str, torch.Tensor], torch.Tensor], None]
+"""What is run on inputs and labels, under a tracker and its trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +76,24 @@ class Machine:
                 contexts.enter_context(CudaKernels())
             yield
 
+    def backward(self) -> AbstractContextManager[Any]:
+        """Give the context that a backward pass runs in: layers that are computed again bring their autocast along."""
+        return CudaKernels() if self.device == "cuda" and self.checkpointing else nullcontext()
+
 
 class DryRun:
     """An attached model on fake tensors, inside a `with` block; its steps can be run one after the other."""
 
     tracker_class: type[StorageTracker] = StorageTracker
 
-    def __init__(self, attached: Attached, machine: Machine) -> None:
+    def __init__(self, attached: Attached, machine: Machine, *, whole: bool = False) -> None:
+        """Prepare for steps.
+
+        Args:
+            attached: On the meta device.
+            machine: Where the steps run.
+            whole: Whether every layer is run, also where a few speak for all: it takes longer and says the same.
+        """
         self._attached = attached
         self._model = attached.model
         self._machine = machine
@@ -83,6 +101,7 @@ class DryRun:
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []
+        self._repeats = () if whole else find_repeats(self._model, attached.base.summary)
 
     def __enter__(self) -> Self:
         """Swap the weights."""
@@ -103,25 +122,13 @@ class DryRun:
 
         Source: `Trainer._step` in `autopeft.training.loop`.
 
-        Omits: the norms of gradients that clipping makes (a few bytes for each tensor). Fused AdamW
-            allocates nothing: its states and the gradients are all that is alive with the weights. A batch
+        Omits: the norms of gradients that clipping makes (a few bytes for each tensor). A batch
             without padding, whose mask models leave out, needs less: up to 22 % in bf16 with eager attention.
         """
         if not self._trainable:
             return StepCost(peak_bytes=0, at_peak={}, flops=0, attention_flops=0)
         self._model.train()
-        inputs, labels = self._batch(batch_size, n_tokens)
-        states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)]
-        with self._tracking([*inputs.values(), labels], states) as tracker:
-            with self._machine.forward():
-                loss = self._loss(self._model(**inputs), labels)
-            penalty = self._attached.penalty()
-            if penalty is not None:
-                loss = loss + penalty
-            loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in self._trainable:
-            parameter.grad = None
-        return _cost(tracker)
+        return self._cost(self._events(self._train, batch_size=batch_size, n_tokens=n_tokens, trains=True))
 
     def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
         """Return the cost of the forward pass of one batch without gradients.
@@ -129,40 +136,89 @@ class DryRun:
         Source: `evaluate` in `autopeft.training.evaluate`.
         """
         self._model.eval()
-        inputs, labels = self._batch(batch_size, n_tokens)
-        batch = [*inputs.values(), labels] if self._labels_tokens else list(inputs.values())
-        with self._tracking(batch) as tracker, torch.no_grad(), self._machine.forward():
-            self._evaluate(self._model(**inputs), labels)
-        return _cost(tracker)
+        return self._cost(self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False))
 
-    @contextmanager
-    def _tracking(self, batch: Iterable[torch.Tensor], states: Iterable[torch.Tensor] = ()) -> Iterator[StorageTracker]:
-        """Follow what happens inside, on top of what is there already."""
-        events = StepEvents() if self._machine.device == "cuda" else None
+    def _events(self, step: Step, *, batch_size: int, n_tokens: int, trains: bool) -> list[Event]:
+        """Return what happens to storages in a step; layers that repeat are run a few times only, where that says all."""
+        shape = {"batch_size": batch_size, "n_tokens": n_tokens}
+        if self._repeats:
+            whole = unrolled(self._traced(step, self._repeats, trains=trains, **shape), self._repeats)
+            if whole is not None:
+                return whole
+        return self._traced(step, (), trains=trains, **shape)
+
+    def _traced(
+        self, step: Step, repeats: Sequence[Repeat], *, batch_size: int, n_tokens: int, trains: bool
+    ) -> list[Event]:
+        """Run a step on top of what is there already, and return what happened."""
+        inputs, labels = self._batch(batch_size, n_tokens)
+        batch = [*inputs.values(), labels] if trains or self._labels_tokens else list(inputs.values())
+        states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)] if trains else []
+        trace = Trace()
         tracker = self.tracker_class(
             scratch=scratch_formulas(self._machine.device, n_threads=self._machine.n_threads),
             flops=flop_formulas(),
             replacements=replacements(),
-            observer=events,
+            observer=trace,
         )
         tracker.register(tensors_of(self._model), "base")
         tracker.register(self._trainable, "trainable")
         tracker.register(states, "optimizer")
         tracker.register(batch, "activations")
         hooks = tracker.watch_gradients(self._trainable)
-        try:
-            with tracker:
-                yield tracker
-        finally:
+        with ExitStack() as undo:
             for hook in hooks:
-                hook.remove()
-            if events is not None:
-                events.backward_done()
+                undo.callback(hook.remove)
+            undo.enter_context(few_layers(self._model, repeats, trace, tracker.settle))
+            with tracker:
+                step(tracker, trace, inputs, labels)
+            events = list(trace.events)
+        for parameter in self._trainable:
+            parameter.grad = None
+        return events
+
+    def _train(
+        self, tracker: StorageTracker, trace: Trace, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> None:
+        trace.begin("forward")
+        with self._machine.forward():
+            loss = self._loss(self._model(**inputs), labels)
+        penalty = self._attached.penalty()
+        if penalty is not None:
+            loss = loss + penalty
+        tracker.settle()
+        trace.begin("backward")
+        with self._machine.backward():
+            loss.backward()  # type: ignore[no-untyped-call]
+        tracker.settle()
+        trace.begin("optimizer")
+        tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
+
+    def _evaluate(
+        self, _tracker: StorageTracker, trace: Trace, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> None:
+        trace.begin("evaluation")
+        with torch.no_grad(), self._machine.forward():
+            self._score(self._model(**inputs), labels)
+
+    def _cost(self, events: list[Event]) -> StepCost:
+        summary = summarize(events)
+        return StepCost(
+            peak_bytes=summary.peak_bytes,
+            at_peak=summary.at_peak,
+            flops=sum(summary.flops.values()),
+            attention_flops=sum(count for packet, count in summary.flops.items() if is_attention(packet)),
+            events=_step_events(events) if self._machine.device == "cuda" else None,
+        )
 
     def _state_bytes(self) -> int:
-        """Return the bytes that training keeps: AdamW's two moments and step count in fp32, and the techniques' own."""
-        moments = sum(2 * tensor.numel() * tensor.itemsize + 4 for tensor in self._trainable)
+        """Return the bytes that training keeps from step to step: the optimizer's, and the techniques' own."""
+        moments = state_bytes(self._machine.optimizer, self._sizes())
         return moments + sum(tensor.numel() * tensor.itemsize for tensor in self._attached.training_state().values())
+
+    def _sizes(self) -> list[int]:
+        """Return how many numbers are in each tensor that trains."""
+        return [tensor.numel() for tensor in self._trainable]
 
     def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         return batch_for(self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device)
@@ -178,7 +234,7 @@ class DryRun:
             return token_loss(outputs.logits, labels)
         return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
 
-    def _evaluate(self, outputs: Any, labels: torch.Tensor) -> None:
+    def _score(self, outputs: Any, labels: torch.Tensor) -> None:
         """Compute what an evaluation keeps of a batch, as the tasks do."""
         if self._labels_tokens:
             token_rows(outputs.logits, labels)
@@ -186,11 +242,17 @@ class DryRun:
             outputs.logits.float().argmax(dim=-1)
 
 
-def _cost(tracker: StorageTracker) -> StepCost:
-    return StepCost(
-        peak_bytes=tracker.peak_bytes,
-        at_peak=tracker.at_peak,
-        flops=sum(tracker.flops.values()),
-        attention_flops=sum(count for packet, count in tracker.flops.items() if is_attention(packet)),
-        events=tracker.observer if isinstance(tracker.observer, StepEvents) else None,
-    )
+def _step_events(events: list[Event]) -> StepEvents:
+    """Return events as a replay of CUDA's allocator takes them."""
+    told = StepEvents()
+    for event in events:
+        match event:
+            case Made(key, n_bytes, category):
+                told.made(key, n_bytes, category)
+            case Freed(key):
+                told.freed(key)
+            case Borrowed(n_bytes):
+                told.borrowed(n_bytes)
+            case Begun("optimizer"):
+                told.backward_done()
+    return told

@@ -94,6 +94,16 @@ class Estimator:
             self._estimates[design.key] = self._estimate(design)
         return self._estimates[design.key]
 
+    @property
+    def machine(self) -> Machine:
+        """Return where the steps run."""
+        return self._machine
+
+    @property
+    def workload(self) -> Workload:
+        """Return the shapes of the batches."""
+        return self._workload
+
     def check(self, design: Design) -> None:
         """Raise `DesignError` where what the design puts before the longest input leaves it too few positions."""
         summary, longest = self._bases["none"].summary, self._workload.max_tokens
@@ -138,7 +148,7 @@ class Estimator:
         self.check(design)
         # New tensors are made on the meta device even where a library, copying a layer, does not say so.
         with torch.device("meta"):
-            return attach(self._base(design.quantization), design)
+            return attach(self.base(design.quantization), design, checkpointing=self._machine.checkpointing)
 
     def _steps(self, attached: Attached) -> tuple[StepCost, StepCost]:
         workload, n_tokens = self._workload, self._workload.max_tokens
@@ -168,7 +178,8 @@ class Estimator:
                 reserved_memory=_reserved_bytes(training, evaluation),
             )
 
-    def _base(self, quantization: Quantization) -> Base:
+    def base(self, quantization: Quantization) -> Base:
+        """Return the model on the meta device in a storage."""
         if quantization not in self._bases:
             self._bases[quantization] = quantize_meta(self._bases["none"], quantization, self._machine.precision)
         return self._bases[quantization]
@@ -176,7 +187,7 @@ class Estimator:
     def _stored_bytes(self, quantization: Quantization) -> int:
         """Return the bytes of everything that is frozen in a base with nothing attached."""
         if quantization not in self._base_bytes:
-            self._base_bytes[quantization] = stored_bytes(self._base(quantization))
+            self._base_bytes[quantization] = stored_bytes(self.base(quantization))
         return self._base_bytes[quantization]
 
 

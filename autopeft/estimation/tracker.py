@@ -33,8 +33,14 @@ class Observer(Protocol):
     def freed(self, key: int) -> None:
         """Hear of the end of a storage."""
 
+    def moved(self, key: int, category: Category) -> None:
+        """Hear that a storage is for something else from now on."""
+
     def borrowed(self, n_bytes: int) -> None:
         """Hear of what a kernel needed while it ran."""
+
+    def computed(self, packet: Any, n_flops: int) -> None:
+        """Hear of an operator's floating-point operations."""
 
     def made_in_place(self, target: int, new: int) -> None:
         """Hear that a sum, made since `target` was last heard of, took its storage and made none."""
@@ -120,6 +126,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Storages that are there before the block must be registered: they would count from their first view on.
         """
+        self._settle_sum()
         for tensor in tensors:
             storage = tensor.untyped_storage()
             record = self._storages.get(storage._cdata)
@@ -129,6 +136,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.live_bytes[record.category] -= record.n_bytes
                 self.live_bytes[category] += record.n_bytes
                 record.category = category
+                if self.observer is not None:
+                    self.observer.moved(storage._cdata, category)
 
     def watch_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> list[Any]:
         """Count gradients as such from the moment they are complete; returns hooks to remove."""
@@ -138,6 +147,17 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.register([parameter.grad], "gradients")
 
         return [p.register_post_accumulate_grad_hook(name_gradient) for p in parameters]  # type: ignore[no-untyped-call]
+
+    def settle(self) -> None:
+        """Decide what was left open until the next operator; for whoever wants to know what happened so far."""
+        self._settle_sum()
+
+    def borrow(self, n_bytes: int) -> None:
+        """Count bytes that are needed for a moment, on top of what lives now."""
+        self._settle_sum()
+        self._note(self._total_bytes, n_bytes)
+        if n_bytes and self.observer is not None:
+            self.observer.borrowed(n_bytes)
 
     def __exit__(self, *exc: Any) -> Any:
         """Leave the mode; what is alive stays counted."""
@@ -164,7 +184,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._storages:
                     self._add(storage, "activations")
-        if func is _SUM and torch._C._current_graph_task_id() != -1 and not args[0]._is_view():
+        if func is _SUM and _is_made_by_autograd() and not args[0]._is_view():
             self._sum = _Sum(
                 target=args[0].untyped_storage()._cdata,
                 result=result.untyped_storage()._cdata,
@@ -173,13 +193,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             return result
         scratch = self._scratch.get(packet)
-        n_scratch_bytes = 0 if scratch is None else scratch(*args, **kwargs, out_val=result)
-        self._note(self._total_bytes, n_scratch_bytes)
-        if n_scratch_bytes and self.observer is not None:
-            self.observer.borrowed(n_scratch_bytes)
+        self.borrow(0 if scratch is None else scratch(*args, **kwargs, out_val=result))
         formula = self._flops.get(packet)
         if formula is not None:
-            self.flops[packet] = self.flops.get(packet, 0) + formula(*args, **kwargs, out_val=result)
+            n_flops = formula(*args, **kwargs, out_val=result)
+            self.flops[packet] = self.flops.get(packet, 0) + n_flops
+            if self.observer is not None:
+                self.observer.computed(packet, n_flops)
         return result
 
     def _add(self, storage: torch.UntypedStorage, category: Category) -> None:
@@ -218,6 +238,11 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if in_place and self.observer is not None:
                 self.observer.made_in_place(made.target, made.result)
             self._note(made.total_bytes - (made.n_bytes if in_place else 0))
+
+
+def _is_made_by_autograd() -> bool:
+    """Return whether an operator is part of a backward pass, and not of a layer that is computed again in it."""
+    return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
 
 
 def _has_no_data(tensor: torch.Tensor) -> bool:

@@ -136,7 +136,7 @@ def build_meta(
 def _without_cache(base: Base) -> Base:
     """Make a step drop the keys and values of earlier layers; generating asks for its cache by itself."""
     for module in base.model.modules():  # the stacks of an encoder-decoder have configurations of their own
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "use_cache"):
             config.use_cache = False
     return base

@@ -1,4 +1,4 @@
-"""Quantized storage of the base model: the only module that uses bitsandbytes."""
+"""Quantized storage, of the base model and of an optimizer's moments: the only module that uses bitsandbytes."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -144,6 +144,26 @@ def dequantized_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             weight = module.weight
             yield path, bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+
+
+def adamw_8bit_class() -> Any:
+    """Return AdamW with moments of 8 bits in blocks of 256, and of fp32 for tensors of less than 4,096 numbers.
+
+    It runs on a CPU too.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+
+    Source: Dettmers et al. 2022 (arXiv:2110.02861).
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training.optimizer=adamw_8bit needs bitsandbytes, which cannot be imported ({error}); "
+            "pip install bitsandbytes, or set it to adamw"
+        ) from error
+    return bitsandbytes.optim.AdamW8bit
 
 
 def probe() -> tuple[torch.Tensor, torch.Tensor]:

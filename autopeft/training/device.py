@@ -129,7 +129,8 @@ def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list
     """Return each candidate's median seconds per training step, after a warm-up on one batch."""
     batches = _representative(Plan.of(data, candidates[0], seed=0))
     times: list[list[float]] = [[] for _ in candidates]
-    with own_generators(str(base.device)), attach(base, timed_design()) as attached:
+    checkpointing = candidates[0].checkpointing
+    with own_generators(str(base.device)), attach(base, timed_design(), checkpointing=checkpointing) as attached:
         started = time.perf_counter()
         for candidate in candidates:
             _round(attached, data, candidate, batches[:1])

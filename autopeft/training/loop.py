@@ -21,7 +21,13 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.evaluate import autocast
 from autopeft.training.measure import model_tensors, peak_memory
-from autopeft.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state, set_learning_rate
+from autopeft.training.optimizer import (
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+    state_tensors,
+)
 from autopeft.training.plan import Batch, Plan, learning_rate_factor
 
 MEASURED_STEP = 1
@@ -56,7 +62,7 @@ class Trainer:
     """
 
     attached: Attached
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     plan: Plan
     data: PreparedData
     task: Task
@@ -155,8 +161,7 @@ class Trainer:
         yield from model_tensors(self.attached.model)
         yield from inputs.tensors
         yield from self.attached.training_state().values()
-        for fields in self.optimizer.state.values():
-            yield from fields.values()
+        yield from state_tensors(self.optimizer)
 
     def _step(self, batch: Batch, inputs: Inputs) -> tuple[float, str]:
         """Make one optimizer step; return its loss, and why it was not made where it was not."""

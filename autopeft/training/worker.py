@@ -86,7 +86,8 @@ class Worker:
         base = self._base(quantization)
         stage = self._test if segment.stage == "test" else self._train
         try:
-            with attach(base, segment.design, seed=segment.seed) as attached:
+            checkpointing = self.setup.training.checkpointing
+            with attach(base, segment.design, seed=segment.seed, checkpointing=checkpointing) as attached:
                 return stage(attached, segment, deadline, should_stop)
         finally:
             try:

@@ -3,8 +3,10 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import bitsandbytes
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -19,6 +21,13 @@ from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
+
+
+OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+    "sgd": partial(torch.optim.SGD, lr=1e-3, fused=True),
+}
 
 
 def allocated_peak(function: Callable[[], object]) -> int:
@@ -64,12 +73,14 @@ def model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 class RealRun:
     """A design on a base with weights, and the bare loop around it."""
 
-    def __init__(self, attached: Attached, precision: str, *, batch_size: int, n_tokens: int) -> None:
+    def __init__(
+        self, attached: Attached, precision: str, *, batch_size: int, n_tokens: int, optimizer: str = "adamw"
+    ) -> None:
         self.attached = attached
         self.model = attached.model
         self.precision = precision
         self.parameters = [p for group in attached.groups.values() for p in group]
-        self.optimizer = torch.optim.AdamW(self.parameters, fused=True)
+        self.optimizer = OPTIMIZERS[optimizer](self.parameters)
         self.inputs, self.labels = batch_for(
             attached.base, batch_size=batch_size, n_tokens=n_tokens, device=torch.device("cpu")
         )
@@ -103,7 +114,8 @@ class RealRun:
         """Return the peak of the second step, when the optimizer has its state."""
         self.model.train()
         self.train()
-        states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        states = [value for value in kept if isinstance(value, torch.Tensor)]
         states += self.attached.training_state().values()
         return self._resident(self.labels, *states) + allocated_peak(self.train)
 
