@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from autopeft.estimation.cuda_kernels import CUDA_QUANTIZED_SCRATCH, cuda_scratch
 from autopeft.estimation.tracker import Formula
 
 _aten = torch.ops.aten
@@ -39,7 +40,7 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
     """Return, by operator packet, the bytes that a kernel holds besides its arguments and results.
 
     Args:
-        device: `cpu` or `cuda`. Of CUDA's kernels flash attention's backward and quantized products are known.
+        device: `cpu` or `cuda`, whose kernels `autopeft.estimation.cuda_kernels` knows.
         n_threads: Threads of the device's process; each has a workspace.
     """
 
@@ -49,20 +50,21 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
     def flash_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
         return _flash_backward_bytes(grad, query, key, n_threads)
 
-    formulas: dict[Any, Formula] = {_aten._scaled_dot_product_flash_attention_backward: _cuda_flash_backward_bytes}
+    quantized: Mapping[str, Formula] = CUDA_QUANTIZED_SCRATCH
+    formulas = cuda_scratch()
     if device == "cpu":
+        quantized = {
+            **_QUANTIZED_SCRATCH,
+            "gemm_4bit": lambda hidden, _packed, shape, _absmax, _size, _type, _bias=None, absmax_8bit=None, *_, **__: (
+                _dequantized_bytes(hidden, shape, n_threads) + _scale_bytes(absmax_8bit)
+            ),
+        }
         formulas = {
             _FLASH: flash,
             _FLASH_BACKWARD: flash_backward,
             _aten.mm: lambda left, right, **_: _packed_bytes(left, right, n_threads),
             _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right, n_threads),
         }
-    quantized = {
-        **_QUANTIZED_SCRATCH,
-        "gemm_4bit": lambda hidden, _packed, shape, _absmax, _size, _type, _bias=None, absmax_8bit=None, *_, **__: (
-            _dequantized_bytes(hidden, shape, n_threads if device == "cpu" else None) + _scale_bytes(absmax_8bit)
-        ),
-    }
     for name, formula in quantized.items():
         # bitsandbytes registers its operators when it is imported; before that no layer can use them.
         if hasattr(torch.ops.bitsandbytes, name):
@@ -143,22 +145,6 @@ def _flash_backward_bytes(grad: torch.Tensor, query: torch.Tensor, key: torch.Te
     return n_bytes
 
 
-def _cuda_flash_backward_bytes(_grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
-    """Return the workspace of CUDA's flash attention in the backward pass.
-
-    The query's gradient is summed up in fp32, heads padded to 32 and queries to 128; where heads share
-    keys, the gradients of key and value are expanded to all heads first.
-
-    Source: `mha_bwd` in aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
-    """
-    batch, n_heads, n_queries, head_size = query.shape
-    rows = batch * n_heads * (-(-n_queries // 128) * 128)
-    n_bytes = 4 * rows * (-(-head_size // 32) * 32 + 1)
-    if n_heads != key.shape[1]:
-        n_bytes += 2 * batch * n_heads * key.shape[2] * head_size * query.itemsize
-    return n_bytes
-
-
 def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> int:
     """Return what a bf16 product of rows and a weight packs for the matrix unit.
 
@@ -201,10 +187,10 @@ def _recurrent_flops(read: torch.Tensor, weights: Sequence[torch.Tensor]) -> int
     return 2 * read.shape[:-1].numel() * sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
-def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int | None) -> int:
-    """Return the size of a 4-bit weight, dequantized to the dtype of its input, and packed on a CPU if that is bf16."""
+def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int) -> int:
+    """Return the size of a 4-bit weight, dequantized to the dtype of its input, and packed if that is bf16."""
     n_bytes = prod(shape) * hidden.itemsize
-    if hidden.itemsize >= 4 or n_threads is None:
+    if hidden.itemsize >= 4:
         return n_bytes
     n_rows = hidden.numel() // hidden.shape[-1]
     return n_bytes + _packed_weight_bytes(n_rows, shape[0], n_bytes, n_threads, transposed=True)
