@@ -13,10 +13,10 @@ Source: "Memory management" in the CUDA semantics note of PyTorch's documentatio
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from autopeft.estimation.tracker import Category
+from autopeft.estimation.trace import Begun, Borrowed, Event, Freed, Made, Moved
 
 MIB = 2**20
 ROUNDING_BYTES = 512
@@ -167,77 +167,6 @@ def _merge(block: Block, absorbed: Block, by_address: dict[int, Block]) -> Block
     return block
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A storage was made, under a key that it has until it is freed."""
-
-    key: int
-    n_bytes: int
-    category: Category
-
-
-@dataclass(frozen=True, slots=True)
-class Freed:
-    """A storage died."""
-
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class Borrowed:
-    """A kernel took scratch memory and gave it back."""
-
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """A storage goes on under another key."""
-
-    key: int
-    new_key: int
-
-
-Event = Made | Freed | Borrowed | Renamed
-
-
-@dataclass
-class StepEvents:
-    """What happened to storages in one step, in order: the observer of a `StorageTracker`.
-
-    Attributes:
-        events: In order of time; first what was there when the step began.
-        n_before_optimizer: How many of them came before the optimizer's turn; None where it has none.
-    """
-
-    events: list[Event] = field(default_factory=list)
-    n_before_optimizer: int | None = None
-
-    def made(self, key: int, n_bytes: int, category: Category) -> None:
-        """Note a storage that is new, or that was there before."""
-        self.events.append(Made(key, n_bytes, category))
-
-    def freed(self, key: int) -> None:
-        """Note the end of a storage."""
-        self.events.append(Freed(key))
-
-    def borrowed(self, n_bytes: int) -> None:
-        """Note what a kernel needed while it ran."""
-        self.events.append(Borrowed(n_bytes))
-
-    def made_in_place(self, target: int, new: int) -> None:
-        """Correct what was noted of a sum: it took the storage of its first operand and made none."""
-        last = len(self.events) - 1
-        made = next(i for i in range(last, -1, -1) if isinstance(e := self.events[i], Made) and e.key == new)
-        freed = next(i for i in range(last, -1, -1) if isinstance(e := self.events[i], Freed) and e.key == target)
-        del self.events[max(made, freed)], self.events[min(made, freed)]
-        self.events.append(Renamed(target, new))
-
-    def backward_done(self) -> None:
-        """Note that it is the optimizer's turn: the backward pass is over, and all gradients are there."""
-        self.n_before_optimizer = len(self.events)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AllocatorPeaks:
     """Highest bytes of a training, as `torch.cuda.max_memory_allocated` and `max_memory_reserved` say them."""
@@ -246,7 +175,9 @@ class AllocatorPeaks:
     reserved_bytes: int
 
 
-def replay(training: StepEvents | None, evaluation: StepEvents, *, workspaces: Sequence[int] = ()) -> AllocatorPeaks:
+def replay(
+    training: Sequence[Event] | None, evaluation: Sequence[Event], *, workspaces: Sequence[int] = ()
+) -> AllocatorPeaks:
     """Return what the allocator's peaks would be over a training: the second step is like all that come after.
 
     The base is loaded; the first step makes the optimizer's state behind its gradients; a second step and
@@ -257,13 +188,14 @@ def replay(training: StepEvents | None, evaluation: StepEvents, *, workspaces: S
         evaluation: Of one evaluation step.
         workspaces: What libraries take before the first product and keep, in bytes.
 
-    Omits: what loading needs for a while, such as a weight before it is quantized.
+    Omits: what loading needs for a while, such as a weight before it is quantized; that a kernel's scratch memory
+        may be several tensors.
     """
     replayed = _Replay()
-    replayed.start(training or evaluation, workspaces)
+    replayed.load(training or evaluation, workspaces)
     for step in (training, training, evaluation):
         if step is not None:
-            replayed.step(step)
+            replayed.run(step)
     allocator = replayed.allocator
     return AllocatorPeaks(allocated_bytes=allocator.peak_allocated_bytes, reserved_bytes=allocator.peak_reserved_bytes)
 
@@ -273,43 +205,51 @@ class _Replay:
 
     def __init__(self) -> None:
         self.allocator = CachingAllocator()
-        self._kept: dict[int, Block] = {}
+        self._resident: set[int] = set()
         self._live: dict[int, Block] = {}
+        self._has_state = False
 
-    def start(self, step: StepEvents, workspaces: Sequence[int]) -> None:
+    def load(self, step: Sequence[Event], workspaces: Sequence[int]) -> None:
         """Load the base and what is attached to it."""
-        for event in step.events:
+        for event in step:
             if isinstance(event, Made) and event.category in ("base", "trainable"):
-                self._keep(event)
+                self._resident.add(event.key)
+                if event.n_bytes:
+                    self.allocator.take(event.n_bytes)
         for n_bytes in workspaces:
             self.allocator.take(n_bytes)
 
-    def step(self, step: StepEvents) -> None:
-        """Run one step, and drop whatever it left."""
-        states = [event for event in step.events if isinstance(event, Made) and event.category == "optimizer"]
-        for index, event in enumerate(step.events):
-            if index == step.n_before_optimizer:
-                for state in states:
-                    self._keep(state)
-            self._apply(event)
+    def run(self, step: Sequence[Event]) -> None:
+        """Run one step, and drop whatever it leaves."""
+        for event in step:
+            match event:
+                case Made(key, n_bytes, category):
+                    if n_bytes and key not in self._resident and category != "optimizer":
+                        self._live[key] = self.allocator.take(n_bytes)
+                case Freed(key):
+                    if key in self._live:
+                        self.allocator.give_back(self._live.pop(key))
+                case Begun("optimizer") if not self._has_state:
+                    self._has_state = True
+                    for n_bytes in _state_sizes(step):
+                        self.allocator.take(n_bytes)
+                case Borrowed(n_bytes) if n_bytes:
+                    self.allocator.give_back(self.allocator.take(n_bytes))
         for block in self._live.values():
             self.allocator.give_back(block)
         self._live.clear()
 
-    def _apply(self, event: Event) -> None:
-        match event:
-            case Made(key, n_bytes, category):
-                if n_bytes and key not in self._kept and category != "optimizer":
-                    self._live[key] = self.allocator.take(n_bytes)
-            case Freed(key):
-                if key in self._live:
-                    self.allocator.give_back(self._live.pop(key))
-            case Borrowed(n_bytes):
-                self.allocator.give_back(self.allocator.take(n_bytes))
-            case Renamed(key, new_key):
-                if key in self._live:
-                    self._live[new_key] = self._live.pop(key)
 
-    def _keep(self, event: Made) -> None:
-        if event.n_bytes and event.key not in self._kept:
-            self._kept[event.key] = self.allocator.take(event.n_bytes)
+def _state_sizes(step: Sequence[Event]) -> Iterator[int]:
+    """Yield the sizes of the optimizer's tensors: two for each one that trains, in proportion to it.
+
+    A step counts the state as one storage, which would be in another pool than its parts are.
+    """
+    sizes = {event.key: event.n_bytes for event in step if isinstance(event, Made)}
+    named = {event.key: event.category for event in step if isinstance(event, Made | Moved)}
+    trained = [sizes[key] for key, category in named.items() if category == "trainable"]
+    total = sum(event.n_bytes for event in step if isinstance(event, Made) and event.category == "optimizer")
+    for n_bytes in trained:
+        half = total * n_bytes // (2 * sum(trained))
+        if half:
+            yield from (half, half)
