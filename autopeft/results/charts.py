@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from autopeft.results.comparison import Z_95
-from autopeft.results.diagnostics import throughput, timed, trained_flops
+from autopeft.results.diagnostics import measured, throughput, timed, trained_flops
 from autopeft.results.plots import (
     FRONT_COLOR,
     FULL_COLOR,
@@ -108,17 +108,17 @@ def _add_references(figure: Any, state: StudyState) -> None:
 
 def memory_chart(state: StudyState) -> Any | None:
     """Return measured over predicted peak memory, with the line of equality; None where none was measured."""
-    trials = [trial for trial in state.chains if trial.measured.peak_memory is not None]
+    trials = measured(state)
     if not trials:
         return None
     mib = 2.0**20
     predicted = [trial.estimate.peak_memory / mib for trial in trials]
-    measured = [(trial.measured.peak_memory or 0) / mib for trial in trials]
-    ends = [min(predicted + measured), max(predicted + measured)]
+    found = [(trial.measured.peak_memory or 0) / mib for trial in trials]
+    ends = [min(predicted + found), max(predicted + found)]
     figure = _figure("predicted peak memory, MiB", "measured, MiB")
     figure.add_trace(_reference_line(ends, ends, "equal"))
     points = _points(state, trials, "trials", symbol="circle", color=FRONT_COLOR)
-    figure.add_trace(points.update(x=predicted, y=measured))
+    figure.add_trace(points.update(x=predicted, y=found))
     return figure
 
 

@@ -7,6 +7,7 @@ from statistics import median
 import numpy as np
 from scipy.stats import spearmanr
 
+from autopeft.searching.calibration import COVERAGE, Calibration, conformal_bound, memory_ratio
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 
@@ -35,12 +36,31 @@ class RungCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Errors:
-    """Relative errors of a prediction over trials."""
+class MemoryErrors:
+    """How far measured peak memory was from the predicted one, over designs and their baselines.
+
+    Attributes:
+        n: Trials whose peak was measured.
+        median: Of the relative errors, without their signs.
+        worst: The relative error that is furthest from 0; above it, more was measured than predicted.
+        bound: Measured / predicted that `COVERAGE` of designs should stay within, by those of the newest version of
+            the estimator; None where they are too few to say.
+    """
 
     n: int
     median: float
-    largest: float
+    worst: float
+    bound: float | None
+
+    def describe(self) -> str:
+        """Say it in a sentence."""
+        trials = f"{self.n} trial{'' if self.n == 1 else 's'}"
+        text = f"Over {trials} measured peak memory was off the prediction by {100 * self.median:.1f} % in the median"
+        text += f" and {100 * self.worst:+.1f} % at worst"
+        if self.bound is None:
+            return f"{text}; these are too few to bound it."
+        needs = f"{COVERAGE:.0%}".replace("%", " %") + f" of designs should need at most {self.bound:.3f} times the"
+        return f"{text}; {needs} prediction{', which budgets allow for' if self.bound > 1 else ''}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +117,26 @@ def _rung_count(state: StudyState, number: int) -> RungCount:
     )
 
 
-def memory_errors(state: StudyState) -> Errors | None:
+def memory_errors(state: StudyState) -> MemoryErrors | None:
     """Return how far the predicted peak memory was off, None where none was measured."""
-    errors = [
-        abs(trial.estimate.peak_memory / trial.measured.peak_memory - 1)
-        for trial in state.chains
-        if trial.measured.peak_memory
-    ]
-    return Errors(n=len(errors), median=median(errors), largest=max(errors)) if errors else None
+    trials = measured(state)
+    if not trials:
+        return None
+    errors = [(memory_ratio(trial) or 1.0) - 1.0 for trial in trials]
+    calibration = Calibration(n_full_examples=state.n_full_examples)
+    for trial in state.trials:
+        calibration.put(trial)
+    return MemoryErrors(
+        n=len(errors),
+        median=median(abs(error) for error in errors),
+        worst=max(errors, key=abs),
+        bound=conformal_bound(calibration.memory_ratios(trials[-1].estimate.version)),
+    )
+
+
+def measured(state: StudyState) -> list[TrialRecord]:
+    """Return the trials whose measured peak memory can be laid beside the predicted one; see `memory_ratio`."""
+    return [trial for trial in state.chains if memory_ratio(trial) is not None]
 
 
 def timed(state: StudyState) -> list[TrialRecord]:

@@ -32,8 +32,8 @@ def make_leaderboard(state: StudyState) -> pd.DataFrame:
 
     Columns: `number`, `design` in words, `outcome`, `front`; each metric and its standard error (`accuracy`,
     `accuracy_se`), the same on the test split (`test_accuracy`, `test_accuracy_se`) where it was checked; every
-    predicted cost; `measured_peak_memory`, `train_seconds`; `examples_share` of a full training; `serving`;
-    `excess` (the largest over all limits, relative; feasible iff <= 0); `reason`; `baseline`.
+    predicted cost; `measured_peak_memory` and `peak_memory_error` (measured / predicted - 1), `train_seconds`;
+    `examples_share` of a full training; `serving`; `excess` (the largest over all limits, relative; feasible iff <= 0); `reason`; `baseline`.
     """
     front = {record.number for record in pareto_front(state.trials, state.objectives)}
     metrics = metric_names(state)
@@ -65,7 +65,16 @@ def _columns(metrics: Iterable[str]) -> list[str]:
         *scores,
         *(f"test_{column}" for column in scores),
         *COSTS,
-        *("measured_peak_memory", "train_seconds", "examples_share", "serving", "excess", "reason", "baseline"),
+        *(
+            "measured_peak_memory",
+            "peak_memory_error",
+            "train_seconds",
+            "examples_share",
+            "serving",
+            "excess",
+            "reason",
+            "baseline",
+        ),
     ]
 
 
@@ -81,6 +90,7 @@ def _row(state: StudyState, trial: TrialRecord, metrics: Iterable[str], on_front
         **_scores("test_", metrics, test.scores, test.standard_errors),
         **{name: trial.estimate.cost(name) for name in COSTS},
         "measured_peak_memory": float("nan") if peak is None else peak,
+        "peak_memory_error": float("nan") if peak is None else peak / trial.estimate.peak_memory - 1.0,
         "train_seconds": trial.measured.train_seconds,
         "examples_share": trial.examples / state.n_full_examples,
         "serving": serving_words(trial),

@@ -50,6 +50,14 @@ OUTCOME_MEANINGS: dict[Outcome, str] = {
 }
 """What each outcome means, for readers who have not met the words."""
 
+REFUSALS = {
+    "requirement": "not allowed by the search space",
+    "illegal": "not possible with this model and data",
+    "out_of_memory": "predicted to need no less than a trial that ran out of memory",
+    "duplicate": "proposed before",
+}
+"""Why proposals are refused that are over no limit."""
+
 N_BARS = 8
 """Choices that are shown for each objective: what comes after them is small."""
 N_SIDE_BY_SIDE = 5
@@ -103,6 +111,7 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
         cards={trial.number: make_card(comparer, trial, compare=trial in front).to_dict() for trial in state.chains},
         importances=[importances(state, objective) for objective in state.objectives],
         figures={name: figure.to_plotly_json() for name, figure in figures.items() if figure is not None},
+        refusals=REFUSALS,
         rungs=rung_counts(state),
         min_ranked=MIN_RANKED,
         memory_errors=memory_errors(state),

@@ -1,8 +1,10 @@
 """How far a study is, for people and for programs."""
 
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
+from autopeft.results.diagnostics import memory_errors
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.pareto import eligible, pareto_front
 from autopeft.spec.state import StudyState
@@ -15,7 +17,8 @@ def status_values(state: StudyState) -> dict[str, Any]:
     Keys: `study`, `task`, `metric`; `running` (whether a search holds the folder now); `n_trials` (designs that may
     start), `n_started`; `outcomes` (trials by outcome, a chain of continued trials as one; every outcome is there);
     `n_refused` (proposals by reason); `n_front`, `best` (of the metric; null before a design trained in full);
-    `n_tested` (designs scored on the test split).
+    `n_tested` (designs scored on the test split); `memory_error` (how far measured peaks were off the
+    prediction: `n` trials, `median`, `worst`, `bound` on measured / predicted; null before one was measured).
     """
     counts = state.outcomes
     scores = [
@@ -33,11 +36,17 @@ def status_values(state: StudyState) -> dict[str, Any]:
         "n_front": len(pareto_front(state.trials, state.objectives)),
         "best": min(scores, key=state.quality.loss, default=None),
         "n_tested": len(state.tests),
+        "memory_error": None if (errors := memory_errors(state)) is None else asdict(errors),
     }
 
 
 def status_words(state: StudyState) -> str:
-    """Say whether a search is running now, and how far it is."""
+    """Say whether a search is running now, how far it is, and how good its predictions of memory are."""
+    errors = memory_errors(state)
+    return _how_far(state) + ("" if errors is None else f"\n{errors.describe()}")
+
+
+def _how_far(state: StudyState) -> str:
     values = status_values(state)
     started = f"{values['n_started']} of {values['n_trials']} designs have started training"
     training = ", ".join(str(trial.number) for trial in state.chains if trial.outcome is Outcome.RUNNING)

@@ -124,12 +124,13 @@ def format_ratio(smaller: float, larger: float) -> str:
 
 
 def reason_words(record: TrialRecord, limits: Mapping[str, int]) -> str:
-    """Return why a trial ended as it did; of one over the budget, by how much."""
+    """Return why a trial ended as it did; of one whose estimate is over the budget, by how much."""
     over = [
         f"{OBJECTIVES[name].label} {format_cost(name, record.estimate.cost(name))} is {value:.0%} over the limit"
         + (f" of {format_cost(name, limits[name])}" if name in limits else "")
         for name, value in record.excess.items()
-        if value > 0
+        # Over a limit by what trials measured alone: the record's own reason says so.
+        if value > 0 and record.estimate.cost(name) > limits.get(name, 0)
     ]
     return "; ".join(over) if over and record.outcome is Outcome.INFEASIBLE else record.reason
 
