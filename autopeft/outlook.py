@@ -62,7 +62,7 @@ def dry_run(study: PreparedStudy) -> DryRun:
         n_drawn=drawn,
         predicted_seconds=_predicted_seconds(study, within or estimates),
         limits=study.limits,
-        notes=(*([f"warning: {warning}"] if warning else []), *study.data.notes),
+        notes=(*([f"warning: {warning}"] if warning else []), *study.notes),
     )
 
 

@@ -19,6 +19,7 @@ from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.spec.block import is_foreign, make_block, require_kinds
 from autopeft.spec.cost import Budget, Workload, excess, format_cost
 from autopeft.spec.design import Design
+from autopeft.spec.impossible import leave_out_impossible, outside_content
 from autopeft.spec.learning_rates import HEAD, default_learning_rate
 from autopeft.spec.messages import one_of
 from autopeft.spec.model import ModelSummary
@@ -40,6 +41,8 @@ class PreparedStudy:
     """A validated study with its parts.
 
     Attributes:
+        space: What is searched: the space that was asked for, without what the model cannot have.
+        space_notes: What that changed.
         step_seconds: Measured seconds of a training step by `precision/kernel`.
         licence: Of the base model, as its folder states it; None where it states none.
         box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
@@ -55,10 +58,16 @@ class PreparedStudy:
     metric: str
     workload: Workload
     estimator: Estimator
+    space_notes: tuple[str, ...] = ()
     step_seconds: dict[str, float] = field(default_factory=dict)
     licence: str | None = None
     box: dict[str, Any] | None = None
     memory_bytes: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what preparation has to say: of the data, and of what the space cannot have on this model."""
+        return (*self.data.notes, *self.space_notes)
 
     def smallest(self) -> list[Design]:
         """Return the designs of the space that can be its cheapest, fewest parameters first.
@@ -130,7 +139,7 @@ class PreparedStudy:
             "metric": self.metric,
             "limits": self.limits,
             "n_full_examples": self.workload.n_examples,
-            "notes": list(self.data.notes),
+            "notes": list(self.notes),
             "fingerprints": self.fingerprints(),
             "facts": {
                 "labels": list(self.data.labels),
@@ -157,6 +166,7 @@ class PreparedStudy:
             "budget": self.limits,
             "training": self.spec.training.model_dump(mode="json"),
             "seed": self.spec.seed,
+            **({"outside_content": outside} if (outside := outside_content(self.space, self.model)) else {}),
         }
 
     def _make_box(self) -> dict[str, Any]:
@@ -238,6 +248,7 @@ def prepare_study(
     )
     head = find_task(spec.task).head(prepared_data.labels)
     meta = build_meta(spec.model, head, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    space, space_notes = leave_out_impossible(space, meta.summary)
     space.check(meta.summary)
     if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
         site.call(require_kinds, foreign)
@@ -260,6 +271,7 @@ def prepare_study(
     study = PreparedStudy(
         spec=spec,
         space=space,
+        space_notes=space_notes,
         data=prepared_data,
         model=meta.summary,
         training=training,

@@ -87,6 +87,8 @@ def _print_ready(study: "PreparedStudy") -> None:
     for note in data.notes:
         click.echo(f"        {note}")
     click.echo(f"space   {study.space.name}: {study.space.size(study.model):,} designs, learning rates besides")
+    for note in study.space_notes:
+        click.echo(f"        {note}")
     click.echo(f"budget  {format_limits(study.limits)}")
     click.echo(f"device  {training.device}, {training.precision}, {training.kernel} attention")
 

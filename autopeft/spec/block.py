@@ -108,6 +108,10 @@ class Block(BaseModel):
         """Yield what the block trains of the base itself: paths of parameters, or of whole modules."""
         yield from ()
 
+    def outside_content(self) -> Mapping[str, str]:
+        """Return what the block read from outside of its settings, by path, with a hash of its content."""
+        return {}
+
     def conflicts(self) -> Mapping[str, str]:
         """Return the quantizations and the other kinds that the block cannot go with, each with the reason."""
         return {}

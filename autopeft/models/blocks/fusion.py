@@ -133,6 +133,10 @@ class Fusion(Technique):
         """Return False: the adapters change the model."""
         return False
 
+    def outside_content(self) -> Mapping[str, str]:
+        """Return the adapters' folders, each with the hash of its tensors."""
+        return {member.folder: member.sha256 for member in self.adapters}
+
     def check(self, model: ModelSummary, quantization: Quantization) -> None:
         """Refuse adapters of another base model, and layers that none of them is in."""
         super().check(model, quantization)

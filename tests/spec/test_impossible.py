@@ -1,0 +1,103 @@
+"""A space on a model that cannot have all of it: what may be left out is, what may not is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from autopeft.errors import SpaceError
+from autopeft.models.base import build_meta
+from autopeft.models.loading import Head
+from autopeft.spec.impossible import leave_out_impossible
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.space import SearchSpace
+
+LLAMA = transformers.LlamaConfig(
+    hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, pad_token_id=1, vocab_size=99
+)
+GPT2 = transformers.GPT2Config(n_embd=128, n_layer=4, n_head=4, vocab_size=99, pad_token_id=1)
+BERT = transformers.BertConfig(
+    hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, vocab_size=99
+)
+
+
+def summary(config: Any, folder: Path) -> ModelSummary:
+    config.save_pretrained(folder)
+    head = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
+    return build_meta(str(folder), head, needs_weights=False).summary
+
+
+def test_a_technique_that_the_architecture_lacks_is_left_out_with_a_note(tmp_path: Path) -> None:
+    model, space = summary(LLAMA, tmp_path), SearchSpace.load("hybrid-full")
+    with pytest.raises(SpaceError, match=r"blocks\.bitfit\.use: bitfit needs bias terms"):
+        space.check(model)
+    fitted, notes = leave_out_impossible(space, model)
+    fitted.check(model)
+    assert {entry.name for entry in space.blocks} - {entry.name for entry in fitted.blocks} == {"bitfit"}
+    assert set(space.any_of) - set(fitted.any_of) == {"bitfit"}
+    assert notes == (
+        "bitfit is left out of the space hybrid-full: bitfit needs bias terms, but the linear maps of "
+        "LlamaForSequenceClassification have none",
+    )
+    assert fitted.size(model) < space.size(model)
+    assert fitted.fingerprint == space.fingerprint, "the same file on the same model is the same study"
+
+
+def test_what_a_space_cannot_do_without_is_refused(tmp_path: Path) -> None:
+    """S4 has BitFit in fixed groups: without it, it would be another design."""
+    model = summary(LLAMA, tmp_path)
+    fitted, notes = leave_out_impossible(SearchSpace.load("s4"), model)
+    assert not notes
+    with pytest.raises(SpaceError, match=r"s4\.yaml, line \d+: blocks\.bitfit\.use: bitfit needs .*; take norms or"):
+        fitted.check(model)
+
+
+def test_nothing_is_left_out_where_nothing_would_be_left(tmp_path: Path) -> None:
+    model = summary(LLAMA, tmp_path)
+    space = SearchSpace.from_dict(
+        {
+            "blocks": {"bitfit": {"use": [True, False]}, "lora": {"use": [True, False], "rank": [1]}},
+            "require": {"any_of": ["bitfit"]},
+        }
+    )
+    assert leave_out_impossible(space, model) == (space, ())
+    with pytest.raises(SpaceError, match="bitfit needs bias terms"):
+        space.check(model)
+
+
+def test_a_size_that_does_not_fit_is_no_reason_to_leave_a_technique_out(tmp_path: Path) -> None:
+    model = summary(BERT, tmp_path)
+    space = SearchSpace.from_dict(
+        {"blocks": {"adapter": {"use": [True, False], "size": [4, 999]}, "lora": {"rank": [1]}}}
+    )
+    assert leave_out_impossible(space, model) == (space, ())
+    with pytest.raises(SpaceError, match="size=999"):
+        space.check(model)
+
+
+def test_layers_that_others_share_stay(tmp_path: Path) -> None:
+    model = summary(LLAMA, tmp_path)
+    space = SearchSpace.from_dict(
+        {
+            "blocks": {
+                "bitfit": {"use": [True, False], "layers": {"any": "per_layer"}},
+                "lora": {"rank": [1], "layers": {"same_as": "bitfit"}},
+            }
+        }
+    )
+    assert leave_out_impossible(space, model) == (space, ())
+
+
+def test_one_map_for_query_key_and_value_takes_the_roles_of_each(tmp_path: Path) -> None:
+    model, space = summary(GPT2, tmp_path), SearchSpace.load("hybrid")
+    with pytest.raises(SpaceError, match=r"lora\.roles"):
+        space.check(model)
+    fitted, notes = leave_out_impossible(space, model)
+    fitted.check(model)
+    (lora,) = (entry for entry in fitted.blocks if entry.kind == "lora")
+    assert lora.fields["roles"].extremes(4) == (("qkv",), ("qkv", "attention_output"), "all")
+    assert [note.split(":")[0] for note in notes] == ["roles of lora", "ia3 is left out of the space hybrid"]
+    for seed in range(20):
+        fitted.sample(model, seed).design.check(model)
+    assert leave_out_impossible(SearchSpace.load("hybrid"), summary(BERT, tmp_path / "b"))[1] == ()
