@@ -12,14 +12,13 @@ from typing import Any, Self
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autopeft.estimation.allocator import StepEvents
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
 from autopeft.estimation.optimizers import state_bytes, step_bytes
 from autopeft.estimation.repeats import Repeat, few_layers, find_repeats
-from autopeft.estimation.trace import Begun, Borrowed, Event, Freed, Made, Trace, summarize
+from autopeft.estimation.trace import Event, Trace, summarize
 from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.estimation.unrolling import unrolled
 from autopeft.models.attach import Attached
@@ -46,7 +45,7 @@ class StepCost:
     at_peak: Mapping[Category, int]
     flops: int
     attention_flops: int
-    events: StepEvents | None = field(default=None, repr=False)
+    events: Sequence[Event] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,7 @@ class DryRun:
         return self._cost(self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False))
 
     def _events(self, step: Step, *, batch_size: int, n_tokens: int, trains: bool) -> list[Event]:
-        """Return what happens to storages in a step; layers that repeat are run a few times only, where that says all."""
+        """Return what happens to storages in a step; of layers that repeat a few are run, where that says all."""
         shape = {"batch_size": batch_size, "n_tokens": n_tokens}
         if self._repeats:
             whole = unrolled(self._traced(step, self._repeats, trains=trains, **shape), self._repeats)
@@ -208,7 +207,7 @@ class DryRun:
             at_peak=summary.at_peak,
             flops=sum(summary.flops.values()),
             attention_flops=sum(count for packet, count in summary.flops.items() if is_attention(packet)),
-            events=_step_events(events) if self._machine.device == "cuda" else None,
+            events=events if self._machine.device == "cuda" else None,
         )
 
     def _state_bytes(self) -> int:
@@ -240,19 +239,3 @@ class DryRun:
             token_rows(outputs.logits, labels)
         else:
             outputs.logits.float().argmax(dim=-1)
-
-
-def _step_events(events: list[Event]) -> StepEvents:
-    """Return events as a replay of CUDA's allocator takes them."""
-    told = StepEvents()
-    for event in events:
-        match event:
-            case Made(key, n_bytes, category):
-                told.made(key, n_bytes, category)
-            case Freed(key):
-                told.freed(key)
-            case Borrowed(n_bytes):
-                told.borrowed(n_bytes)
-            case Begun("optimizer"):
-                told.backward_done()
-    return told
