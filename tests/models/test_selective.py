@@ -48,6 +48,36 @@ def test_bitfit_of_the_paper_on_bert(bases: dict[str, Base]) -> None:
     assert trained(bases["bert"], half) == {f"{layer}.attention.self.query.bias", f"{layer}.intermediate.dense.bias"}
 
 
+def test_bitfit_moves_each_bias_of_the_equations_and_nothing_else(bases: dict[str, Base]) -> None:
+    """Ben Zaken et al.: Q(x) = W_q x + b_q and its kin, LN(x) = g (x - mean) / deviation + b, and each b trains."""
+    base, inputs = bases["bert"], inputs_for("bert")
+    original = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    with attach(base, design({"bitfit": {"layers": [1]}})) as attached:
+        perturb(attached, only=attached.groups["bitfit"])
+        biases = {name: tensor for name, tensor in attached.state().items() if not name.startswith("classifier")}
+        modules = {name.rpartition(".")[0] for name in biases if ".encoder." in name}
+        assert len(modules) == 8
+        handles = [
+            base.model.get_submodule(path).register_forward_hook(
+                lambda _m, args, out, path=path: seen.update({path: (args[0], out)})
+            )
+            for path in modules
+        ]
+        logits(base.model, inputs)
+        for handle in handles:
+            handle.remove()
+    for path, (read, written) in seen.items():
+        weight, bias = original[f"{path}.weight"], biases[f"{path}.bias"]
+        assert not torch.equal(bias, original[f"{path}.bias"])
+        if weight.dim() == 2:
+            expected = read @ weight.T + bias
+        else:
+            spread = (read.var(-1, correction=0, keepdim=True) + base.model.config.layer_norm_eps).sqrt()
+            expected = weight * (read - read.mean(-1, keepdim=True)) / spread + bias
+        torch.testing.assert_close(written, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_norms_are_what_transformers_calls_so(bases: dict[str, Base], architecture: str) -> None:
     """Found without their names; the names are the oracle."""

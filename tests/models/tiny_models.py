@@ -112,7 +112,7 @@ def saved_as(name: str) -> str:
 def save(name: str, folder: Path, auto_class: str = "AutoModel") -> str:
     """Save a tiny model, headless by default, with weights so large that errors show, and return its folder.
 
-    T5 draws such weights by itself, as it does not scale its attention: larger ones would make rounding show, not errors.
+    T5 draws such weights by itself, and does not scale its attention: with larger ones rounding shows, not errors.
     """
     torch.manual_seed(0)
     model = getattr(transformers, auto_class).from_config(CONFIGS[name]())
