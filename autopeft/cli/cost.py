@@ -1,58 +1,248 @@
-"""`autopeft estimate`: what a design costs, before anything is trained."""
+"""`autopeft estimate`: what designs cost, before anything is trained."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopeft.cli.base import explain_errors
+from autopeft.cli.base import explain_errors, pairs
 from autopeft.spec.task import DEFAULT_TASK, TASKS
+
+if TYPE_CHECKING:
+    from autopeft.costs.model_costs import ModelCosts
+    from autopeft.costs.setting import Setting
+
+WIDTH = 160
+"""Characters of a table that goes into a file or a pipe."""
+_KINDS_OF_QUESTION = "give --design for one design, --space for the designs of a space, or --fit for what fits a memory"
+
+
+def _read_memory(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
+    from autopeft.spec.units import parse_bytes
+
+    if text is None:
+        return None
+    try:
+        n_bytes = parse_bytes(float(text) if text.isdigit() else text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, but got {text!r}") from None
+    if n_bytes < 1:
+        raise click.BadParameter(f"must be above 0, but got {text!r}")
+    return n_bytes
+
+
+def _read_budget(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Any:
+    from autopeft.errors import BudgetError
+    from autopeft.spec.cost import Budget
+
+    try:
+        return Budget(pairs(texts, "--budget", "COST=AMOUNT"))
+    except BudgetError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What was asked, once the model is known."""
+
+    costs: "ModelCosts"
+    setting: "Setting"
+    as_json: bool
+
+    def show(self, values: Mapping[str, Any], parts: Callable[[], Iterable[Any]]) -> None:
+        """Write the answer for programs, or for people: lines as they are, tables as wide as the terminal."""
+        if self.as_json:
+            click.echo(json.dumps(values, indent=2))
+            return
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = WIDTH
+        for part in parts():
+            console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option("--design", required=True, type=click.Path(), help="A design as JSON, or a file that holds it.")
+@click.option("--design", help="A design as JSON, or a file that holds it.")
+@click.option(
+    "--space",
+    "spaces",
+    multiple=True,
+    metavar="NAME-OR-YAML",
+    help="Random designs of this space; with --fit, the spaces to ask about (may be repeated).",
+)
+@click.option("--samples", type=int, help="Designs that --space draws; 200 by default.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="COST=AMOUNT",
+    callback=_read_budget,
+    help="What --space is held against, such as peak_memory=8GiB or trainable_params=2% (may be repeated).",
+)
+@click.option(
+    "--fit",
+    "memory_bytes",
+    metavar="MEMORY",
+    callback=_read_memory,
+    help="Which batches and which storage of the base fit a memory such as 24GiB.",
+)
 @click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(list(TASKS)))
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--sequence-length", default=128, show_default=True, type=click.IntRange(min=1), help="In tokens.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
+@click.option("--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "adamw_8bit", "sgd"]))
+@click.option("--checkpointing", is_flag=True, help="Layers compute their activations again instead of keeping them.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
+@click.option("--kernel", default="sdpa", show_default=True, type=click.Choice(["sdpa", "eager"]))
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that the model brings.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the memory of --design over a step, as PNG.")
 @explain_errors
 def estimate(
-    model: str, design: str, task: str, batch_size: int, sequence_length: int, dtype: Any, device: Any, as_json: bool
+    model: str,
+    design: str | None,
+    spaces: tuple[str, ...],
+    samples: int | None,
+    seed: int,
+    budget: Any,
+    memory_bytes: int | None,
+    plot: str | None,
+    as_json: bool,
+    revision: str | None,
+    trust_remote_code: bool,
+    **values: Any,
 ) -> None:
-    """Say what a design on MODEL would cost to train, without weights and without training."""
-    from autopeft.api import estimate as estimate_design
-    from autopeft.spec.cost import format_cost
-    from autopeft.spec.design import Design
-    from autopeft.spec.objective import COSTS
+    """Say what designs on MODEL would cost to train, without weights and without training.
 
-    made = Design.from_dict(_read_json(design))
-    answer = estimate_design(
-        model, made, task=task, batch_size=batch_size, sequence_length=sequence_length, dtype=dtype, device=device
+    MODEL is a hub id or a folder; a config.json is enough.
+    """
+    _check_options(design, spaces, samples, budget.limits, memory_bytes, plot)
+    from autopeft.costs.model_costs import ModelCosts
+    from autopeft.costs.setting import Setting
+
+    setting = Setting(**values)
+    made = None if design is None else _read_design(design)
+    if plot is not None:
+        from autopeft.costs.plot import check_plot_path
+
+        check_plot_path(plot)
+    loaded = _load_spaces(spaces, shipped=memory_bytes is not None)
+    costs = ModelCosts(
+        model, task=setting.task, kernel=setting.kernel, revision=revision, trust_remote_code=trust_remote_code
     )
-    if as_json:
-        click.echo(json.dumps(answer.to_dict(), indent=2))
-        return
-    click.echo(made.describe())
-    for name in COSTS:
-        click.echo(f"  {name:17} {format_cost(name, answer.cost(name)):>10}  ({answer.cost(name):,})")
+    question = _Question(costs=costs, setting=setting, as_json=as_json)
+    if made is not None:
+        _show_design(question, made, plot)
+    elif memory_bytes is not None:
+        _show_fit(question, memory_bytes, loaded, seed)
+    else:
+        _show_sample(question, loaded[0], 200 if samples is None else samples, seed, budget)
 
 
-def _read_json(text: str) -> Any:
+def _check_options(
+    design: str | None,
+    spaces: tuple[str, ...],
+    samples: int | None,
+    limits: Mapping[str, Any],
+    memory_bytes: int | None,
+    plot: str | None,
+) -> None:
+    """Raise `UsageError` where options contradict each other."""
+    if design is not None and (spaces or memory_bytes is not None):
+        raise click.UsageError(f"--design goes with neither --space nor --fit; {_KINDS_OF_QUESTION}")
+    if design is None and not spaces and memory_bytes is None:
+        raise click.UsageError(f"nothing is asked; {_KINDS_OF_QUESTION}")
+    samples_are_drawn = bool(spaces) and memory_bytes is None
+    if (samples is not None or limits) and not samples_are_drawn:
+        raise click.UsageError("--samples and --budget are about the designs that --space draws; give --space alone")
+    if samples_are_drawn and len(spaces) > 1:
+        raise click.UsageError(f"--space must be given once without --fit, but got {', '.join(spaces)}")
+    if samples is not None and samples < 1:
+        raise click.UsageError(f"--samples >= 1 must hold, but got {samples}")
+    if plot is not None and design is None:
+        raise click.UsageError("--plot draws the memory of one design; give --design")
+
+
+def _read_design(text: str) -> Any:
     from autopeft.errors import DesignError
+    from autopeft.spec.design import Design
 
-    path = Path(text)
     if not text.lstrip().startswith("{"):
+        path = Path(text)
         if not path.is_file():
             raise DesignError(f"--design must be JSON or a file that holds it, but got {text!r}")
         text = path.read_text(encoding="utf-8")
     try:
-        return json.loads(text)
+        values = json.loads(text)
     except ValueError as error:
         raise DesignError(f"--design must be JSON, but {error}") from None
+    return Design.from_dict(values)
+
+
+def _load_spaces(names: tuple[str, ...], *, shipped: bool) -> list[Any]:
+    """Return the spaces that were named, or those that ship where none was and they are wanted."""
+    from autopeft.spec.space import SearchSpace
+    from autopeft.spec.space_file import shipped_spaces
+
+    return [SearchSpace.load(name) for name in names or (shipped_spaces() if shipped else ())]
+
+
+def _show_design(question: _Question, design: Any, plot: str | None) -> None:
+    answer = question.costs.estimate(design, question.setting)
+    resolved = design.resolve(question.costs.summary)
+    head = f"{resolved.describe()}\n{question.setting.describe()}"
+    question.show({"design": resolved.to_dict(), **answer.to_dict()}, lambda: (head, "", str(answer)))
+    if plot is not None:
+        from autopeft.costs.plot import draw_memory
+
+        explanation = question.costs.at(question.setting).explain(design)
+        draw_memory(explanation, head).savefig(plot, dpi=120)
+        click.echo(plot, err=question.as_json)
+
+
+def _show_sample(question: _Question, space: Any, n_samples: int, seed: int, budget: Any) -> None:
+    from autopeft.costs.sample import sample_costs
+    from autopeft.costs.tables import sample_table
+
+    limits = budget.resolve(question.costs.summary)
+    with _progress() as progress:
+        sample = sample_costs(
+            question.costs,
+            space,
+            question.setting,
+            n_samples=n_samples,
+            seed=seed,
+            limits=limits,
+            progress=progress,
+        )
+    question.show(sample.to_dict(), lambda: sample_table(sample))
+
+
+def _show_fit(question: _Question, memory_bytes: int, spaces: list[Any], seed: int) -> None:
+    from autopeft.costs.fit import fit
+    from autopeft.costs.tables import fit_table
+
+    with _progress() as progress:
+        found = fit(question.costs, memory_bytes, question.setting, spaces=spaces, seed=seed, progress=progress)
+    question.show(found.to_dict(), lambda: fit_table(found, question.costs.summary.architecture))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows how far it is: one line in a terminal, nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("building the model") as status:
+        yield lambda what, done, total: status.update(f"{done} of {total}: {what}")
 
 
 COMMANDS = (estimate,)

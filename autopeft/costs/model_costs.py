@@ -92,22 +92,29 @@ class ModelCosts:
             )
         return self._estimators[setting]
 
-    def estimate(self, design: Design, setting: Setting) -> Estimate:
-        """Return the cost of a design beside what the base costs alone.
+    def cost(self, design: Design, setting: Setting) -> Estimate:
+        """Return the cost of a design.
 
         Raises:
             DesignError: The design, or the length of the sequences, is illegal on this model.
             ModelError: The model computes what tensors without data cannot.
         """
-        estimator = self.at(setting)
         try:
-            answer = estimator(design)
-            alone = answer if not design.blocks else estimator(Design(quantization=design.quantization))
+            return self.at(setting)(design)
         except RuntimeError as error:
             raise ModelError(
                 f"a step of {self.summary.architecture} must run on tensors without data, but torch says: "
                 f"{first_line(error)}; please report it, with the configuration"
             ) from error
+
+    def estimate(self, design: Design, setting: Setting) -> Estimate:
+        """Return the cost of a design beside what the base costs alone.
+
+        Raises:
+            DesignError, ModelError: As `cost`.
+        """
+        answer = self.cost(design, setting)
+        alone = self.cost(Design(quantization=design.quantization), setting) if design.blocks else answer
         return replace(
             answer,
             base_params=self.summary.n_parameters,
