@@ -1,7 +1,7 @@
 """The memory of a step as a sum of what blocks add to each stretch of each layer; see `autopeft.estimation.profile`."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.technique import Technique
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
@@ -29,21 +30,26 @@ class Share:
         net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
         high: How far they go above what the layer itself needs, besides what is left behind; the same shape.
         keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
+        reads: Whether it keeps the input of a map, by map.
+        diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
+        turn: When it is attached, among the blocks of a layer.
         first: The stretch from which on something that it brings needs a gradient.
     """
 
     net: Bytes
     high: Bytes
     keeps: Bytes
+    reads: Bytes
+    diverts: Bytes
+    turn: tuple[int, str]
     first: int
 
     def mix(self, other: "Share", weight: float) -> "Share":
         """Return what lies between two sizes of a block, or beyond them."""
-        return Share(
+        return replace(
+            self,
             net=self.net + weight * (other.net - self.net),
             high=np.maximum(self.high + weight * (other.high - self.high), 0),
-            keeps=self.keeps,
-            first=self.first,
         )
 
 
@@ -97,6 +103,8 @@ class LayeredMemory:
         }
         self._groups = tuple(dict.fromkeys(self._live_profile.sharing.values()))
         self._keeping = np.stack([self._kept_input(group) for group in self._groups])
+        self._roles = tuple(self._begins)
+        self._diverting = np.stack([self._diverted_input(role) for role in self._roles])
         self._measured: dict[Hashable, dict[int, Any]] = {}
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
@@ -149,8 +157,24 @@ class LayeredMemory:
                 most[where] = np.maximum(most[where], share.high)
                 keeps[where] = np.maximum(keeps[where], share.keeps)
         most[:, (FORWARD, EVALUATION)] += added[:, (FORWARD, EVALUATION)]
-        added += np.tensordot(keeps, self._keeping, 1)
+        added += np.tensordot(keeps, self._keeping, 1) + self._diverted(placed)
         return net + tokens * added, high + tokens * most
+
+    def _diverted(self, placed: Sequence[Any]) -> Bytes | float:
+        """Return what changes where a block reads what another one has made of a map's input: that is kept too."""
+        total: Bytes | float = 0.0
+        for where, _, shares in placed:
+            for diverting in shares:
+                if not diverting.diverts.any():
+                    continue
+                inside, read = np.zeros((2, self._n_layers, len(self._roles)))
+                inside[where] = diverting.diverts
+                for other, _, inner in placed:
+                    for share in inner:
+                        if share.turn < diverting.turn:
+                            read[other] = np.maximum(read[other], share.reads)
+                total = total + np.tensordot(inside * read, self._diverting, 1)
+        return total
 
     def _timeline(self, frame: Frame, net: Bytes, high: Bytes, *, trains_inside: bool) -> tuple[float, float]:
         """Return the highest points of the training step and of the evaluation step."""
@@ -213,7 +237,16 @@ class LayeredMemory:
         # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
         places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
         first = next((int(touched[0]) for touched in places if len(touched)), 0)
-        return Share(net=net, high=np.maximum(high, 0), keeps=keeps, first=first)
+        stage = block.stage if isinstance(block, Technique) else 0
+        return Share(
+            net=net,
+            high=np.maximum(high, 0),
+            keeps=keeps,
+            reads=np.array([float(role in profile.kept) for role in self._roles]),
+            diverts=np.array([float(role in profile.diverted) for role in self._roles]),
+            turn=(stage, block.kind),
+            first=first,
+        )
 
     def _restrict(self, share: Share, roles: Iterable[str]) -> Share:
         """Return the part of a share that belongs to some of the maps."""
@@ -223,7 +256,16 @@ class LayeredMemory:
             mask[[place - 1, place]] = 1
         chosen = {self._live_profile.sharing[role] for role in roles if role in self._begins}
         keeps = share.keeps * np.array([group in chosen for group in self._groups])
-        return Share(net=share.net * mask, high=share.high * mask, keeps=keeps, first=min(begins, default=0))
+        there = np.array([role in roles for role in self._roles])
+        return replace(
+            share,
+            net=share.net * mask,
+            high=share.high * mask,
+            keeps=keeps,
+            reads=share.reads * there,
+            diverts=share.diverts * there,
+            first=min(begins, default=0),
+        )
 
     def _kept_input(self, group: str) -> Bytes:
         """Return what changes where a map's input is kept for the backward pass: it goes later."""
@@ -234,6 +276,13 @@ class LayeredMemory:
             members = [role for role, first in profile.sharing.items() if first == group]
             change[FORWARD, min(max(profile.released[role] for role in members), n) - 1] = n_bytes
             change[BACKWARD, min(self._begins[role] for role in members)] = -n_bytes
+        return change
+
+    def _diverted_input(self, role: str) -> Bytes:
+        """Return what changes where what a map multiplies is kept besides its input."""
+        change = np.zeros((3, self._live_profile.net.shape[1] - 2))
+        n_bytes = self._live_profile.read[role]
+        change[[FORWARD, BACKWARD], self._begins[role]] = n_bytes, -n_bytes
         return change
 
     def _prompted(self, block: Block) -> Frame:

@@ -55,6 +55,7 @@ class Profile:
         kept: Bytes of the maps' inputs that autograd keeps after the forward pass, by role; roles that read the same
             storage have the same `sharing`.
         read: Bytes of the maps' inputs, by role.
+        diverted: The roles whose maps multiply something else than what comes in: it was changed on the way.
         sharing: The first role that reads the same input, by role.
         input_bytes: Size of the layer's input in the training step, and in the evaluation step.
         input_stays: Whether what comes before the layers holds the first one's input until the last one is done.
@@ -68,6 +69,7 @@ class Profile:
     high: Bytes
     kept: dict[str, int]
     read: dict[str, int]
+    diverted: frozenset[str]
     sharing: dict[str, str]
     released: dict[str, int]
     input_bytes: tuple[int, int]
@@ -103,6 +105,7 @@ class Stretches:
         self.sharing: dict[str, str] = {}
         self.released: dict[str, int] = {}
         self.kept: dict[str, int] = {}
+        self.diverted: set[str] = set()
         self._backward = False
 
     @contextmanager
@@ -115,6 +118,7 @@ class Stretches:
                 module = self._model.get_submodule(path)
                 hooks.callback(module.register_forward_pre_hook(partial(self._read, role)).remove)
                 hooks.callback(module.register_forward_hook(partial(self._pass, role)).remove)
+                hooks.callback(_innermost(module).register_forward_pre_hook(partial(self._multiply, role)).remove)
             hooks.callback(layer.register_forward_hook(lambda *_: self._move("end")).remove)
             yield
 
@@ -163,8 +167,19 @@ class Stretches:
         self._inputs[role] = ref(storage, lambda _: self.released.update({role: self._place}))
         self.read[role] = storage.nbytes()
 
+    def _multiply(self, role: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if self._inputs[role]() is not args[0].untyped_storage():
+            self.diverted.add(role)
+
     def _pass(self, role: str, *_: Any) -> None:
         self._move(f"{role} ends")
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    """Return the map of the base inside of whatever wraps it."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
 
 
 class _Fresh(torch.autograd.Function):
@@ -255,6 +270,7 @@ class ProfilingRun(DryRun):
             high=np.stack([curve.high for curve in curves]),
             kept=training.kept,
             read=training.read,
+            diverted=frozenset(training.diverted),
             sharing=training.sharing,
             released=training.released,
             input_bytes=(training.input_bytes, evaluated.input_bytes),
