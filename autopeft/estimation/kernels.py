@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from autopeft.estimation.cuda_kernels import CUDA_QUANTIZED_SCRATCH, cuda_scratch
+from autopeft.estimation.recurrent import lstm_backward_scratch_bytes, lstm_layer, lstm_scratch_bytes
 from autopeft.estimation.tracker import Formula
 
 _aten = torch.ops.aten
@@ -64,6 +65,8 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
             _FLASH_BACKWARD: flash_backward,
             _aten.mm: lambda left, right, **_: _packed_bytes(left, right, n_threads),
             _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right, n_threads),
+            _aten.mkldnn_rnn_layer: lstm_scratch_bytes,
+            _aten.mkldnn_rnn_layer_backward: lstm_backward_scratch_bytes,
         }
     for name, formula in quantized.items():
         # bitsandbytes registers its operators when it is imported; before that no layer can use them.
@@ -89,13 +92,14 @@ def flop_formulas() -> Mapping[Any, Formula]:
 
 
 def replacements() -> Mapping[Any, Callable[..., Any]]:
-    """Return, by operator packet, stand-ins for operators whose result's shape depends on data.
+    """Return, by operator packet, stand-ins for operators whose result's shape depends on data, and for LSTMs.
 
     Omits: the columns with outliers that int8 products multiply in full precision.
     """
+    recurrent = {_aten.mkldnn_rnn_layer: lstm_layer}
     if not hasattr(torch.ops.bitsandbytes, "int8_vectorwise_quant"):
-        return {}
-    return {
+        return recurrent
+    return recurrent | {
         torch.ops.bitsandbytes.int8_vectorwise_quant: _int8_quantize,
         torch.ops.bitsandbytes.int8_mixed_scaled_mm: _int8_product,
     }
