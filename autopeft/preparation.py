@@ -326,12 +326,23 @@ def _metric(spec: StudySpec) -> str:
 
 
 def _check_same(known: dict[str, Any], now: dict[str, Any], folder: StudyFolder) -> None:
+    if isinstance(known.get("training"), dict):  # what came later has, in a study from before, the value that it had
+        known = {**known, "training": {**Training().model_dump(mode="json"), **known["training"]}}
     for name, value in now.items():
-        if known.get(name) != value:
+        was = known.get(name)
+        if was != value:
             raise StudyMismatchError(
                 f"a study goes on with the {name} it began with, but {folder.path} was begun with another; "
-                f"give another study_name, or move the folder away (was {_short(known.get(name))}, is {_short(value)})"
+                f"give another study_name, or move the folder away ({_difference(was, value)})"
             )
+
+
+def _difference(was: Any, value: Any) -> str:
+    """Say what was and what is; of mappings, where they differ."""
+    if isinstance(was, dict) and isinstance(value, dict):
+        changed = [key for key in {**was, **value} if was.get(key) != value.get(key)]
+        was, value = ({key: each.get(key) for key in changed} for each in (was, value))
+    return f"was {_short(was)}, is {_short(value)}"
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ Precision = Literal["fp32", "bf16"]
 """Computation dtype; weights that train are always kept in fp32, and bf16 runs under autocast."""
 Kernel = Literal["sdpa", "eager"]
 OptimizerName = Literal["adamw", "adamw_8bit", "sgd"]
-"""AdamW with fp32 moments, AdamW with moments of 8 bits in blocks (bitsandbytes), and SGD without momentum."""
+"""AdamW with fp32 moments, AdamW with moments of 8 bits (bitsandbytes, on a CPU too), and SGD without momentum."""
 
 
 class Training(BaseModel):
@@ -23,8 +23,10 @@ class Training(BaseModel):
         precision: `auto` chooses by a short measurement, once for the study.
         kernel: Attention kernel; `auto` chooses by a short measurement, once for the study.
         device: `auto` takes a GPU where there is one.
-        optimizer: What makes the steps.
-        checkpointing: Whether each layer's activations are computed again in the backward pass instead of kept.
+        optimizer: What makes the steps. Learning rates that a space calls `prior`, and the defaults, were measured with
+            AdamW: SGD wants rates that are larger by factors of ten to a thousand, so give the space ranges for it.
+        checkpointing: Whether each layer's activations are computed again in the backward pass instead of kept: less
+            memory, one more forward pass of time in each step, and the same results.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
