@@ -56,6 +56,7 @@ class Model:
         lengths: A short one and a long one, in tokens; pixels of a side for images.
         write: Puts the model into a folder, for images of a side, and returns the folder.
         refuses: Techniques that it cannot have, by the start of their names.
+        checkpoints: Whether transformers can compute its layers again.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Model:
     lengths: tuple[int, int]
     write: Callable[[Path, int], str]
     refuses: tuple[str, ...] = ()
+    checkpoints: bool = True
 
 
 def _minilm(_folder: Path, _side: int) -> str:
@@ -133,6 +135,7 @@ MODELS = (
         lengths=(32, 128),
         write=_random("AutoModel", lambda: transformers.MPNetConfig(vocab_size=30527)),
         refuses=("deep prompt",),
+        checkpoints=False,
     ),
     Model(
         name="SmolLM2",
@@ -241,6 +244,7 @@ def all_settings() -> list[Setting]:
             chosen = {column: values[at] for column, values in columns.items()}
             chosen["batch_size"] = MODEL[name].batch_sizes[chosen["batch_size"]]
             chosen["length"] = MODEL[name].lengths[chosen["length"]]
+            chosen["checkpointing"] &= MODEL[name].checkpoints
             settings.append(Setting(model=name, technique=technique, **chosen))
     return settings + _hybrids(draw, settings)
 
