@@ -69,25 +69,28 @@ def dry_run(study: PreparedStudy) -> DryRun:
 def memory_warning(study: PreparedStudy) -> str:
     """Say that nothing in the space fits the device, and what can be done; an empty string where something does.
 
-    Takes the designs with the fewest parameters for those that need the least memory.
+    The smallest design of each technique is tried, until one fits or `SAMPLE_SECONDS` are over.
 
     Omits: what the process and the libraries hold besides tensors, and what others hold on the device.
     """
-    least = {design.quantization: design for design in reversed(study.smallest())}
-    needs = {design.key: device_bytes(study.estimator(design)) for design in least.values()}
-    if not needs or min(needs.values()) <= study.memory_bytes:
+    needs: list[tuple[int, Design]] = []
+    for design in _for_a_while(study.smallest()):
+        needs.append((device_bytes(study.estimator(design)), design))
+        if needs[-1][0] <= study.memory_bytes:
+            return ""
+    if not needs:
         return ""
-    smallest = min(least.values(), key=lambda design: needs[design.key])
-    training = study.training
+    least, smallest = min(needs, key=lambda need: need[0])
+    training, quantizations = study.training, study.space.quantization.extremes(study.model.n_layers)
     ways = [
         f"lower training.batch_size ({training.batch_size}) or training.max_length (inputs have up to "
         f"{study.workload.max_tokens} tokens)",
         *([] if training.checkpointing else ["set training.checkpointing"]),
-        *([] if {"nf4", "fp4"} & set(least) else ["allow quantization nf4 in the space"]),
+        *([] if {"nf4", "fp4"} & set(quantizations) else ["allow quantization nf4 in the space"]),
     ]
     return (
         f"no design of the space is likely to fit the device: the smallest one, {smallest.describe()}, is predicted to "
-        f"need {format_bytes(needs[smallest.key])}, and {training.device} has {format_bytes(study.memory_bytes)}; "
+        f"need {format_bytes(least)}, and {training.device} has {format_bytes(study.memory_bytes)}; "
         f"{', or '.join(ways)}"
     )
 

@@ -32,8 +32,9 @@ def make_leaderboard(state: StudyState) -> pd.DataFrame:
 
     Columns: `number`, `design` in words, `outcome`, `front`; each metric and its standard error (`accuracy`,
     `accuracy_se`), the same on the test split (`test_accuracy`, `test_accuracy_se`) where it was checked; every
-    predicted cost; `measured_peak_memory` and `peak_memory_error` (measured / predicted - 1), `train_seconds`;
-    `examples_share` of a full training; `serving`; `excess` (the largest over all limits, relative; feasible iff <= 0); `reason`; `baseline`.
+    predicted cost; `measured_peak_memory` and `peak_memory_error` (measured / predicted - 1); `train_seconds`;
+    `examples_share` of a full training; `serving`; `excess` (the largest over all limits, relative; feasible iff
+    <= 0); `reason`; `baseline`.
     """
     front = {record.number for record in pareto_front(state.trials, state.objectives)}
     metrics = metric_names(state)

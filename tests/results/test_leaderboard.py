@@ -53,6 +53,14 @@ def test_what_is_over_the_budget_says_by_how_much(table: pd.DataFrame) -> None:
     assert (table.loc[table["outcome"] == "complete", "excess"] <= 0).all()
 
 
+def test_measured_peaks_stand_beside_the_predicted_ones(table: pd.DataFrame) -> None:
+    known = table[table["measured_peak_memory"].notna()]
+    expected = (known["measured_peak_memory"] - known["peak_memory"]) / known["peak_memory"]
+    pd.testing.assert_series_equal(known["peak_memory_error"], expected, check_names=False)
+    assert 0 < len(known) < len(table)
+    assert table.loc[table["measured_peak_memory"].isna(), "peak_memory_error"].isna().all()
+
+
 def test_complete_trials_come_first_and_the_best_of_them_on_top(table: pd.DataFrame) -> None:
     complete = table["outcome"] == "complete"
     assert complete.tolist() == sorted(complete, reverse=True)

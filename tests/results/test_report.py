@@ -6,12 +6,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autopeft.results.charts import front_chart, memory_chart, rung_chart, time_chart
-from autopeft.results.diagnostics import rung_counts, throughput, trained_flops, written
+from autopeft.results.diagnostics import memory_errors, rung_counts, throughput, trained_flops, written
 from autopeft.results.report import render_report, study_yaml
 from autopeft.results.result import SearchResult
+from autopeft.results.status import status_values, status_words
+from autopeft.results.wording import reason_words
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import load_study
 from autopeft.spec.trial import Outcome
@@ -218,6 +221,38 @@ def test_time_is_compared_with_predicted_compute(state: StudyState) -> None:
     assert speed.low <= speed.median <= speed.high
     assert expected[0] <= speed.median <= expected[-1]
     assert trained_flops(state, state.trials[13]) == state.trials[13].estimate.train_flops / 2
+
+
+def test_memory_errors_are_those_of_what_was_measured(state: StudyState, build: Builder, page: Page) -> None:
+    errors = memory_errors(state)
+    assert errors is not None
+    ratios = sorted(
+        trial.measured.peak_memory / trial.estimate.peak_memory for trial in state.chains if trial.measured.peak_memory
+    )
+    assert errors.n == len(ratios)
+    assert errors.median == pytest.approx(np.median([abs(ratio - 1) for ratio in ratios]))
+    assert abs(errors.worst) == pytest.approx(max(ratios[-1] - 1, 1 - ratios[0]))
+    assert errors.bound is not None
+    assert sum(ratio <= errors.bound for ratio in ratios) >= 0.9 * (len(ratios) + 1)
+    assert errors.describe() in page.words
+    assert errors.describe() in status_words(state)
+    assert status_values(state)["memory_error"]["n"] == errors.n
+    assert memory_errors(build.state(trials=())) is None
+    few = memory_errors(build.state(trials=state.trials[:3]))
+    assert few is not None
+    assert few.bound is None
+    assert few.describe().startswith("Over 3 trials")
+
+
+def test_what_only_measurements_put_over_the_budget_says_so(build: Builder) -> None:
+    why = "peak_memory 300.0 MiB may reach 620.0 MiB by what trials measured, over the limit of 600.0 MiB"
+    trial = build.add(lora(1), params=1000, outcome=Outcome.INFEASIBLE, reason=why)
+    trial = replace(trial, excess={"peak_memory": 0.03})
+    state = build.state(trials=(trial,), n_refused={"peak_memory": 1, "out_of_memory": 2})
+    assert reason_words(trial, state.limits) == why
+    words = Page(render_report(state)).words
+    assert why in words
+    assert "a trial that ran out of memory" in words
 
 
 def test_rungs_count_who_was_scored_and_who_was_stopped(state: StudyState) -> None:
