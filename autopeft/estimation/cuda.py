@@ -3,8 +3,13 @@
 Three things differ in what lives: attention is flash or memory-efficient, with or without a mask;
 dropout keeps a mask of one byte; and autocast computes norms, softmax and losses in fp32.
 
-Not validated on a GPU yet. Omits: the workspace that cuBLAS takes from the allocator (8 MiB, 32 MiB on Hopper),
-cuDNN's attention, int8 products as CUDA makes them, and everything that the caching allocator rounds up.
+What kernels take for themselves is in `autopeft.estimation.cuda_kernels`, what the allocator makes of it all in
+`autopeft.estimation.allocator`.
+
+Held against published runs of a 3B model on one kind of GPU (studies/benchmarks/published.py), not yet against
+measurements of autopeft's own. Omits: cuDNN's attention, which Hopper and data-centre Blackwell prefer: it keeps what
+flash attention keeps, with another workspace; that int8 layers in training quantize their input instead of dequantizing
+their weight (both keep the input; the forward's scratch memory differs, and is rarely the peak).
 """
 
 from collections.abc import Callable

@@ -19,6 +19,7 @@ something else than autopeft does, the difference stays in the figures:
                    (`BaseTunerLayer.enable_adapters`) and keeps what A's gradient needs: what LoRA-FA is there to save
     prompt tuning  peft computes logits and a loss at the prompt's positions too, autopeft at the text's alone
     prefix tuning  peft hands prefixes over in a cache, which keeps all keys and values until the step is over
+    SHiRA          peft adds the update to a copy of the weight in bf16; autopeft multiplies by it alone, in fp32
 
     python studies/benchmarks/published.py --results peft/method_comparison/MetaMathQA/results
 """
@@ -174,16 +175,9 @@ def block_of(peft: dict[str, Any], optimizer: str) -> dict[str, Any] | None:
 
 def _others(peft: dict[str, Any], known: tuple[str, ...]) -> list[str]:
     """Return the settings, besides those, that switch something on."""
-    general = (
-        "peft_type",
-        "task_type",
-        "peft_version",
-        "base_model_name_or_path",
-        "megatron_core",
-        "qalora_group_size",
-    )
-    skipped, off = {*known, *general}, (None, False, {}, [], "none")
-    return [name for name, value in peft.items() if value not in off and name not in skipped]
+    about = ("peft_type", "task_type", "peft_version", "base_model_name_or_path", "megatron_core", "qalora_group_size")
+    off = (None, False, {}, [], "none")
+    return [name for name, value in peft.items() if value not in off and name not in {*known, *about}]
 
 
 def read_runs(folder: Path) -> Iterator[Run | str]:
