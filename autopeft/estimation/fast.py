@@ -6,7 +6,7 @@ design itself remains the estimate of record.
 """
 
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError
@@ -22,8 +22,8 @@ from autopeft.spec.block import Block, Quantization
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
 
-MARGIN = 0.03
-"""What the fast peak is trusted to: where a budget is nearer than this, only a dry run decides."""
+MARGIN = 0.05
+"""What the fast peak is trusted to, about twice what was seen: nearer to a budget than this, only a dry run decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,9 @@ class FastEstimator:
         if self.obstacle:
             return self._dry_run(design)
         try:
-            sizes = self._parts.total(design.blocks)
-            peak = self._peak(design, sizes)
+            keys = [without_layers(block) for block in design.blocks]
+            sizes = self._parts.total(design.blocks, keys)
+            peak = self._peak(design, keys, sizes)
         except DesignError:  # what is legal on the model need not be on one of fewer layers
             return self._dry_run(design)
         return Costs(trainable_params=int(sizes[0]), peak_memory=int(peak))
@@ -111,9 +112,9 @@ class FastEstimator:
         except DesignError:
             return  # designs with this block get a dry run
 
-    def _peak(self, design: Design, sizes: Sizes) -> float:
+    def _peak(self, design: Design, keys: Sequence[Hashable], sizes: Sizes) -> float:
         memory = self._over(design.quantization)
-        training, evaluation = memory.peaks(design.blocks)
+        training, evaluation = memory.peaks(design.blocks, keys)
         _, added_bytes, kept_bytes = sizes - self._parts.head
         more = int(added_bytes) + self._layer_bytes[design.quantization] * (self._n_layers - 1)
         at_training, at_evaluation = memory.start_bytes

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 
 FORWARD, BACKWARD, EVALUATION = range(3)
+Where = slice | list[int]
+"""Layers, as an index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Share:
 
     Attributes:
         net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
-        high: How far they go above what the layer itself needs, besides what is left behind; the same shape.
+        high: How far they go above what the layer itself needs; the same shape.
         keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
         reads: Whether it keeps the input of a map, by map.
         diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
@@ -43,6 +46,11 @@ class Share:
     diverts: Bytes
     turn: tuple[int, str]
     first: int
+
+    @cached_property
+    def changes_input(self) -> bool:
+        """Return whether it changes any map's input."""
+        return bool(self.diverts.any())
 
     def mix(self, other: "Share", weight: float) -> "Share":
         """Return what lies between two sizes of a block, or beyond them."""
@@ -109,21 +117,25 @@ class LayeredMemory:
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
 
-    def peaks(self, blocks: Sequence[Block]) -> tuple[float, float]:
+    def peaks(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> tuple[float, float]:
         """Return how far a training step and an evaluation step go above what is there before them.
+
+        Args:
+            blocks: Of a design.
+            keys: `without_layers` of each.
 
         Raises:
             DesignError: A block can't be attached to a model of one layer.
         """
         frame, placed, lowest = self._live, [], self._n_layers
-        for block in blocks:
+        for block, key in zip(blocks, keys, strict=True):
             if block.whole_model:
                 frame, lowest = self._prompted(block), -1
                 continue
             layers = range(self._n_layers) if block.layers == "all" else block.layers
             where = slice(layers[0], layers[-1] + 1) if layers[-1] - layers[0] + 1 == len(layers) else list(layers)
             lowest = min(lowest, layers[0])
-            placed.append((where, layers[0], self._of(block)))
+            placed.append((where, layers[0], self._of(block, key)))
         first = min((s.first for _, bottom, shares in placed if bottom == lowest for s in shares), default=0)
         net, high = self._rows(frame, lowest, first)
         return self._timeline(frame, *self._add(net, high, placed, frame.tokens), trains_inside=lowest < self._n_layers)
@@ -133,7 +145,7 @@ class LayeredMemory:
         if block.whole_model:
             self._prompted(block)
         else:
-            self._of(block)
+            self._of(block, without_layers(block))
 
     def _rows(self, frame: Frame, lowest: int, first: int) -> tuple[Bytes, Bytes]:
         """Return the model's own layers, [layers, passes, stretches]: dead ones below the lowest that trains."""
@@ -151,29 +163,37 @@ class LayeredMemory:
         """Put what blocks add on top of the model's own layers."""
         added, most = np.zeros_like(net), np.zeros_like(net)
         keeps = np.zeros((self._n_layers, len(self._groups)))
-        for where, _, shares in placed:
-            for share in shares:
-                added[where] += share.net
-                most[where] = np.maximum(most[where], share.high)
-                keeps[where] = np.maximum(keeps[where], share.keeps)
-        most[:, (FORWARD, EVALUATION)] += added[:, (FORWARD, EVALUATION)]
-        added += np.tensordot(keeps, self._keeping, 1) + self._diverted(placed)
+        in_order = sorted(((share, where) for where, _, shares in placed for share in shares), key=_turn)
+        for share, where in in_order:
+            so_far = added[where]
+            most[where, FORWARD::2] = np.maximum(
+                most[where, FORWARD::2], so_far[:, FORWARD::2] + share.high[FORWARD::2]
+            )
+            added[where] = so_far + share.net
+            keeps[where] = np.maximum(keeps[where], share.keeps)
+        diverted = self._diverted(in_order)
+        done = np.zeros_like(net[:, BACKWARD])
+        # In reverse; what changes a map's input comes last, after all that read what it made.
+        backwards = in_order[::-1]
+        backwards.sort(key=_changes_input)
+        for share, where in backwards:
+            before = done[where] + diverted[where, BACKWARD] if _changes_input((share, where)) else done[where]
+            most[where, BACKWARD] = np.maximum(most[where, BACKWARD], before + share.high[BACKWARD])
+            done[where] += share.net[BACKWARD]
+        added += np.tensordot(keeps, self._keeping, 1) + diverted
         return net + tokens * added, high + tokens * most
 
-    def _diverted(self, placed: Sequence[Any]) -> Bytes | float:
+    def _diverted(self, in_order: Sequence[tuple[Share, Where]]) -> Bytes:
         """Return what changes where a block reads what another one has made of a map's input: that is kept too."""
-        total: Bytes | float = 0.0
-        for where, _, shares in placed:
-            for diverting in shares:
-                if not diverting.diverts.any():
-                    continue
+        total = np.zeros((self._n_layers, *self._diverting.shape[1:]))
+        for diverting, there in in_order:
+            if _changes_input((diverting, there)):
                 inside, read = np.zeros((2, self._n_layers, len(self._roles)))
-                inside[where] = diverting.diverts
-                for other, _, inner in placed:
-                    for share in inner:
-                        if share.turn < diverting.turn:
-                            read[other] = np.maximum(read[other], share.reads)
-                total = total + np.tensordot(inside * read, self._diverting, 1)
+                inside[there] = diverting.diverts
+                for share, where in in_order:
+                    if share.turn < diverting.turn:
+                        read[where] = np.maximum(read[where], share.reads)
+                total += np.tensordot(inside * read, self._diverting, 1)
         return total
 
     def _timeline(self, frame: Frame, net: Bytes, high: Bytes, *, trains_inside: bool) -> tuple[float, float]:
@@ -186,9 +206,8 @@ class LayeredMemory:
         back = up[0].sum() + _highest(down, _line(outer.high[BACKWARD], high[:, BACKWARD])[::-1])
         return max(highest[0], back), highest[1]
 
-    def _of(self, block: Block) -> tuple[Share, ...]:
+    def _of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
         """Return what a block adds, in as many shares as it has independent places."""
-        key = without_layers(block)
         if key not in self._shares:
             self._shares[key] = tuple(self._share(part) for part in _separate(block))
         return self._shares[key]
@@ -233,7 +252,6 @@ class LayeredMemory:
         for number, group in enumerate(self._groups):
             if group in profile.kept and group not in self._live_profile.kept:
                 net -= self._keeping[number]
-        high[(FORWARD, EVALUATION), :] -= net[(FORWARD, EVALUATION), :]
         # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
         places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
         first = next((int(touched[0]) for touched in places if len(touched)), 0)
@@ -308,6 +326,14 @@ class LayeredMemory:
             attached = attach(self._base, design)
         with attached, ProfilingRun(attached, self._machine, live=live) as run:
             return run.profile(self._workload)
+
+
+def _turn(pair: tuple[Share, Where]) -> tuple[int, str]:
+    return pair[0].turn
+
+
+def _changes_input(pair: tuple[Share, Where]) -> bool:
+    return bool(pair[0].changes_input)
 
 
 def _line(outer: Bytes, layers: Bytes) -> Bytes:

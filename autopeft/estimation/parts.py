@@ -4,7 +4,7 @@ A block is attached once in one layer and once in two layers of a model that has
 each layer gets, the rest comes once. Tensors outside of the layers are known by name, because blocks may share them.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,16 +60,20 @@ class Parts:
         self.head = _sum(head.values())
         self._head_names = head.keys()
 
-    def total(self, blocks: Iterable[Block]) -> Sizes:
+    def total(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> Sizes:
         """Return the sizes of a design's blocks and of what always trains.
+
+        Args:
+            blocks: Of a design.
+            keys: `without_layers` of each.
 
         Raises:
             DesignError: A block can't be attached to the shortened model.
         """
         total = self.head.copy()
         shared: dict[str, Sizes] = {}
-        for block in blocks:
-            part = self.part(block)
+        for block, key in zip(blocks, keys, strict=True):
+            part = self._parts.get(key) or self.part(block)
             total += part.once
             if not block.whole_model:
                 total += part.each * (self._n_layers if block.layers == "all" else len(block.layers))
