@@ -13,6 +13,7 @@ from autopeft.spec.block import Quantization
 from autopeft.spec.choices import Choice
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
+from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import DEFAULT_YARDSTICK
 
@@ -180,9 +181,10 @@ def _legal_spaces(costs: ModelCosts, spaces: Sequence[SearchSpace]) -> tuple[lis
     """Return the spaces that are legal on the model, and why the others are not."""
     legal, refused = [], {}
     for space in spaces:
+        possible, _ = leave_out_impossible(space, costs.summary)
         try:
-            space.check(costs.summary)
-            legal.append(space)
+            possible.check(costs.summary)
+            legal.append(possible)
         except SpaceError as error:
             refused[space.name] = str(error)
     return legal, refused

@@ -52,6 +52,7 @@ class ModelCosts:
         """
         self._kernel: Kernel = kernel
         self._estimators: dict[Setting, Estimator] = {}
+        self._machines: dict[Setting, Estimator] = {}
         with _folder(model) as name:
             self._base: Base = build_meta(
                 name,
@@ -81,16 +82,23 @@ class ModelCosts:
                     f"sequence_length={setting.sequence_length}, n_positions={longest}; shorten the sequences, or take "
                     "a model with more positions"
                 )
-            self._estimators[setting] = Estimator(
+            self._estimators[setting] = self._machine(setting).resized(setting.workload)
+        return self._estimators[setting]
+
+    def _machine(self, setting: Setting) -> Estimator:
+        """Return an estimator for some batches: those for others share the quantized models with it."""
+        machine = replace(setting, batch_size=1, sequence_length=1, n_steps=1)
+        if machine not in self._machines:
+            self._machines[machine] = Estimator(
                 self._base,
-                workload=setting.workload,
+                workload=machine.workload,
                 precision=PRECISIONS[setting.dtype],
                 kernel=self._kernel,
                 device=setting.device,
                 optimizer=setting.optimizer,
                 checkpointing=setting.checkpointing,
             )
-        return self._estimators[setting]
+        return self._machines[machine]
 
     def cost(self, design: Design, setting: Setting) -> Estimate:
         """Return the cost of a design.

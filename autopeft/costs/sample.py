@@ -13,6 +13,7 @@ from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
+from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.objective import COSTS
 from autopeft.spec.space import Draw, RandomChooser, SearchSpace
 
@@ -34,6 +35,7 @@ class CostSample:
         costs: Each legal draw with its cost; a design that was drawn twice is there twice.
         n_illegal: Draws that are no design to train, by the rule that they break.
         limits: The budget, as amounts.
+        notes: What of the space the model cannot have.
     """
 
     space: str
@@ -41,6 +43,7 @@ class CostSample:
     costs: tuple[tuple[Design, Estimate], ...]
     n_illegal: Mapping[str, int]
     limits: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def n_drawn(self) -> int:
@@ -81,6 +84,7 @@ class CostSample:
             "space": self.space,
             "n_drawn": self.n_drawn,
             "n_illegal": dict(self.n_illegal),
+            "notes": list(self.notes),
             "limits": dict(self.limits),
             "feasible_share": self.feasible_share,
             "n_over": self.n_over,
@@ -118,6 +122,7 @@ def sample_costs(
     """
     if n_samples < 1:
         raise DesignError(f"samples >= 1 must hold, but got samples={n_samples}")
+    space, notes = leave_out_impossible(space, costs.summary)
     space.check(costs.summary)
     costs.at(setting)  # sequences that are too long are an error, not an illegal draw
     known: list[tuple[Design, Estimate]] = []
@@ -139,6 +144,7 @@ def sample_costs(
         costs=tuple(known),
         n_illegal=dict(illegal.most_common()),
         limits=dict(limits or {}),
+        notes=notes,
     )
 
 

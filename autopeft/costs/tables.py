@@ -61,6 +61,7 @@ def sample_table(sample: CostSample) -> list[str | PlainTable]:
     for label, (design, estimate) in zip(("smallest", "largest"), sample.extremes(), strict=False):
         costs = ", ".join(format_cost(name, estimate.cost(name)) for name in ("trainable_params", "peak_memory"))
         parts.append(f"{label:9} {costs}: {design.describe()}")
+    parts += [f"note      {note}" for note in sample.notes]
     for reason, count in list(sample.n_illegal.items())[:N_REASONS]:
         parts.append(f"illegal   {count} x {reason}")
     if (more := len(sample.n_illegal) - N_REASONS) > 0:

@@ -1,5 +1,6 @@
 """What a design costs on a model, a workload and a device: the estimate that budgets are checked against."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +9,7 @@ from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
 from autopeft.estimation.dry_run import DryRun, Machine, StepCost
+from autopeft.estimation.explanation import Explanation, explain
 from autopeft.estimation.fake_weights import tensors_of
 from autopeft.estimation.quantized import quantize_meta
 from autopeft.models.attach import Attached, attach
@@ -104,6 +106,12 @@ class Estimator:
         """Return the shapes of the batches."""
         return self._workload
 
+    def resized(self, workload: Workload) -> "Estimator":
+        """Return an estimator for batches of other shapes; the model's stored forms are shared, not made again."""
+        other = copy.copy(self)
+        other._workload, other._estimates, other._n_trainable = workload, {}, {}
+        return other
+
     def check(self, design: Design) -> None:
         """Raise `DesignError` where what the design puts before the longest input leaves it too few positions."""
         summary, longest = self._bases["none"].summary, self._workload.max_tokens
@@ -143,6 +151,19 @@ class Estimator:
         """
         with self._attach(design) as attached:
             return self._steps(attached)
+
+    def explain(self, design: Design) -> Explanation:
+        """Return what the memory of both steps is made of: by module at the peak, and over time.
+
+        Raises:
+            DesignError: The design is illegal on this model.
+        """
+        workload, n_tokens = self._workload, self._workload.max_tokens
+        with self._attach(design) as attached, DryRun(attached, self._machine, names=True) as run:
+            trains = attached.n_trainable > 0
+            training = run.training_events(batch_size=workload.batch_size, n_tokens=n_tokens) if trains else []
+            evaluation = run.evaluation_events(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens)
+            return explain(run.cost(training), run.cost(evaluation), training, evaluation)
 
     def _attach(self, design: Design) -> Attached:
         self.check(design)
