@@ -13,7 +13,7 @@ The length is their `max_seq_length`, at which their script cuts: an upper bound
 the 20,000 examples really has is not published. Nothing here is fitted. `--tokens` shows what another length gives.
 
 Not modelled: generation during their evaluations, the temporaries of AdamW's `foreach` form. Where their runs do
-something else than autopeft does, the difference stays in the figures:
+something else than autopeft does, the difference stays in the figures, beside those of the other runs alone:
 
     LoRA-FA        their script switches adapters off and on before it trains, whereupon peft lets A train again
                    (`BaseTunerLayer.enable_adapters`) and keeps what A's gradient needs: what LoRA-FA is there to save
@@ -77,6 +77,10 @@ ROLE = {
 }
 
 
+OTHERWISE = frozenset({"prompt", "prefix", "shira"})
+"""Kinds that their runs train in another way than autopeft does; so they do LoRA-FA."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A published run that autopeft has a design for.
@@ -102,6 +106,7 @@ class Comparison:
     Attributes:
         peak_bytes: Predicted peak of tensors.
         reserved_bytes: Predicted peak of what the allocator reserves; `measured_bytes` is to equal it.
+        alike: Whether the run does what autopeft does.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Comparison:
     reserved_bytes: int
     measured_bytes: int
     base_bytes: int
+    alike: bool
 
     @property
     def error(self) -> float:
@@ -232,6 +238,7 @@ def compare(base: Base, run: Run, n_tokens: int) -> Comparison:
             reserved_bytes=peaks.reserved_bytes,
             measured_bytes=run.measured_bytes,
             base_bytes=stored_bytes(base),
+            alike=not any(block.kind in OTHERWISE or getattr(block, "freeze_a", False) for block in run.design.blocks),
         )
 
 
@@ -302,7 +309,11 @@ def main() -> None:
             f"{each.reserved_bytes / GIB:10.2f}{each.measured_bytes / GIB:11.2f}{each.error:+8.1%}",
             flush=True,
         )
-    print(summary(compared))
+    if len(compared) > 1:
+        print(f"all runs: {summary(compared)}")
+    alike = [each for each in compared if each.alike]
+    if 1 < len(alike) < len(compared):
+        print(f"those that do what autopeft does: {summary(alike)}")
     if options.output:
         options.output.write_text("".join(json.dumps(asdict(each)) + "\n" for each in compared))
 
