@@ -72,9 +72,12 @@ def test_it_can_be_asked_for_later_and_is_trained_once(study: dict[str, Any]) ->
     ]
 
 
-def test_it_is_left_out_where_the_device_is_too_small(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_left_out_where_the_device_is_too_small(
+    study: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(preparation, "memory_bytes", lambda device: 2**20)
     result = search(study, n_trials=1, full_fine_tuning=True)
+    assert "no design of the space is likely to fit" in caplog.text, "a warning: the designs are trained all the same"
     (left_out,) = references(result)
     assert left_out.outcome is Outcome.INFEASIBLE
     assert "of memory, and the device has 1.0 MiB" in left_out.reason

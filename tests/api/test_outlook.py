@@ -1,0 +1,50 @@
+"""What is said before a search trains anything: whether its device is large enough, and how long it takes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autopeft import outlook, preparation
+from autopeft.outlook import dry_run, memory_warning
+from autopeft.preparation import PreparedStudy, prepare_study
+from autopeft.spec.space import SearchSpace
+from autopeft.spec.study import make_study
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep samples small: what they are drawn for is the same for few designs."""
+    monkeypatch.setattr(outlook, "N_DRAWS", 6)
+
+
+def prepared(study: dict[str, Any]) -> PreparedStudy:
+    return prepare_study(make_study(study))
+
+
+def test_a_device_that_holds_no_design_is_named_before_training(study: dict[str, Any]) -> None:
+    ready = prepared(study)
+    assert memory_warning(ready) == ""
+    least = min(ready.estimator(design).peak_memory for design in ready.smallest())
+    assert memory_warning(replace(ready, memory_bytes=least)) == "", "what just fits fits"
+    small = replace(ready, memory_bytes=least - 1)
+    warning = memory_warning(small)
+    assert "no design of the space is likely to fit" in warning
+    assert "lower training.batch_size (16) or training.max_length" in warning
+    assert "checkpointing" in warning
+    assert "nf4" not in warning.rpartition(";")[2], "the space has it already"
+    assert dry_run(small).notes[0] == f"warning: {warning}"
+
+
+def test_predicted_time_follows_what_the_designs_of_the_space_compute(study: dict[str, Any]) -> None:
+    ready = prepared({**study, "budget": {}})
+
+    def seconds(**layers: Any) -> float:
+        space = SearchSpace.from_dict({"blocks": {"lora": {"rank": [1, 2], **layers}}})
+        return dry_run(replace(ready, space=space)).predicted_seconds
+
+    assert 0 < seconds(layers={"last": 1}) < seconds(layers="all"), "gradients go no further than the last layer"
+    speed = ready.seconds_per_flop()
+    assert speed is not None
+    timed = ready.estimator(preparation.timed_design())
+    assert speed * timed.train_flops == pytest.approx(ready.step_seconds["fp32/sdpa"] * ready.workload.n_steps)
