@@ -77,6 +77,19 @@ class FastEstimator:
             return self._dry_run(design)
         return Costs(trainable_params=int(sizes[0]), peak_memory=int(peak))
 
+    def trainable_params(self, design: Design) -> int:
+        """Return how many parameters train, exactly.
+
+        Raises:
+            DesignError: The design is illegal on this model.
+        """
+        if self.obstacle:
+            return self._full.trainable_params(design)
+        try:
+            return int(self._parts.total(design.blocks, [without_layers(block) for block in design.blocks])[0])
+        except DesignError:
+            return self._full.trainable_params(design)
+
     def warm_up(self, space: SearchSpace, *, n_designs: int = 300, seed: int = 0) -> int:
         """Measure the parts that random designs of a space are made of; returns how many designs were drawn.
 

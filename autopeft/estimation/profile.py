@@ -141,7 +141,7 @@ class Stretches:
     def _move(self, name: str) -> None:
         self.order.append(name)
         self._place = len(self.order)
-        self._starts.append((torch.autograd._get_sequence_nr(), self._place))
+        self._starts.append((_sequence_number(), self._place))
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -156,7 +156,7 @@ class Stretches:
         if not torch.is_grad_enabled() or not (self._live or hidden.requires_grad):
             return torch.empty_like(hidden)
         source = hidden if hidden.requires_grad else torch.zeros((), device=hidden.device, requires_grad=True)
-        fresh: torch.Tensor = _Fresh.apply(source, hidden)
+        fresh: torch.Tensor = _Fresh.apply(source, hidden)  # type: ignore[no-untyped-call]
         return fresh
 
     def _read(self, role: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -173,6 +173,12 @@ class Stretches:
 
     def _pass(self, role: str, *_: Any) -> None:
         self._move(f"{role} ends")
+
+
+def _sequence_number() -> int:
+    """Return the number that autograd gives to what it records next."""
+    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    return number
 
 
 def _innermost(module: nn.Module) -> nn.Module:
@@ -195,7 +201,7 @@ class _Fresh(torch.autograd.Function):
         return gradients[0] if ctx.hands_down else None, None
 
 
-class StretchTracker(StorageTracker):
+class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
     """Follow live bytes by stretch."""
 
     def __init__(self, *, stretches: Stretches, **settings: Any) -> None:
@@ -210,7 +216,7 @@ class StretchTracker(StorageTracker):
     def __enter__(self) -> Any:
         """Start from what is registered."""
         self._start_bytes = self.first_bytes = self._total_bytes
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator in its stretch."""
