@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.estimation.attribution import Attribution
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
@@ -85,13 +86,14 @@ class DryRun:
 
     tracker_class: type[StorageTracker] = StorageTracker
 
-    def __init__(self, attached: Attached, machine: Machine, *, whole: bool = False) -> None:
+    def __init__(self, attached: Attached, machine: Machine, *, whole: bool = False, names: bool = False) -> None:
         """Prepare for steps.
 
         Args:
             attached: On the meta device.
             machine: Where the steps run.
             whole: Whether every layer is run, also where a few speak for all: it takes longer and says the same.
+            names: Whether events say which module they are of.
         """
         self._attached = attached
         self._model = attached.model
@@ -100,6 +102,7 @@ class DryRun:
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []
+        self._names = names
         self._repeats = () if whole else find_repeats(self._model, attached.base.summary)
 
     def __enter__(self) -> Self:
@@ -126,16 +129,24 @@ class DryRun:
         """
         if not self._trainable:
             return StepCost(peak_bytes=0, at_peak={}, flops=0, attention_flops=0)
+        return self.cost(self.training_events(batch_size=batch_size, n_tokens=n_tokens))
+
+    def training_events(self, *, batch_size: int, n_tokens: int) -> list[Event]:
+        """Return what happens to storages in one optimizer step."""
         self._model.train()
-        return self._cost(self._events(self._train, batch_size=batch_size, n_tokens=n_tokens, trains=True))
+        return self._events(self._train, batch_size=batch_size, n_tokens=n_tokens, trains=True)
 
     def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
         """Return the cost of the forward pass of one batch without gradients.
 
         Source: `evaluate` in `autopeft.training.evaluate`.
         """
+        return self.cost(self.evaluation_events(batch_size=batch_size, n_tokens=n_tokens))
+
+    def evaluation_events(self, *, batch_size: int, n_tokens: int) -> list[Event]:
+        """Return what happens to storages in the evaluation of one batch."""
         self._model.eval()
-        return self._cost(self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False))
+        return self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False)
 
     def _events(self, step: Step, *, batch_size: int, n_tokens: int, trains: bool) -> list[Event]:
         """Return what happens to storages in a step; of layers that repeat a few are run, where that says all."""
@@ -153,20 +164,24 @@ class DryRun:
         inputs, labels = self._batch(batch_size, n_tokens)
         batch = [*inputs.values(), labels] if trains or self._labels_tokens else list(inputs.values())
         states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)] if trains else []
-        trace = Trace()
+        attribution = Attribution(self._model, self._attached.base.summary) if self._names else None
+        trace = Trace(attribution)
         tracker = self.tracker_class(
             scratch=scratch_formulas(self._machine.device, n_threads=self._machine.n_threads),
             flops=flop_formulas(),
             replacements=replacements(),
             observer=trace,
         )
-        tracker.register(tensors_of(self._model), "base")
-        tracker.register(self._trainable, "trainable")
-        tracker.register(states, "optimizer")
-        tracker.register(batch, "activations")
-        hooks = tracker.watch_gradients(self._trainable)
         with ExitStack() as undo:
-            for hook in hooks:
+            if attribution is not None:
+                undo.enter_context(attribution.listening())
+                attribution.own(states, "optimizer")
+                attribution.own(batch, "inputs")
+            tracker.register(tensors_of(self._model), "base")
+            tracker.register(self._trainable, "trainable")
+            tracker.register(states, "optimizer")
+            tracker.register(batch, "activations")
+            for hook in tracker.watch_gradients(self._trainable):
                 undo.callback(hook.remove)
             undo.enter_context(few_layers(self._model, repeats, trace, tracker.settle))
             with tracker:
@@ -200,7 +215,8 @@ class DryRun:
         with torch.no_grad(), self._machine.forward():
             self._score(self._model(**inputs), labels)
 
-    def _cost(self, events: list[Event]) -> StepCost:
+    def cost(self, events: list[Event]) -> StepCost:
+        """Return what the events of a step come to."""
         summary = summarize(events)
         return StepCost(
             peak_bytes=summary.peak_bytes,

@@ -1,13 +1,12 @@
 """What the memory of a step is made of: by module and kind at the peak, and as it rises and falls."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from autopeft.estimation.dry_run import StepCost
-from autopeft.estimation.tracker import Category
-
-Phase = Literal["forward", "backward", "optimizer", "evaluation"]
+from autopeft.estimation.trace import Begun, Borrowed, Event, Freed, Made, Moved, Phase
+from autopeft.estimation.tracker import CATEGORIES, Category
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +34,77 @@ class Explanation:
     def peak_phase(self) -> Phase:
         """Return the phase of the peak."""
         return self.timeline[self.peak_at][0]
+
+
+def explain(
+    training: StepCost, evaluation: StepCost, training_events: Sequence[Event], evaluation_events: Sequence[Event]
+) -> Explanation:
+    """Return where memory goes, from the events of both steps."""
+    timeline = [*_timeline(training_events), *_timeline(evaluation_events)]
+    totals = [sum(live.values()) for _, live in timeline]
+    is_training = training.peak_bytes >= evaluation.peak_bytes
+    return Explanation(
+        training=training,
+        evaluation=evaluation,
+        timeline=tuple(timeline),
+        peak_at=totals.index(max(totals)),
+        by_module=_by_module(
+            training_events if is_training else evaluation_events, max(training.peak_bytes, evaluation.peak_bytes)
+        ),
+    )
+
+
+def _timeline(events: Iterable[Event]) -> list[tuple[Phase, Mapping[Category, int]]]:
+    """Return live bytes after each change, from the first phase on."""
+    live: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+    storages: dict[int, tuple[int, Category]] = {}
+    points: list[tuple[Phase, Mapping[Category, int]]] = []
+    phase: Phase | None = None
+    for event in events:
+        match event:
+            case Made(key, n_bytes, category):
+                storages[key] = (n_bytes, category)
+                live[category] += n_bytes
+            case Freed(key):
+                n_bytes, category = storages.pop(key)
+                live[category] -= n_bytes
+            case Moved(key, category):
+                n_bytes, before = storages[key]
+                storages[key] = (n_bytes, category)
+                live[before] -= n_bytes
+                live[category] += n_bytes
+            case Begun(begun):
+                phase = begun
+            case Borrowed(n_bytes) if phase is not None and n_bytes:
+                points.append((phase, {**live, "scratch": n_bytes}))
+        if phase is not None and (not points or points[-1][1] != live):
+            points.append((phase, dict(live)))
+    return points
+
+
+def _by_module(events: Iterable[Event], peak_bytes: int) -> tuple[tuple[str, Category, int], ...]:
+    """Return what is alive when the live bytes first reach the peak."""
+    storages: dict[int, Made] = {}
+    total = 0
+    borrowed: Borrowed | None = None
+    for event in events:
+        borrowed = None
+        match event:
+            case Made(key, n_bytes):
+                storages[key] = event
+                total += n_bytes
+            case Freed(key):
+                total -= storages.pop(key).n_bytes
+            case Moved(key, category):
+                storages[key] = replace(storages[key], category=category)
+            case Borrowed():
+                borrowed = event
+        if total + (borrowed.n_bytes if borrowed else 0) == peak_bytes:
+            break
+    sums: dict[tuple[str, Category], int] = defaultdict(int)
+    for made in storages.values():
+        sums[made.where, made.category] += made.n_bytes
+    if borrowed is not None:
+        sums[borrowed.where, "scratch"] += borrowed.n_bytes
+    found = [(where, category, n_bytes) for (where, category), n_bytes in sums.items() if n_bytes]
+    return tuple(sorted(found, key=lambda row: -row[2]))

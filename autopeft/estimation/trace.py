@@ -9,10 +9,12 @@ from typing import Any, Literal
 from autopeft.estimation.tracker import CATEGORIES, Category
 
 Phase = Literal["forward", "backward", "optimizer", "evaluation"]
+"""Of a training step, or all of an evaluation step."""
 Direction = Literal["forward", "backward"]
 
 _RESIDENT = ("base", "trainable")
 _keys = itertools.count()
+_NO_KEY = -1
 _RECENT = 64
 """Events after a sum among which what it made is found."""
 
@@ -99,21 +101,21 @@ class Trace:
         events: In order; first what was there before the step.
     """
 
-    def __init__(self, where: Callable[[], str] | None = None) -> None:
+    def __init__(self, where: Callable[[int], str] | None = None) -> None:
         """Start with nothing.
 
         Args:
-            where: Says which module is at work; asked for every storage.
+            where: Says which module a storage is of, by the tracker's key; asked for every one.
         """
         self.events: list[Event] = []
-        self._where = where or (lambda: "")
+        self._where = where or (lambda _: "")
         self._own: dict[int, int] = {}  # our keys by the tracker's, which are used again
         self._dead: dict[int, int] = {}
 
     def made(self, key: int, n_bytes: int, category: Category) -> None:
         """Note a storage; what stays for all steps keeps its key, so that it is known in each."""
         self._own[key] = key if category in _RESIDENT else new_key()
-        self.events.append(Made(self._own[key], n_bytes, category, self._where()))
+        self.events.append(Made(self._own[key], n_bytes, category, self._where(key)))
 
     def freed(self, key: int) -> None:
         """Note the end of a storage."""
@@ -126,7 +128,7 @@ class Trace:
 
     def borrowed(self, n_bytes: int) -> None:
         """Note what a kernel needed while it ran."""
-        self.events.append(Borrowed(n_bytes, self._where()))
+        self.events.append(Borrowed(n_bytes, self._where(_NO_KEY)))
 
     def computed(self, packet: Any, n_flops: int) -> None:
         """Note the operations of an operator."""
