@@ -190,6 +190,9 @@ def read_runs(folder: Path) -> Iterator[Run | str]:
     """Yield the runs of a folder; the name alone where autopeft has no design for one."""
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
+        if not isinstance(result, dict) or not {"run_info", "train_info"} <= result.keys():
+            yield path.stem  # no result of theirs
+            continue
         settings, outcome = result["run_info"], result["train_info"]
         training, peft = settings["train_config"], settings["peft_config"]
         block = block_of(peft, training["optimizer_type"]) if peft else None
