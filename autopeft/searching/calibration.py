@@ -61,6 +61,9 @@ class Calibration:
         self._prior = seconds_per_flop
         self._first_trial = first_trial
         self._records: dict[int, TrialRecord] = {}
+        self._rates: dict[int, float] = {}
+        self._out: dict[int, TrialRecord] = {}
+        self._speeds: dict[str, float | None] = {}
         self._elsewhere: set[int] = set()
 
     def put(self, record: TrialRecord) -> None:
@@ -68,9 +71,17 @@ class Calibration:
         if record.number < self._first_trial or record.continues in self._elsewhere:
             self._elsewhere.add(record.number)
             return
-        if record.continues is not None:
-            self._records.pop(record.continues, None)
+        for number in (record.number, record.continues):
+            if number is not None:
+                self._records.pop(number, None)
+                self._rates.pop(number, None)
+                self._out.pop(number, None)
+        self._speeds.clear()
         self._records[record.number] = record
+        if (rate := self._seconds_per_flop(record)) is not None:
+            self._rates[record.number] = rate
+        if record.outcome is Outcome.OUT_OF_MEMORY and not record.is_reference:
+            self._out[record.number] = record
 
     # Memory ---------------------------------------------------------------------------------------------------
 
@@ -100,12 +111,11 @@ class Calibration:
         the memory then. How much of it the device had left at the time isn't known, so that such a trial says
         nothing of the ratio that `memory_bound` uses.
         """
-        designs = [record for record in self._records.values() if not record.is_reference]
-        out = [record for record in designs if record.outcome is Outcome.OUT_OF_MEMORY]
-        if not out:
+        if not self._out:
             return None
-        had = max((device_bytes(r.estimate) for r in designs if r not in out and r.measured.n_steps), default=0)
-        evidence = [record for record in out if device_bytes(record.estimate) > had]
+        trained = (r for n, r in self._records.items() if r.measured.n_steps and n not in self._out)
+        had = max((device_bytes(r.estimate) for r in trained if not r.is_reference), default=0)
+        evidence = [record for record in self._out.values() if device_bytes(record.estimate) > had]
         least = min(evidence, key=lambda record: device_bytes(record.estimate), default=None)
         return least if least is not None and device_bytes(estimate) >= device_bytes(least.estimate) else None
 
@@ -118,10 +128,16 @@ class Calibration:
         takes time and no FLOPs. A constant for each step besides made predictions worse on the two studies that
         this was tried on.
         """
-        rates = {r.number: rate for r in self._records.values() if (rate := self._seconds_per_flop(r)) is not None}
-        own = [rate for number, rate in rates.items() if self._records[number].design.quantization == quantization]
-        speed = median(own if len(own) >= MIN_TIMED else rates.values()) if rates else self._prior
+        if quantization not in self._speeds:
+            self._speeds[quantization] = self._speed(quantization)
+        speed = self._speeds[quantization]
         return None if speed is None else speed * estimate.train_flops
+
+    def _speed(self, quantization: str) -> float | None:
+        own = [rate for n, rate in self._rates.items() if self._records[n].design.quantization == quantization]
+        if len(own) >= MIN_TIMED:
+            return median(own)
+        return median(self._rates.values()) if self._rates else self._prior
 
     def _seconds_per_flop(self, record: TrialRecord) -> float | None:
         if record.measured.train_seconds <= 0 or not record.examples or record.baseline == "base":
