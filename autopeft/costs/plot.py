@@ -4,8 +4,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from autopeft.errors import DesignError
 from autopeft.estimation.explanation import Explanation
@@ -14,6 +15,8 @@ from autopeft.spec.units import format_bytes
 
 N_MODULES = 12
 """Modules that have a bar of their own; the rest are one."""
+NARROW = 0.05
+"""Share of the step below which a phase is not named."""
 # Okabe and Ito's colours: told apart by people with any kind of colour vision.
 COLORS: dict[Category, str] = {
     "base": "#8a9099",
@@ -78,12 +81,15 @@ def _draw_timeline(axes: Axes, explanation: Explanation) -> None:
     starts = [index for index, phase in enumerate(phases) if index == 0 or phases[index - 1] != phase]
     for start in starts[1:]:
         axes.axvline(start, color="#5b6068", linewidth=0.6, linestyle=":")
-    axes.set_xticks(starts, [phases[start] for start in starts], rotation=20, ha="left", fontsize=8)
+    ends = [*starts[1:], len(phases)]
+    # a name needs room: the optimizer's phase is often a point
+    named = [start for start, end in zip(starts, ends, strict=True) if end - start > NARROW * len(phases)]
+    axes.set_xticks(named, [phases[start] for start in named], ha="left", fontsize=8)
     axes.set_xlim(0, max(1, len(points) - 1))
     axes.set_ylim(0, 1.12 * peak_bytes)
     axes.set_ylabel("live memory")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda n_bytes, _: format_bytes(n_bytes)))
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    _in_bytes(axes.yaxis, peak_bytes)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(shown))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -103,7 +109,13 @@ def _draw_modules(axes: Axes, explanation: Explanation) -> None:
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
-    axes.tick_params(axis="x", labelsize=8, rotation=20)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n_bytes, _: format_bytes(n_bytes)))
+    axes.tick_params(axis="x", labelsize=8)
+    _in_bytes(axes.xaxis, max(ends))
     axes.set_title("at the peak, by module", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _in_bytes(axis: Axis, highest: float) -> None:
+    """Put ticks at multiples of a power of two, four to eight of them, in readable units."""
+    axis.set_major_locator(MultipleLocator(2.0 ** (max(1, int(highest)).bit_length() - 3)))
+    axis.set_major_formatter(FuncFormatter(lambda n_bytes, _: format_bytes(n_bytes)))
