@@ -6,13 +6,14 @@ design itself remains the estimate of record.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autopeft.errors import DesignError
+from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.estimator import Estimator
 from autopeft.estimation.fake_weights import tensors_of
-from autopeft.estimation.layered import LayeredMemory
+from autopeft.estimation.layered import LayeredMemory, variant
 from autopeft.estimation.optimizers import step_bytes
 from autopeft.estimation.parts import Parts, Sizes, without_layers
 from autopeft.estimation.quantized import quantize_meta
@@ -43,6 +44,9 @@ class Costs:
 
 class FastEstimator:
     """Say what designs cost without attaching them, once their parts are known; called with a design.
+
+    Attributes:
+        obstacle: Why every design gets a dry run on this model and machine; empty where the fast path works.
 
     Designs are not checked: they come from a search space, which does. Parts that were not met in `warm_up` are
     measured when they are met, which takes a fraction of a second for each.
@@ -75,6 +79,9 @@ class FastEstimator:
             peak = self._peak(design, keys, sizes)
         except DesignError:  # what is legal on the model need not be on one of fewer layers
             return self._dry_run(design)
+        except ModelError as error:
+            self.obstacle = str(error)
+            return self._dry_run(design)
         return Costs(trainable_params=int(sizes[0]), peak_memory=int(peak))
 
     def trainable_params(self, design: Design) -> int:
@@ -103,8 +110,13 @@ class FastEstimator:
         for design in (draw.design for draw in draws):
             for block in design.blocks:
                 blocks[design.quantization, without_layers(block)] = design.quantization, block
-        by_size = sorted(blocks.values(), key=lambda pair: _size(pair[1]))
-        for quantization, block in (*by_size[::-1], *by_size):  # largest first, then smallest: the rest lies between
+        groups: defaultdict[Hashable, list[tuple[Quantization, Block]]] = defaultdict(list)
+        for pair in sorted(blocks.values(), key=lambda pair: _size(pair[1])):
+            groups[pair[0], variant(pair[1])].append(pair)
+        ends = [group[end] for end in (-1, 0) for group in groups.values()]
+        for quantization, block in (*ends, *blocks.values()):
+            if self.obstacle:
+                break
             self._learn(quantization, block)
         return len(draws)
 
@@ -124,6 +136,8 @@ class FastEstimator:
             self._over(quantization).learn(block)
         except DesignError:
             return  # designs with this block get a dry run
+        except ModelError as error:
+            self.obstacle = str(error)
 
     def _peak(self, design: Design, keys: Sequence[Hashable], sizes: Sizes) -> float:
         memory = self._over(design.quantization)

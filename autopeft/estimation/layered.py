@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autopeft.errors import DesignError
+from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.parts import without_layers
 from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
@@ -95,12 +95,20 @@ class LayeredMemory:
             workload: Shapes of the batches.
             machine: Where the steps run.
             n_layers: Of the model.
+
+        Raises:
+            ModelError: A layer does not call each of its linear maps once.
         """
         self._base = base
         self._workload = workload
         self._machine = machine
         self._n_layers = n_layers
         self._live_profile = self._profile(None)
+        if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
+            raise ModelError(
+                f"the maps of a layer must each run once, but in {base.summary.architecture} they ran as "
+                f"{', '.join(self._live_profile.order)}"
+            )
         self.start_bytes = self._live_profile.start_bytes
         self._live = self._frame(self._live_profile)
         self._dead = self._frame(self._profile(None, live=False))
@@ -125,11 +133,13 @@ class LayeredMemory:
             keys: `without_layers` of each.
 
         Raises:
-            DesignError: A block can't be attached to a model of one layer.
+            DesignError: A block can't be attached to a model of one layer, or goes with no other one.
         """
         frame, placed, lowest = self._live, [], self._n_layers
         for block, key in zip(blocks, keys, strict=True):
             if block.whole_model:
+                if lowest < 0:
+                    raise DesignError("at most one block of the model as a whole can be put together with others")
                 frame, lowest = self._prompted(block), -1
                 continue
             layers = range(self._n_layers) if block.layers == "all" else block.layers
@@ -234,7 +244,7 @@ class LayeredMemory:
 
         A size beyond those that were measured is measured.
         """
-        known = self._measured.setdefault(_variant(block), {})
+        known = self._measured.setdefault(variant(block), {})
         size = getattr(block, block.size_field) if block.size_field else 0
         if not known or not min(known) <= size <= max(known):
             known[size] = measure(block)
@@ -355,7 +365,7 @@ def _separate(block: Block) -> Iterator[Block]:
         yield block
 
 
-def _variant(block: Block) -> Hashable:
+def variant(block: Block) -> Hashable:
     """Return what decides what a block does to memory besides its size: no layers, and no numbers that scale."""
     fields = vars(block).items()
     left_out = ("layers", block.size_field)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autopeft.errors import ModelError
 from autopeft.estimation.dry_run import DryRun, Machine
 from autopeft.estimation.tracker import StorageTracker
 from autopeft.models.attach import Attached
@@ -144,7 +145,9 @@ class Stretches:
         self._starts.append((_sequence_number(), self._place))
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if hidden is None:
+            raise ModelError(f"a layer must be called with hidden_states, but {self._layer.path} got {sorted(kwargs)}")
         fresh = self._fresh(hidden)
         self.input_bytes = fresh.untyped_storage().nbytes()
         self._input = ref(hidden.untyped_storage())
