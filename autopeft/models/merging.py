@@ -25,6 +25,37 @@ from autopeft.spec.design import Design
 
 _COPIED = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "LICENSE*")
 """Files of the base model that go along: how inputs are made, and terms."""
+_CARD = """\
+---
+library_name: transformers
+tags: [autopeft, merged]
+---
+
+# {design}, merged into {base}
+
+A plain transformers model in {dtype}: what autopeft trained is folded into the weights of `{base}`. It answers as the
+adapter does on its base, costs no more than the base to serve, and needs neither autopeft nor peft.
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder")
+```
+
+- SHA-256 of the base model's weights and configuration: `{fingerprint}`. Its licence holds here too.
+{labels}
+## Design
+
+```json
+{blocks}
+```
+
+## Training
+
+```json
+{metadata}
+```
+"""
 
 
 def merge(
@@ -46,7 +77,7 @@ def merge(
             model is then as large as the unquantized one.
 
     Returns:
-        The folder. Its `autopeft.json` says what the model was made from.
+        The folder. Its `autopeft.json` and `README.md` say what the model was made from.
 
     Raises:
         DesignError: The design cannot be folded into weights.
@@ -127,6 +158,22 @@ def _write(base: Base, checkpoint: Checkpoint, export: Export, folder: Path) -> 
             shutil.copy(file, folder / file.name)
     description = {**export.description, "format": MERGED}
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / "README.md").write_text(_card(export, dtype=base.model.dtype), encoding="utf-8")
+
+
+def _card(export: Export, *, dtype: torch.dtype) -> str:
+    """Return the README of a merged model: what it was made from, and how to open it; no path of this machine."""
+    known = Path(export.base_model).name if Path(export.base_model).exists() else export.base_model
+    return _CARD.format(
+        design=export.design.describe(),
+        base=known,
+        dtype=str(dtype).removeprefix("torch."),
+        auto_class=export.head.auto_class,
+        labels=f"- Classes: {', '.join(export.head.labels)}.\n" if export.head.labels else "",
+        fingerprint=export.fingerprint,
+        blocks=json.dumps(export.design.to_dict()),
+        metadata=json.dumps(export.description["metadata"], indent=2, sort_keys=True),
+    )
 
 
 @contextmanager

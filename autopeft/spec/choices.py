@@ -137,7 +137,7 @@ class LastLayers:
 class Groups:
     """`number` runs of neighbouring layers, each with a size of its own.
 
-    Source: the shapes are those that Chen et al. 2023 (arXiv:2301.01821), section 4.2, compare; the proportions are
+    Source: the shapes are those that Chen et al. 2023 (arXiv:2301.01821) compare; the proportions are
     ours: a middle group of a spindle is twice as long as an outer one.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 Each works, or is refused with a reason before it is attached. Fast: every row on every architecture, every row over
 every quantization, and a covering design, in which each pair of rows that may go together is once, and each row with
-each architecture and quantization. Slow: one in four of the whole product for single rows, and each pair of rows alone.
-Exports are what takes longest: of single rows, one in five is loaded again.
+each architecture and quantization. Slow: the whole product for single rows, the other half of it in test_matrix.py so
+that two processes share it, and each pair of rows alone. Exports are what takes longest: of single rows, one in five is
+loaded again here, and each in test_new_process.py.
 """
 
 import warnings
@@ -341,7 +342,7 @@ def test_stock_exports_open_in_peft_on_a_plain_model(zoo: Zoo, tmp_path: Path, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), WHOLE[::4])
+@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), WHOLE[::2])
 def test_each_technique_on_each_architecture_over_each_quantization(
     zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str, exported: bool
 ) -> None:

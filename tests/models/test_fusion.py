@@ -16,6 +16,8 @@ from autopeft.models.artifact import load, pack
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.spec.design import Design
+from autopeft.spec.impossible import outside_content
+from autopeft.spec.space import SearchSpace
 
 FIRST = {"adapter": {"size": 4, "at": ["mlp"], "activation": "gelu"}}
 SECOND = {"adapter": {"size": 3, "at": ["attention", "mlp"], "mode": "parallel", "scaling": 2.0, "layers": [0, 2]}}
@@ -48,6 +50,19 @@ def bottleneck(state: dict[str, torch.Tensor], x: torch.Tensor, block: dict[str,
 
 def below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.partition(prefix)[2]: tensor for name, tensor in state.items() if prefix in name}
+
+
+def test_a_study_notices_when_a_member_is_another_adapter_in_the_same_folder(
+    bases: dict[str, Base], members: tuple[str, str]
+) -> None:
+    model = bases["bert"].summary
+    space = SearchSpace.from_dict({"blocks": {"fusion": {"adapters": [list(members), [members[0]]]}}})
+    before = outside_content(space, model)
+    assert set(before) == set(members)
+    assert outside_content(SearchSpace.load("hybrid"), model) == {}
+    export(bases["bert"], Path(members[1]), SECOND, seed=3)
+    after = outside_content(space, model)
+    assert {folder for folder in members if before[folder] != after[folder]} == {members[1]}
 
 
 def test_the_equations_of_the_paper(

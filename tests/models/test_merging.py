@@ -108,6 +108,12 @@ def test_a_merged_folder_says_what_it_was_made_from_and_has_the_tokenizer(minilm
     assert Design.from_dict(description["design"]) == LORA
     assert description["base_model"]["fingerprint"] == base.summary.fingerprint
     assert description["metadata"] == {"task": "text-classification"}
+    card = (merged / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"# {LORA.describe()}, merged into {Path(minilm).name}\n" in card
+    assert "bfloat16" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert str(Path(minilm).parent) not in card, "no path of this machine"
     model, tokenizer = load(merged)
     assert torch.equal(logits(model, text), logits(open_plain(merged, HEADS["bert"].auto_class).float(), text))
     assert tokenizer is not None

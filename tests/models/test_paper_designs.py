@@ -12,7 +12,7 @@ from autopeft.models.base import Base
 
 # He et al. 2022, section 4.6, with the widths of tiny models: a wide parallel adapter scaled by 4, a short prefix.
 MAM = [{"adapter": {"size": 16, "mode": "parallel", "scaling": 4, "activation": "gelu"}}, {"prefix": {"length": 5}}]
-# Mao et al. 2022, section 2.2: every technique behind a gate of its own.
+# Mao et al. 2022, section 3.2: every technique behind a gate of its own.
 UNIPELT = [
     {"adapter": {"size": 6, "gate": True, "activation": "gelu"}},
     {"lora": {"rank": 4, "roles": ["query", "value"], "gate": True}},

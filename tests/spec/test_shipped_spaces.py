@@ -93,7 +93,7 @@ def test_the_size_of_the_autopeft_space(models: dict[str, ModelSummary]) -> None
 
 
 def test_the_groups_of_s4_are_those_of_the_paper(models: dict[str, ModelSummary]) -> None:
-    """Chen et al. 2023, section 4.5: which techniques are in which of the four groups of a spindle."""
+    """Chen et al. 2023, the design S4: which techniques are in which of the four groups of a spindle."""
     design = SearchSpace.load("s4").sample(models["BERT-base"], 0).design
     by_layer = [
         {block.kind for block in design.blocks if layer in block.layer_indices(models["BERT-base"])}

@@ -1,0 +1,22 @@
+"""The second half of single techniques x architectures x storages; the first is in test_combinations.py.
+
+A file is what the slow tier gives to one process: about a quarter of a second for each of 1,140 cases here.
+"""
+
+from pathlib import Path
+
+import pytest
+from test_combinations import WHOLE, Zoo, check
+
+
+@pytest.fixture(scope="module")
+def zoo(folders: dict[str, str]) -> Zoo:
+    return Zoo(folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), WHOLE[1::2])
+def test_each_technique_on_each_architecture_over_each_quantization(
+    zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str, exported: bool
+) -> None:
+    check(zoo, (name,), architecture, quantization, tmp_path if exported else None)
