@@ -1,8 +1,8 @@
 """What an LSTM takes on a CPU, besides what goes into it and comes out: oneDNN's workspace and reordered weights.
 
 Source: `mkldnn_rnn_layer` in aten/src/ATen/native/mkldnn/RNN.cpp, and `set_offsets` and `get_good_ld` in
-    oneDNN's src/cpu/rnn/rnn_utils.hpp; as in torch 2.13, equal to the profiler's figures for the workspace, and for
-    all but a scratch pad of some kB beside it (under 0.2 MB in bf16).
+    oneDNN's src/cpu/rnn/rnn_utils.hpp; as in torch 2.13. The workspace is right to a page of memory; beside it, a
+    scratch pad of some kB (under 0.2 MB in bf16) is left out.
 """
 
 from typing import Any

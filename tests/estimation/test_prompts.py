@@ -12,10 +12,9 @@ from autopeft.spec.design import Design
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import RealRun, counted
 
-# Of an LSTM what its backward keeps for itself is not known: under 1 % of the peak here.
 DESIGNS: dict[str, tuple[dict[str, Any], float]] = {
     "prompt from an MLP": ({"prompt": {"length": 16, "encoder": "mlp"}}, 1e-4),
-    "prompt from an LSTM": ({"prompt": {"length": 16, "encoder": "lstm"}}, 0.02),
+    "prompt from an LSTM": ({"prompt": {"length": 16, "encoder": "lstm"}}, 1e-3),
     "prefix from an MLP": ({"prefix": {"length": 16, "projection": True}}, 1e-3),
     "gated prefix": ({"prefix": {"length": 16, "gate": True, "layers": [3, 4, 5]}}, 1e-3),
 }

@@ -1,0 +1,36 @@
+"""An LSTM's memory on a CPU, against what the allocator gave oneDNN."""
+
+import pytest
+import torch
+
+from autopeft.estimation.kernels import replacements, scratch_formulas
+from tests.estimation.measured import allocated_peak
+
+FORWARD, BACKWARD = torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.mkldnn_rnn_layer_backward
+LSTM = 2
+"""What torch calls it among its recurrent layers."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_steps", "n_features", "n_hidden"), [(16, 384, 384), (64, 768, 384), (10, 576, 288)])
+def test_an_lstm_takes_what_the_allocator_gave_it(
+    n_steps: int, n_features: int, n_hidden: int, dtype: torch.dtype
+) -> None:
+    weights = [weight.detach() for weight in torch.nn.LSTM(n_features, n_hidden).to(dtype)._flat_weights]
+    read, state = torch.randn(n_steps, 1, n_features, dtype=dtype), torch.zeros(1, n_hidden, dtype=dtype)
+    start, settings = (read, *weights, state, state), (LSTM, n_hidden, 1, True)
+    arguments = (*start, False, [], *settings, False, False, True)
+    made = FORWARD(*arguments)
+    output, hidden, cell, workspace = made
+    back = (*start[:5], state, state, output, hidden, cell, torch.ones_like(output), None, None)
+    back = (*back, False, *settings, True, False, [], False, workspace)
+
+    foretold = replacements()[FORWARD](*arguments)
+    assert [(t.shape, t.dtype) for t in foretold[:3]] == [(t.shape, t.dtype) for t in made[:3]]
+    assert foretold[3].nbytes == pytest.approx(workspace.nbytes, abs=4096)  # a page
+    scratch = scratch_formulas("cpu", n_threads=torch.get_num_threads())
+    results = {gradient.untyped_storage()._cdata: gradient.nbytes for gradient in BACKWARD(*back)}
+    forward = sum(t.nbytes for t in made) + scratch[FORWARD](*arguments)
+    backward = sum(results.values()) + scratch[BACKWARD](*back)
+    assert forward == pytest.approx(allocated_peak(lambda: FORWARD(*arguments)), rel=0.02)
+    assert backward == pytest.approx(allocated_peak(lambda: BACKWARD(*back)), rel=0.02)
