@@ -1,0 +1,129 @@
+"""States and steps of optimizers, and checkpointed layers, against real steps."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from autopeft.estimation.dry_run import DryRun, Machine
+from autopeft.estimation.estimator import Estimator
+from autopeft.estimation.optimizers import state_bytes
+from autopeft.estimation.tracker import StorageTracker
+from autopeft.models.attach import attach
+from autopeft.models.base import Base, build_meta
+from autopeft.spec.cost import Workload
+from autopeft.spec.design import Design
+from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
+from tests.estimation.measured import HEAD, OPTIMIZERS, RealRun, counted, storage_bytes
+
+WORKLOAD = Workload(
+    batch_size=BATCH_SIZE,
+    evaluation_batch_size=BATCH_SIZE,
+    max_tokens=N_TOKENS,
+    n_steps=1,
+    n_examples=BATCH_SIZE,
+    n_train_tokens=BATCH_SIZE * N_TOKENS,
+)
+HYBRID = [{"lora": {"rank": 4}}, {"adapter": {"size": 16, "mode": "parallel"}}, {"prefix": {"length": 4}}]
+FULL = [{"full": {"embeddings": True}}]
+RANDOM_STATE_BYTES = 5056
+"""What torch keeps of its generator for each layer that is checkpointed; no tensor of the step, and not estimated."""
+
+
+def check(
+    loaded: Callable[..., Base],
+    minilm: str,
+    blocks: list[object],
+    quantization: str,
+    precision: str,
+    kernel: str,
+    *,
+    optimizer: str = "adamw",
+    checkpointing: bool = False,
+    tolerance: float = 1e-5,
+) -> None:
+    made = Design.from_dict({"blocks": blocks, "quantization": quantization})
+    estimator = Estimator(
+        build_meta(minilm, HEAD, kernel=kernel),  # type: ignore[arg-type]
+        workload=WORKLOAD,
+        precision=precision,  # type: ignore[arg-type]
+        kernel=kernel,  # type: ignore[arg-type]
+        device="cpu",
+        optimizer=optimizer,  # type: ignore[arg-type]
+        checkpointing=checkpointing,
+    )
+    predicted, _ = estimator.steps(made)
+    base = loaded(quantization, precision, kernel)
+    with attach(base, made, checkpointing=checkpointing) as attached:
+        run = RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS, optimizer=optimizer)
+        measured = run.training_peak()
+        if checkpointing:
+            measured -= RANDOM_STATE_BYTES * base.summary.n_layers
+            assert predicted.flops == counted(run.train)
+    assert predicted.peak_bytes == pytest.approx(measured, rel=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "sgd"])
+def test_peaks_with_other_optimizers(loaded: Callable[..., Base], minilm: str, optimizer: str) -> None:
+    """Of full fine-tuning the 8-bit step itself is the peak, on a CPU."""
+    for blocks in (HYBRID, FULL):
+        check(loaded, minilm, blocks, "none", "fp32", "sdpa", optimizer=optimizer)
+
+
+# In bf16 the kernels of products keep copies of their own, without checkpointing too.
+@pytest.mark.parametrize(
+    ("quantization", "precision", "kernel", "tolerance"),
+    [("none", "fp32", "sdpa", 1e-5), ("nf4", "bf16", "eager", 0.01)],
+)
+def test_peaks_with_checkpointing(
+    loaded: Callable[..., Base], minilm: str, quantization: str, precision: str, kernel: str, tolerance: float
+) -> None:
+    check(loaded, minilm, HYBRID, quantization, precision, kernel, checkpointing=True, tolerance=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_peaks_with_checkpointing_everywhere(
+    loaded: Callable[..., Base], minilm: str, quantization: str, precision: str, kernel: str
+) -> None:
+    for blocks in (HYBRID, [{"lora": {"rank": 8}}], [{"prompt": {"length": 8}}], []):
+        tolerance = 0.01 if precision == "bf16" else 1e-5
+        check(loaded, minilm, blocks, quantization, precision, kernel, checkpointing=True, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_states_are_as_large_as_real_ones(optimizer: str) -> None:
+    sizes = (1, 255, 4095, 4096, 4097, 100_000)
+    parameters = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+    made = OPTIMIZERS[optimizer](parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kept = [value for fields in made.state.values() for value in fields.values() if isinstance(value, torch.Tensor)]
+    assert state_bytes(optimizer, sizes) == storage_bytes(kept)  # type: ignore[arg-type]
+
+
+def test_layers_that_are_computed_again_run_on_the_same_kernels(minilm: str) -> None:
+    """CUDA is played on CPU tensors, and what the backward pass computes again must be played too."""
+    seen: Counter[object] = Counter()
+
+    class Recorder(StorageTracker):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen[func.overloadpacket] += 1
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    class RecordedRun(DryRun):
+        tracker_class = Recorder
+
+    machine = Machine(device="cuda", precision="fp32", n_threads=1, checkpointing=True)
+    base = build_meta(minilm, HEAD)
+    with torch.device("meta"):  # as an estimator does
+        attached = attach(base, Design.from_dict({"blocks": HYBRID}), checkpointing=True)
+    with attached, RecordedRun(attached, machine) as run:
+        run.training_step(batch_size=2, n_tokens=8)
+    assert seen[torch.ops.aten._scaled_dot_product_efficient_attention] == 2 * base.summary.n_layers
+    assert seen[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] == 0
