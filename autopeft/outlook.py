@@ -31,7 +31,7 @@ class DryRun:
         size: Assignments of the space's discrete choices; learning rates do not count.
         feasible_share: Share of random designs within the budget.
         n_drawn: Random designs that the share was measured on.
-        predicted_seconds: Of the whole search on one worker; NaN where no step was timed.
+        predicted_seconds: Of the whole search on one worker; NaN where no training step was timed.
         notes: What preparation had to say; first a warning where the device is too small.
     """
 
@@ -56,11 +56,13 @@ def dry_run(study: PreparedStudy) -> DryRun:
     estimates = [study.estimator(design) for design in _for_a_while(light[:N_ESTIMATES])]
     within = [cost for cost in estimates if all(value <= 0 for value in excess(study.limits, cost).values())]
     warning = memory_warning(study)
+    # Where the budget leaves nothing of the sample, the search trains designs such as the smallest.
+    sample = within or estimates or [study.estimator(study.smallest()[0])]
     return DryRun(
         size=study.space.size(study.model),
         feasible_share=len(light) / max(1, drawn) * len(within) / max(1, len(estimates)),
         n_drawn=drawn,
-        predicted_seconds=_predicted_seconds(study, within or estimates),
+        predicted_seconds=_predicted_seconds(study, sample),
         limits=study.limits,
         notes=(*([f"warning: {warning}"] if warning else []), *study.notes),
     )
@@ -120,7 +122,7 @@ def _predicted_seconds(study: PreparedStudy, sample: list[Estimate]) -> float:
     be `1 / eta`.
     """
     speed = study.seconds_per_flop()
-    if speed is None or not sample:
+    if speed is None:
         return math.nan
     on_average = expected(study.spec.halving)
     n_validation = len(study.data.validation)

@@ -44,6 +44,9 @@ def test_predicted_time_follows_what_the_designs_of_the_space_compute(study: dic
         return dry_run(replace(ready, space=space)).predicted_seconds
 
     assert 0 < seconds(layers={"last": 1}) < seconds(layers="all"), "gradients go no further than the last layer"
+    tight = replace(ready, limits={"trainable_params": 1})
+    assert dry_run(tight).feasible_share == 0
+    assert dry_run(tight).predicted_seconds > 0, "it is said for a budget that leaves nothing of the sample too"
     speed = ready.seconds_per_flop()
     assert speed is not None
     timed = ready.estimator(preparation.timed_design())
