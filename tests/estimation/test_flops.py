@@ -1,9 +1,8 @@
 """FLOPs of a step, exactly as torch's own counter counts them in a real step of the weighted model.
 
 Eager attention has nothing that torch has no formula for. Of CPU flash attention it has none: there the counter takes
-its own formula for the CUDA kernel of the same mathematics. An LSTM is one kernel without a formula on a CPU; with
-oneDNN switched off it is made of products that the counter sees. Products with 4-bit weights have no formula either,
-and do the arithmetic of the unquantized ones.
+its own formula for the CUDA kernel of the same mathematics. Products with 4-bit weights have no formula either, and do
+the arithmetic of the unquantized ones. An LSTM is one kernel without a formula: test_prompts.py has it.
 """
 
 import sys
@@ -132,13 +131,6 @@ def test_layers_that_compute_again_count_twice(architecture: str, bases: Bases) 
     made = Design.from_dict({"blocks": [{"lora": {"rank": 2}}, {"adapter": {"size": 3}}]})
     assert estimated(meta, made, checkpointing=True) == counted(base, made, checkpointing=True)
     assert estimated(meta, made, checkpointing=True)[0] > 1.2 * estimated(meta, made)[0]
-
-
-def test_an_lstm_counts_its_products(bases: Bases) -> None:
-    base, meta = bases("bert", "eager")
-    made = Design(blocks=(BY_NAME["prompt, lstm"].make(base),))
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert estimated(meta, made) == counted(base, made)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "nf4-dq", "int8"])
