@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 from weakref import ref
 
 import numpy as np
@@ -120,7 +120,7 @@ class Stretches:
                 hooks.callback(module.register_forward_pre_hook(partial(self._read, role)).remove)
                 hooks.callback(module.register_forward_hook(partial(self._pass, role)).remove)
                 hooks.callback(_innermost(module).register_forward_pre_hook(partial(self._multiply, role)).remove)
-            hooks.callback(layer.register_forward_hook(lambda *_: self._move("end")).remove)
+            hooks.callback(layer.register_forward_hook(self._leave).remove)
             yield
 
     def here(self) -> tuple[bool, int]:
@@ -154,13 +154,21 @@ class Stretches:
         self._move("start")
         return ((fresh, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fresh})
 
-    def _fresh(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _fresh(self, hidden: torch.Tensor, *, needs_gradient: bool = False) -> torch.Tensor:
         """Return an input that only the layer holds, as it gets from a layer below; what is before it keeps its own."""
-        if not torch.is_grad_enabled() or not (self._live or hidden.requires_grad):
+        if not torch.is_grad_enabled() or not (self._live or needs_gradient or hidden.requires_grad):
             return torch.empty_like(hidden)
         source = hidden if hidden.requires_grad else torch.zeros((), device=hidden.device, requires_grad=True)
         fresh: torch.Tensor = _Fresh.apply(source, hidden)  # type: ignore[no-untyped-call]
         return fresh
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        self._move("end")
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self._live or hidden.requires_grad or not torch.is_grad_enabled():
+            return None
+        above = self._fresh(hidden, needs_gradient=True)  # where no head trains, something above the layer must
+        return (above, *output[1:]) if isinstance(output, tuple) else above
 
     def _read(self, role: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._move(f"{role} begins")
@@ -201,6 +209,7 @@ class _Fresh(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        gradients[0].detach()  # one operator more, so that the tracker settles a sum before its result goes
         return gradients[0] if ctx.hands_down else None, None
 
 
@@ -258,6 +267,13 @@ class ProfilingRun(DryRun):
         """Make the tracker of one step."""
         self._tracker = StretchTracker(stretches=self.stretches, **settings)
         return self._tracker
+
+    def __enter__(self) -> Self:
+        """Swap the weights; a model in which nothing trains gets a parameter of no size, so that the step runs."""
+        entered = super().__enter__()
+        if not self._trainable:
+            self._trainable = [nn.Parameter(torch.empty(0))]
+        return entered
 
     def profile(self, workload: Workload) -> Profile:
         """Run both steps at the largest batches."""
