@@ -122,9 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     space = SearchSpace.load(options.space)
-    found = {
-        name: measure(name, space, n_designs=options.designs, n_timed=options.timed) for name in options.models
-    }
+    found = {name: measure(name, space, n_designs=options.designs, n_timed=options.timed) for name in options.models}
     for name, result in found.items():
         print(f"\n{name}")
         for key, value in result.items():
