@@ -7,9 +7,11 @@ making and dropping tensors. Nothing here reads or writes a value.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autopeft.estimation.attribution import Attribution
@@ -23,6 +25,7 @@ from autopeft.estimation.trace import Event, Trace, summarize
 from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.estimation.unrolling import unrolled
 from autopeft.models.attach import Attached
+from autopeft.models.checkpointing import RUN, checkpoint_layers
 from autopeft.models.losses import token_loss, token_rows
 from autopeft.spec.training import OptimizerName, Precision
 
@@ -76,9 +79,9 @@ class Machine:
                 contexts.enter_context(CudaKernels())
             yield
 
-    def backward(self) -> AbstractContextManager[Any]:
-        """Give the context that a backward pass runs in: layers that are computed again bring their autocast along."""
-        return CudaKernels() if self.device == "cuda" and self.checkpointing else nullcontext()
+    def recomputed(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Give the contexts in which a checkpointed layer is computed at first, and again: autocast it brings along."""
+        return nullcontext(), CudaKernels() if self.device == "cuda" else nullcontext()
 
 
 class DryRun:
@@ -113,6 +116,9 @@ class DryRun:
             undo.callback(self._model.train, self._model.training)
             replace = undo.enter_context(fake_weights(self._model, self._mode, self._device))
             self._trainable = [replace(p) for group in self._attached.groups.values() for p in group]
+            if self._machine.checkpointing:
+                run = partial(RUN, context_fn=self._machine.recomputed)
+                checkpoint_layers(self._model, partial(_remember, undo), run)
             undo.enter_context(self._mode)
             self._undo = undo.pop_all()
         return self
@@ -204,8 +210,7 @@ class DryRun:
             loss = loss + penalty
         tracker.settle()
         trace.begin("backward")
-        with self._machine.backward():
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         tracker.settle()
         trace.begin("optimizer")
         tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
@@ -257,3 +262,7 @@ class DryRun:
             token_rows(outputs.logits, labels)
         else:
             outputs.logits.float().argmax(dim=-1)
+
+
+def _remember(undo: ExitStack, module: nn.Module, name: str) -> None:
+    undo.callback(setattr, module, name, getattr(module, name))

@@ -10,7 +10,7 @@ wants a gradient.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Restore = Callable[[nn.Module, str], None]
 """Remembers an attribute of a module, to give it its value back later."""
+RUN: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+"""Calls a layer on its arguments so that it keeps the arguments alone."""
 
 
 def check_checkpointing(model: "PreTrainedModel") -> None:
@@ -37,7 +39,7 @@ def check_checkpointing(model: "PreTrainedModel") -> None:
         )
 
 
-def checkpoint_layers(model: "PreTrainedModel", restore: Restore) -> None:
+def checkpoint_layers(model: "PreTrainedModel", restore: Restore, run: Callable[..., Any] = RUN) -> None:
     """Make a model's layers compute their activations again in the backward pass, in training mode.
 
     Source: transformers' `GradientCheckpointingLayer`, which says what its two attributes mean. Its
@@ -47,12 +49,12 @@ def checkpoint_layers(model: "PreTrainedModel", restore: Restore) -> None:
     Args:
         model: The model, with whatever is attached.
         restore: Called with each module and attribute before it changes.
+        run: What calls a layer.
 
     Raises:
         ModelError: The architecture has no support for it.
     """
     check_checkpointing(model)
-    run = partial(checkpoint, use_reentrant=False)
     for module in _checkpointed(model):
         for name, value in (("gradient_checkpointing", True), ("_gradient_checkpointing_func", run)):
             restore(module, name)

@@ -107,7 +107,6 @@ def test_states_are_as_large_as_real_ones(optimizer: str) -> None:
     assert state_bytes(optimizer, sizes) == storage_bytes(kept)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="the mode that plays CUDA is not active where layers are computed again")
 def test_layers_that_are_computed_again_run_on_the_same_kernels(minilm: str) -> None:
     """CUDA is played on CPU tensors, and what the backward pass computes again must be played too."""
     seen: Counter[object] = Counter()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 from autopeft.errors import ArtifactError
 from autopeft.spec.design import Design
@@ -243,14 +244,26 @@ def test_stopping_during_the_evaluation_keeps_the_training(worker: Worker, segme
 
 
 def test_the_deadline_is_kept(
-    tiny_bert: str, training: Training, segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: str,
+    training: Training,
+    segment: MakeSegment,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     training = training.model_copy(update={"epochs": 1000})
     data = prepare(reviews(400), model=tiny_bert, splits=Splits(train=90, validation=250, test=50), training=training)
     worker = Worker(WorkerSetup(model=tiny_bert, training=training, data=data))
-    worker.run(segment(stop=8))  # loads the model
-    ticks = itertools.count()  # a clock that other processes can't slow down: 10 ms pass at each look
-    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 100)
+    passed = 0.0
+
+    def take(module: torch.nn.Module, *_: object) -> None:
+        nonlocal passed
+        passed += 0.01 * isinstance(module, BertForSequenceClassification)
+
+    # A clock that other processes can't slow down: a forward pass takes 10 ms, everything else nothing.
+    monkeypatch.setattr(time, "perf_counter", lambda: passed)
+    hook = torch.nn.modules.module.register_module_forward_hook(take)
+    request.addfinalizer(hook.remove)
+    worker.run(segment(stop=8))  # loads the model, and times an evaluation
     started = time.perf_counter()
     result = worker.run(segment(deadline_seconds=1.5))
     seconds = time.perf_counter() - started
