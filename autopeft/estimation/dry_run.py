@@ -106,8 +106,6 @@ class DryRun:
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []
         self._names = names
-        # A checkpointed layer is computed twice, and stand-ins for layers would not keep the same tensors both times.
-        whole = whole or machine.checkpointing
         self._repeats = () if whole else find_repeats(self._model, attached.base.summary)
 
     def __enter__(self) -> Self:
