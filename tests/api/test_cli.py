@@ -125,7 +125,7 @@ def test_trial_after_trial_that_fails_is_exit_code_5(study_file: Path, monkeypat
 
 STATUS_KEYS = [
     *("study", "task", "metric", "running", "n_trials", "n_started", "outcomes", "n_refused", "n_front", "best"),
-    "n_tested",
+    *("n_tested", "memory_error"),
 ]
 LEADERBOARD_KEYS = {
     *("number", "design", "outcome", "front", "accuracy", "accuracy_se", "test_accuracy", "test_accuracy_se"),

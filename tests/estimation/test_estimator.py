@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ BLOCKS = {
 FEWER = {"int8": ("lora", "hybrid"), "nf4-dq": ("lora", "selective")}
 """Designs that stand for all over a base that differs from another one in how a weight is stored alone."""
 TOLERANCE = 0.03
+FAST = {("none", "fp32", "sdpa"), ("nf4", "bf16", "eager"), ("int8", "bf16", "sdpa")}
 
 
 def design(name: str, quantization: str = "none") -> Design:
@@ -44,9 +46,13 @@ def real_run(base: Base, name: str, precision: str):
     return attached, RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "nf4-dq"])
+@pytest.mark.parametrize(
+    ("quantization", "precision", "kernel"),
+    [
+        setting if setting in FAST else pytest.param(*setting, marks=pytest.mark.slow)
+        for setting in product(("none", "nf4", "int8", "nf4-dq"), ("fp32", "bf16"), ("sdpa", "eager"))
+    ],
+)
 def test_peaks_are_those_of_real_steps(
     quantization: str,
     precision: str,

@@ -89,6 +89,8 @@ def counted(base: Base, design: Design, *, checkpointing: bool = False) -> tuple
         totals = []
         for step, training in ((run.train, True), (run.evaluate, False)):
             attached.model.train(training)
+            if not training:  # the counter hooks gradients, also where none are made
+                attached.model.requires_grad_(False)
             with FlopCounterMode(display=False, custom_mapping=twins()) as counter:
                 step()
             totals.append(counter.get_total_flops())
@@ -108,7 +110,13 @@ def twins() -> Mapping[Any, Any]:
     return {op: taking_tensors(flop_registry[twin]) for op, twin in SAME_MATHEMATICS.items()}
 
 
-@pytest.mark.parametrize(("name", "architecture", "kernel"), cases(("sdpa", "eager")))
+@pytest.mark.parametrize(
+    ("name", "architecture", "kernel"),
+    [
+        case if number % 4 == 0 else pytest.param(*case, marks=pytest.mark.slow)
+        for number, case in enumerate(cases(("sdpa", "eager")) + cases(("eager", "sdpa")))
+    ],
+)
 def test_flops_are_those_that_torch_counts(name: str, architecture: str, kernel: str, bases: Bases) -> None:
     base, meta = bases(architecture, kernel)
     made = Design(blocks=(BY_NAME[name].make(base),))
@@ -117,15 +125,7 @@ def test_flops_are_those_that_torch_counts(name: str, architecture: str, kernel:
     assert training > evaluation > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "architecture", "kernel"), cases(("eager", "sdpa")))
-def test_flops_with_the_other_kernel(name: str, architecture: str, kernel: str, bases: Bases) -> None:
-    base, meta = bases(architecture, kernel)
-    made = Design(blocks=(BY_NAME[name].make(base),))
-    assert estimated(meta, made) == counted(base, made)
-
-
-@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("architecture", ["bert", pytest.param("llama", marks=pytest.mark.slow), "t5"])
 def test_layers_that_compute_again_count_twice(architecture: str, bases: Bases) -> None:
     base, meta = bases(architecture, "sdpa")
     made = Design.from_dict({"blocks": [{"lora": {"rank": 2}}, {"adapter": {"size": 3}}]})

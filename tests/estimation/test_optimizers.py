@@ -65,7 +65,7 @@ def check(
     assert predicted.peak_bytes == pytest.approx(measured, rel=tolerance)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_peaks_with_other_optimizers(loaded: Callable[..., Base], minilm: str, optimizer: str) -> None:
     """Of full fine-tuning the 8-bit step itself is the peak, on a CPU."""
     for blocks in (HYBRID, FULL):
@@ -123,7 +123,7 @@ def test_layers_that_are_computed_again_run_on_the_same_kernels(minilm: str) -> 
     base = build_meta(minilm, HEAD)
     with torch.device("meta"):  # as an estimator does
         attached = attach(base, Design.from_dict({"blocks": HYBRID}), checkpointing=True)
-    with attached, RecordedRun(attached, machine) as run:
+    with attached, RecordedRun(attached, machine, whole=True) as run:
         run.training_step(batch_size=2, n_tokens=8)
     assert seen[torch.ops.aten._scaled_dot_product_efficient_attention] == 2 * base.summary.n_layers
     assert seen[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] == 0

@@ -70,6 +70,7 @@ def export(base: Base, made: Design, folder: Path, text: dict[str, torch.Tensor]
         return None if text is None else logits(base.model, text)
 
 
+@pytest.mark.slow
 def test_every_export_opens_in_a_new_process_with_the_same_logits(
     bases: dict[str, Base], text: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -41,10 +41,11 @@ def test_real_weights(real_base: Base, minilm: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_everything_is_frozen_and_evaluating(bases: dict[str, Base], name: str) -> None:
-    assert not any(parameter.requires_grad for parameter in bases[name].model.parameters())
-    assert not any(module.training for module in bases[name].model.modules())
-    config = bases[name].model.config
+def test_everything_is_frozen_and_evaluating(folders: dict[str, str], name: str) -> None:
+    model = load_base(folders[name], HEADS[name]).model
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+    config = model.config
     assert getattr(config, "pad_token_id", 1) == 1
     assert not HEADS[name].labels or config.id2label == {0: "negative", 1: "positive"}
 

@@ -53,6 +53,7 @@ def check_same(base: Base, made: Design, architecture: str) -> None:
             inner = base.model.get_submodule(next(iter(base.summary.layers[-1].roles.values())).path)
             with_hook = inner.register_forward_hook(lambda *_, calls=calls: calls.append(1))
             answers.append(step(attached, architecture))
+            base.model.eval()
             with_hook.remove()
             n_forwards.append(len(calls))
     (plain_loss, plain), (loss, gradients) = answers
