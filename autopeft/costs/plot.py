@@ -109,7 +109,7 @@ def _draw_modules(axes: Axes, explanation: Explanation) -> None:
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=8, labelrotation=30)
     _in_bytes(axes.xaxis, max(ends))
     axes.set_title("at the peak, by module", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
