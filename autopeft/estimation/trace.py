@@ -135,15 +135,19 @@ class Trace:
         self.events.append(Computed(packet, n_flops))
 
     def made_in_place(self, target: int, new: int) -> None:
-        """Correct what was noted of a sum: it went on in the storage of its first operand, and made none."""
-        made, kept = self._own[new], self._dead[target]
+        """Correct what was noted of a sum: it went on in the storage of its first operand, and made none.
+
+        Nobody may have wanted the sum: then it is dead already.
+        """
+        known = self._own if new in self._own else self._dead
+        made, kept = known[new], self._dead[target]
         recent = max(0, len(self.events) - _RECENT)
         self.events[recent:] = [
-            event
+            Freed(kept) if event == Freed(made) else event
             for event in self.events[recent:]
             if not (isinstance(event, Made) and event.key == made) and event != Freed(kept)
         ]
-        self._own[new] = kept
+        known[new] = kept
 
     def begin(self, phase: Phase) -> None:
         """Note that a phase of the step begins."""
