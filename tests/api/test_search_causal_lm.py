@@ -92,7 +92,9 @@ def test_the_same_call_again_changes_nothing(language_study: dict[str, Any]) -> 
     assert again.state.samples == first.state.samples
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["messages", *(pytest.param(f, marks=pytest.mark.slow) for f in FORMS if f != "messages")]
+)
 def test_a_dry_run_reads_every_form(language_study: dict[str, Any], form: str, tmp_path: Path) -> None:
     data = write_csv(sentences(200, form=form), tmp_path / f"{form}.csv")
     answer = autopeft.search(**{**language_study, "data": data}, dry_run=True)

@@ -53,6 +53,7 @@ def test_designs_of_a_space(llama_config: str, space: str):
     assert values["n_over"]["trainable_params"] == round((1 - values["feasible_share"]) * 9)
 
 
+@pytest.mark.slow
 def test_what_fits(llama_config: str, space: str):
     code, output = run(llama_config, "--fit", str(2**21), "--space", space)
     assert code == 0, output

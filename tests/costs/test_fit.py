@@ -41,6 +41,7 @@ def test_few_questions_are_asked():
     assert len(asked) <= 4
 
 
+@pytest.mark.slow
 def test_what_is_said_to_fit_does_and_its_double_does_not(llama_config: str):
     costs, setting = ModelCosts(llama_config, task="causal-lm"), Setting(sequence_length=16, task="causal-lm")
     space = SearchSpace.from_dict(

@@ -248,7 +248,10 @@ def test_every_kind_has_a_row() -> None:
     assert {row.kind for row in ROWS} == set(block_kinds())
 
 
-@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), SINGLES)
+@pytest.mark.parametrize(
+    ("name", "architecture", "quantization", "exported"),
+    [case if number % 2 else pytest.param(*case, marks=pytest.mark.slow) for number, case in enumerate(SINGLES)],
+)
 def test_each_technique_on_each_architecture(
     zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str, exported: bool
 ) -> None:

@@ -37,6 +37,7 @@ def masks(base: Base, seed: int) -> dict[str, str]:
         }
 
 
+@pytest.mark.slow
 def test_a_mask_is_a_function_of_design_and_seed(bases: dict[str, Base], folders: dict[str, str]) -> None:
     torch.manual_seed(5)
     first = masks(bases["llama"], 1)
