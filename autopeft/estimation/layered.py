@@ -124,6 +124,7 @@ class LayeredMemory:
         self._measured: dict[Hashable, dict[int, Any]] = {}
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
+        self._twice: LayeredMemory | None = None
 
     def peaks(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> tuple[float, float]:
         """Return how far a training step and an evaluation step go above what is there before them.
@@ -135,7 +136,8 @@ class LayeredMemory:
         Raises:
             DesignError: A block can't be attached to a model of one layer, or goes with no other one.
         """
-        frame, placed, lowest = self._live, [], self._n_layers
+        frame, lowest = self._live, self._n_layers
+        placed: list[Any] = []
         for block, key in zip(blocks, keys, strict=True):
             if block.whole_model:
                 if lowest < 0:
@@ -145,10 +147,27 @@ class LayeredMemory:
             layers = range(self._n_layers) if block.layers == "all" else block.layers
             where = slice(layers[0], layers[-1] + 1) if layers[-1] - layers[0] + 1 == len(layers) else list(layers)
             lowest = min(lowest, layers[0])
-            placed.append((where, layers[0], self._of(block, key)))
+            placed.append((where, layers[0], block, key))
+        placed = [(where, bottom, self._at(block, key, frame.tokens)) for where, bottom, block, key in placed]
         first = min((s.first for _, bottom, shares in placed if bottom == lowest for s in shares), default=0)
         net, high = self._rows(frame, lowest, first)
         return self._timeline(frame, *self._add(net, high, placed, frame.tokens), trains_inside=lowest < self._n_layers)
+
+    def _at(self, block: Block, key: Hashable, tokens: float) -> tuple[Share, ...]:
+        """Return what a block adds at a length: affine in it, as some of what it keeps is as large as weights are."""
+        shares = self._of(block, key)
+        if tokens == 1.0:
+            return shares
+        if self._twice is None:
+            longer = replace(self._workload, max_tokens=2 * self._workload.max_tokens)
+            n_positions = self._base.summary.n_positions
+            if n_positions is not None and longer.max_tokens > n_positions:
+                raise DesignError(
+                    "what a prompt changes is seen at twice the length, but the model has no such positions"
+                )
+            self._twice = LayeredMemory(self._base, longer, self._machine, self._n_layers)
+        pairs = zip(shares, self._twice._of(block, key), strict=True)
+        return tuple(share.mix(twice, tokens - 1.0) for share, twice in pairs)
 
     def learn(self, block: Block) -> None:
         """Measure what a block adds, whatever its layers."""
@@ -173,6 +192,7 @@ class LayeredMemory:
         """Put what blocks add on top of the model's own layers."""
         added, most = np.zeros_like(net), np.zeros_like(net)
         keeps = np.zeros((self._n_layers, len(self._groups)))
+        keeping, diverting = tokens * self._keeping, tokens * self._diverting
         in_order = sorted(((share, where) for where, _, shares in placed for share in shares), key=_turn)
         for share, where in in_order:
             so_far = added[where]
@@ -181,7 +201,7 @@ class LayeredMemory:
             )
             added[where] = so_far + share.net
             keeps[where] = np.maximum(keeps[where], share.keeps)
-        diverted = self._diverted(in_order)
+        diverted = self._diverted(in_order, diverting)
         done = np.zeros_like(net[:, BACKWARD])
         # In reverse; what changes a map's input comes last, after all that read what it made.
         backwards = in_order[::-1]
@@ -190,12 +210,12 @@ class LayeredMemory:
             before = done[where] + diverted[where, BACKWARD] if _changes_input((share, where)) else done[where]
             most[where, BACKWARD] = np.maximum(most[where, BACKWARD], before + share.high[BACKWARD])
             done[where] += share.net[BACKWARD]
-        added += np.tensordot(keeps, self._keeping, 1) + diverted
-        return net + tokens * added, high + tokens * most
+        added += np.tensordot(keeps, keeping, 1) + diverted
+        return net + added, high + most
 
-    def _diverted(self, in_order: Sequence[tuple[Share, Where]]) -> Bytes:
+    def _diverted(self, in_order: Sequence[tuple[Share, Where]], change: Bytes) -> Bytes:
         """Return what changes where a block reads what another one has made of a map's input: that is kept too."""
-        total = np.zeros((self._n_layers, *self._diverting.shape[1:]))
+        total = np.zeros((self._n_layers, *change.shape[1:]))
         for diverting, there in in_order:
             if _changes_input((diverting, there)):
                 inside, read = np.zeros((2, self._n_layers, len(self._roles)))
@@ -203,7 +223,7 @@ class LayeredMemory:
                 for share, where in in_order:
                     if share.turn < diverting.turn:
                         read[where] = np.maximum(read[where], share.reads)
-                total += np.tensordot(inside * read, self._diverting, 1)
+                total += np.tensordot(inside * read, change, 1)
         return total
 
     def _timeline(self, frame: Frame, net: Bytes, high: Bytes, *, trains_inside: bool) -> tuple[float, float]:
