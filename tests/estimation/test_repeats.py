@@ -55,7 +55,8 @@ def check(base: Base, blocks: list[dict[str, Any]], chosen: Machine, *, repeats:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_few_layers_cost_what_all_do(name: str, tmp_path: Path):
-    check(deep(name, tmp_path), [{"lora": {"rank": 2}}], machine())
+    # Gemma's layers repeat in sixes, one of which is all that seven layers hold.
+    check(deep(name, tmp_path), [{"lora": {"rank": 2}}], machine(), repeats=name != "gemma")
 
 
 @pytest.mark.parametrize(
