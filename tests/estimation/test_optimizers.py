@@ -60,11 +60,11 @@ def check(
         run = RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS, optimizer=optimizer)
         measured = run.training_peak()
         if checkpointing:
-            measured -= RANDOM_STATE_BYTES * base.summary.n_layers
             assert predicted.flops == counted(run.train)
-    # the states of layers that are done, if any are at the peak, are gone
-    slack = max(tolerance * measured, RANDOM_STATE_BYTES if checkpointing else 0)
-    assert predicted.peak_bytes == pytest.approx(measured, abs=slack + 100)
+    # Layers that are to be computed again keep the generator's state, and the one that is, the state to go back to: how
+    # many of them are alive at the peak depends on the design.
+    states = RANDOM_STATE_BYTES * (base.summary.n_layers + 1) if checkpointing else 0
+    assert (1 - tolerance) * measured - states <= predicted.peak_bytes <= (1 + tolerance) * measured
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", pytest.param("sgd", marks=pytest.mark.slow)])
