@@ -65,15 +65,7 @@ class Setting:
     @property
     def workload(self) -> Workload:
         """Return the shapes of the batches."""
-        n_examples = self.n_steps * self.batch_size
-        return Workload(
-            batch_size=self.batch_size,
-            evaluation_batch_size=self.batch_size,
-            max_tokens=self.sequence_length,
-            n_steps=self.n_steps,
-            n_examples=n_examples,
-            n_train_tokens=n_examples * self.sequence_length,
-        )
+        return Workload.uniform(batch_size=self.batch_size, n_tokens=self.sequence_length, n_steps=self.n_steps)
 
     def describe(self) -> str:
         """Say it in a line."""

@@ -10,7 +10,7 @@ from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
 from autopeft.estimation.dry_run import DryRun, Machine, StepCost
 from autopeft.estimation.explanation import Explanation, explain
-from autopeft.estimation.fake_weights import tensors_of
+from autopeft.estimation.fake_weights import storage_bytes, tensors_of
 from autopeft.estimation.quantized import quantize_meta
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base
@@ -222,8 +222,7 @@ def _reserved_bytes(training: StepCost, evaluation: StepCost) -> int | None:
 def stored_bytes(base: Base) -> int:
     """Return the bytes of a base's frozen storages, without the modules that start from scratch."""
     new = {id(tensor) for path in base.summary.new_modules for tensor in base.model.get_submodule(path).parameters()}
-    storages = (tensor.untyped_storage() for tensor in tensors_of(base.model) if id(tensor) not in new)
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    return storage_bytes(tensor for tensor in tensors_of(base.model) if id(tensor) not in new)
 
 
 def _adapter_bytes(attached: Attached) -> int:

@@ -7,7 +7,7 @@ kernels by the device, which the meta device would answer wrongly.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
@@ -73,6 +73,12 @@ def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
                 value = getattr(owner, name, None)
                 if isinstance(value, torch.Tensor):
                     yield value
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the storages of tensors; one that several share counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _swap_quantized(module: nn.Module, replace: Replace, undo: ExitStack) -> None:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.estimator import Estimator
-from autopeft.estimation.fake_weights import tensors_of
+from autopeft.estimation.fake_weights import storage_bytes, tensors_of
 from autopeft.estimation.layered import LayeredMemory, variant
 from autopeft.estimation.optimizers import step_bytes
 from autopeft.estimation.parts import Parts, Sizes, without_layers
 from autopeft.estimation.quantized import quantize_meta
 from autopeft.estimation.shortened import is_uniform, shorten
-from autopeft.models.base import Base
 from autopeft.spec.block import Block, Quantization
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
@@ -155,7 +154,9 @@ class FastEstimator:
             machine = self._full.machine
             short = quantize_meta(self._short, quantization, machine.precision)
             self._memory[quantization] = LayeredMemory(short, self._full.workload, machine, self._n_layers)
-            rest = _bytes(self._full.base(quantization)) - _bytes(short)
+            rest = storage_bytes(tensors_of(self._full.base(quantization).model)) - storage_bytes(
+                tensors_of(short.model)
+            )
             self._layer_bytes[quantization] = rest // max(1, self._n_layers - 1)
         return self._memory[quantization]
 
@@ -174,12 +175,6 @@ def _obstacle(estimator: Estimator) -> str:
     if step_bytes(machine.optimizer, (1,), device=machine.device):
         return f"a step of {machine.optimizer} needs memory of its own on a {machine.device}"
     return ""
-
-
-def _bytes(base: Base) -> int:
-    """Return the bytes of all that a model holds."""
-    storages = (tensor.untyped_storage() for tensor in tensors_of(base.model))
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _size(block: Block) -> float:

@@ -30,6 +30,19 @@ class Workload:
     n_examples: int
     n_train_tokens: int
 
+    @classmethod
+    def uniform(cls, *, batch_size: int, n_tokens: int, n_steps: int = 1) -> "Workload":
+        """Return that of steps and evaluations of equal batches, all of whose examples have the same length."""
+        n_examples = n_steps * batch_size
+        return cls(
+            batch_size=batch_size,
+            evaluation_batch_size=batch_size,
+            max_tokens=n_tokens,
+            n_steps=n_steps,
+            n_examples=n_examples,
+            n_train_tokens=n_examples * n_tokens,
+        )
+
 
 _NAME_WIDTH = 22
 _AT_PEAK = {

@@ -76,9 +76,7 @@ def _measure(name: str, quantization: str, kernel: str) -> dict[str, float]:
         if is_llama
         else Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
     )
-    workload = Workload(
-        batch_size=4, evaluation_batch_size=4, max_tokens=512, n_steps=1, n_examples=4, n_train_tokens=2048
-    )
+    workload = Workload.uniform(batch_size=4, n_tokens=512)
     design = Design.from_dict({"quantization": quantization, "blocks": [{"lora": {"rank": 8}}]})
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)  # type: ignore[attr-defined]

@@ -72,14 +72,7 @@ def draw(space: SearchSpace, base: Base, n_designs: int, seed: int) -> list[Desi
 def measure(name: str, space: SearchSpace, *, n_designs: int, n_timed: int) -> dict[str, Any]:
     base = build(name)
     batch_size, n_tokens = SHAPES[name]
-    workload = Workload(
-        batch_size=batch_size,
-        evaluation_batch_size=batch_size,
-        max_tokens=n_tokens,
-        n_steps=1,
-        n_examples=batch_size,
-        n_train_tokens=batch_size * n_tokens,
-    )
+    workload = Workload.uniform(batch_size=batch_size, n_tokens=n_tokens)
     estimator = Estimator(base, workload=workload, precision="fp32", kernel="sdpa", device="cpu")
     started = time.perf_counter()
     fast = FastEstimator(estimator)

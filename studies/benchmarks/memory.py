@@ -81,14 +81,7 @@ class Bench:
         }
 
     def _estimator(self, setting: Setting) -> Estimator:
-        workload = Workload(
-            batch_size=setting.batch_size,
-            evaluation_batch_size=setting.batch_size,
-            max_tokens=setting.length,
-            n_steps=2,
-            n_examples=2 * setting.batch_size,
-            n_train_tokens=2 * setting.batch_size * setting.length,
-        )
+        workload = Workload.uniform(batch_size=setting.batch_size, n_tokens=setting.length, n_steps=2)
         return Estimator(
             self._meta(setting),
             workload=workload,

@@ -11,7 +11,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
 
-WORKLOAD = Workload(batch_size=4, evaluation_batch_size=4, max_tokens=16, n_steps=1, n_examples=4, n_train_tokens=64)
+WORKLOAD = Workload.uniform(batch_size=4, n_tokens=16)
 
 
 def make_estimator(base: Base, *, checkpointing: bool = False) -> Estimator:

@@ -67,14 +67,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 def estimated(meta: Base, design: Design, *, checkpointing: bool = False) -> tuple[int, int]:
     """Return the FLOPs of a training step and of an evaluation step that are known before."""
-    workload = Workload(
-        batch_size=BATCH_SIZE,
-        evaluation_batch_size=BATCH_SIZE,
-        max_tokens=N_TOKENS,
-        n_steps=1,
-        n_examples=BATCH_SIZE,
-        n_train_tokens=BATCH_SIZE * N_TOKENS,
-    )
+    workload = Workload.uniform(batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
     estimator = Estimator(
         meta, workload=workload, precision="fp32", kernel=meta.kernel, device="cpu", checkpointing=checkpointing
     )

@@ -18,14 +18,7 @@ from autopeft.spec.design import Design
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import HEAD, OPTIMIZERS, RealRun, counted, storage_bytes
 
-WORKLOAD = Workload(
-    batch_size=BATCH_SIZE,
-    evaluation_batch_size=BATCH_SIZE,
-    max_tokens=N_TOKENS,
-    n_steps=1,
-    n_examples=BATCH_SIZE,
-    n_train_tokens=BATCH_SIZE * N_TOKENS,
-)
+WORKLOAD = Workload.uniform(batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
 HYBRID = [{"lora": {"rank": 4}}, {"adapter": {"size": 16, "mode": "parallel"}}, {"prefix": {"length": 4}}]
 FULL = [{"full": {"embeddings": True}}]
 RANDOM_STATE_BYTES = 5056
