@@ -157,6 +157,7 @@ def _attributes(record: TrialRecord) -> dict[str, Any]:
         "measured": record.measured.to_dict(),
         "examples": record.examples,
         "continues": record.continues,
+        "n_retries": record.n_retries,
         "reason": record.reason,
         "baseline": record.baseline,
         "outcome": record.outcome.value,  # the last: what stands before it is whole wherever it is read
@@ -179,6 +180,7 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         measured=Measured(**attributes["measured"]),
         examples=attributes["examples"],
         continues=attributes["continues"],
+        n_retries=attributes.get("n_retries", 0),  # absent in records of before 0.2
         reason=attributes["reason"],
         baseline=attributes["baseline"],
         started_at=trial.datetime_start.timestamp() if trial.datetime_start else None,

@@ -27,13 +27,15 @@ class Outcome(StrEnum):
 class SegmentStatus(StrEnum):
     """How a segment ended.
 
-    `DONE` reached its end; `INTERRUPTED` met its deadline or a request to stop, and left a checkpoint.
+    `DONE` reached its end; `INTERRUPTED` met its deadline or a request to stop, and left a checkpoint; `LOST` went
+    with its worker, which died or hung: the design need not be at fault.
     """
 
     DONE = "done"
     INTERRUPTED = "interrupted"
     DIVERGED = "diverged"
     FAILED = "failed"
+    LOST = "lost"
     OUT_OF_MEMORY = "out_of_memory"
 
 
@@ -50,6 +52,7 @@ class Segment:
         checkpoint: Bytes of the safetensors file that the previous segment returned.
         deadline_seconds: Return within about this many seconds, whatever is done by then.
         full: Examples of a full training; the schedule is a function of examples / full.
+        memory_bytes: What it needs on its device at most, as far as can be said before; None where that is not known.
         stage: `train` ends with an evaluation on the validation split. `test` trains nothing and
             evaluates the adapter in `checkpoint` on the test split.
     """
@@ -63,6 +66,7 @@ class Segment:
     full: int = 0
     checkpoint: bytes | None = None
     deadline_seconds: float | None = None
+    memory_bytes: int | None = None
     stage: str = "train"
 
 
@@ -130,6 +134,7 @@ class TrialRecord:
         excess: By how much the estimate exceeds each limit, relative to it.
         examples: Examples trained on.
         continues: Number of the trial whose checkpoint this one went on from.
+        n_retries: How often a segment of it was run again, since its worker was lost.
         reason: Why it ended as it did, in a sentence, where that is not plain.
         baseline: `yardstick` for the default design that the front is measured against, `head` for the
             new modules alone, `base` for the base model as it is, where it has no new module and can be scored
@@ -151,6 +156,7 @@ class TrialRecord:
     measured: Measured = field(default_factory=Measured)
     examples: int = 0
     continues: int | None = None
+    n_retries: int = 0
     reason: str = ""
     baseline: Literal[""] | BaselineName = ""
     started_at: float | None = field(default=None, compare=False)
