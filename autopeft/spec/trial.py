@@ -53,6 +53,8 @@ class Segment:
         deadline_seconds: Return within about this many seconds, whatever is done by then.
         full: Examples of a full training; the schedule is a function of examples / full.
         memory_bytes: What it needs on its device at most, as far as can be said before; None where that is not known.
+        expected_seconds: How long it should take on its worker, by prediction; None where that is not known. One that
+            takes many times as long is taken to hang.
         stage: `train` ends with an evaluation on the validation split. `test` trains nothing and
             evaluates the adapter in `checkpoint` on the test split.
     """
@@ -67,6 +69,7 @@ class Segment:
     checkpoint: bytes | None = None
     deadline_seconds: float | None = None
     memory_bytes: int | None = None
+    expected_seconds: float | None = None
     stage: str = "train"
 
 
@@ -117,12 +120,44 @@ class SegmentResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a rung decided about a trial, and what it was compared with at that moment.
+
+    Attributes:
+        goes_on: Whether the trial may train on.
+        stratum: Its cost stratum, from the cheapest, 0.
+        place: Of its loss in the stratum, from the best, 1.
+        n_compared: Trials of the stratum that had a score, this one included.
+        n_chosen: How many of them may go on. One that is not among these goes on as one of the best that start
+            slowly, or as the best of its base.
+        cut_loss: Loss of the last of these: the quality metric with the sign that makes smaller better.
+        n_known: Trials with a score at the rung, over all strata.
+    """
+
+    goes_on: bool
+    stratum: int
+    n_strata: int
+    place: int
+    n_compared: int
+    n_chosen: int
+    cut_loss: float
+    n_known: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungScore:
-    """Scores of a trial after `examples` of its training."""
+    """Scores of a trial after `examples` of its training.
+
+    Attributes:
+        event: Place of the score in the order of the study's events; see `TrialRecord.first_event`.
+        verdict: What was decided; None in records of before 0.2, and where a search was killed between the two.
+    """
 
     rung: int
     examples: int
     scores: Mapping[str, float]
+    event: int | None = field(default=None, compare=False)
+    verdict: Verdict | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +176,8 @@ class TrialRecord:
             untrained, `full` for the whole model, fine-tuned; empty for a design that the search proposed.
         started_at, ended_at: When, in seconds since 1970, where the record has kept it; not part of what makes
             two trials equal.
+        first_event, last_event: Places of its start and of its end in the order of the study's events, from 0; None
+            in records of before 0.2. With those of the rungs they say what was known when something was decided.
     """
 
     number: int
@@ -161,6 +198,14 @@ class TrialRecord:
     baseline: Literal[""] | BaselineName = ""
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
+    first_event: int | None = field(default=None, compare=False)
+    last_event: int | None = field(default=None, compare=False)
+
+    @property
+    def events(self) -> tuple[int, ...]:
+        """Return the places of its start, its rungs and its end in the order of the study's events, where known."""
+        events = (self.first_event, *(rung.event for rung in self.rungs), self.last_event)
+        return tuple(event for event in events if event is not None)
 
     @property
     def is_reference(self) -> bool:
