@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 from autopeft.searching.calibration import Calibration
 from autopeft.searching.forecast import remaining_seconds
@@ -42,6 +43,7 @@ class Ledger:
         self._roots: dict[int, int] = {}
         self._continued: set[int] = set()
         self._known: set[Hashable] = set()
+        self._n_events = 0
         rules = plan.halving
         self._rungs = () if rules is None else tuple(Rung(rules) for _ in rules.rungs)
         self._stopped: tuple[dict[int, TrialRecord], ...] = tuple({} for _ in self._rungs)
@@ -52,6 +54,7 @@ class Ledger:
         """Take in a new trial, or a trial's new state."""
         number, before = record.number, self.records.get(record.number)
         self.records[number] = record
+        self._n_events = max([self._n_events, *(event + 1 for event in record.events)])
         self.calibration.put(record)
         self._n_started += _counts_as_started(record) - (before is not None and _counts_as_started(before))
         self._counts[record.outcome] += 1
@@ -79,19 +82,15 @@ class Ledger:
             self._put_rungs(record)
         return record
 
+    def next_event(self) -> int:
+        """Return the place of what happens now in the order of the study's events."""
+        self._n_events += 1
+        return self._n_events - 1
+
     def _put_rungs(self, record: TrialRecord) -> None:
-        blocks = record.design.blocks
+        metric, cost = self._plan.metric, self._plan.cost
         for rung, score in zip(self._rungs, record.rungs, strict=False):
-            rung.put(
-                RungEntry(
-                    trial=self.root(record),
-                    cost=record.value(self._plan.cost.name),
-                    loss=self._plan.metric.loss(score.scores[self._plan.metric.name]),
-                    tie=score.scores.get("loss", 0.0),
-                    base=record.design.quantization,
-                    slow_start=bool(blocks) and all(block.slow_start for block in blocks),
-                )
-            )
+            rung.put(RungEntry.of(record, score, root=self.root(record), metric=metric, cost=cost))
         waits = record.outcome is Outcome.STOPPED and record.number not in self._continued
         if waits and 0 < len(record.rungs) <= len(self._stopped):
             self._stopped[len(record.rungs) - 1][record.number] = record
@@ -129,9 +128,13 @@ class Ledger:
             if record.outcome is Outcome.INTERRUPTED and record.number not in self._continued
         ]
 
-    def goes_on(self, record: TrialRecord) -> bool:
-        """Return whether a trial that has just been scored at a rung may train on."""
-        return self._plan.halving is None or self.root(record) in self._rungs[len(record.rungs) - 1].chosen()
+    def judge(self, record: TrialRecord) -> TrialRecord:
+        """Return a trial that has just been scored at a rung with what the rung decides; it is taken in so."""
+        *earlier, score = record.rungs
+        verdict = self._rungs[len(earlier)].verdict(self.root(record))
+        judged = replace(record, rungs=(*earlier, replace(score, verdict=verdict)))
+        self.records[record.number] = self._running[record.number] = judged
+        return judged
 
     def promotable(self) -> list[TrialRecord]:
         """Return the trials that were stopped, and that later results have made some of the best at their rung.

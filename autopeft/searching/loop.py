@@ -203,11 +203,13 @@ class SearchLoop:
             outcome=Outcome.RUNNING,
             estimate=estimate,
             excess=excess(self._plan.limits, estimate),
+            first_event=self._ledger.next_event(),
         )
 
     def _continue(self, record: TrialRecord) -> TrialRecord:
         """Add a trial that goes on from another's checkpoint; without a checkpoint it starts afresh."""
         successor = replace(record, outcome=Outcome.RUNNING, continues=record.number, reason="")
+        successor = replace(successor, first_event=self._ledger.next_event(), last_event=None)
         checkpoint = self._folder.checkpoint(record.number)
         if checkpoint.is_file():
             added = self._store.add(successor, *self._store.parameters(record.number))
@@ -281,11 +283,13 @@ class SearchLoop:
             self._write_predictions("validation", result)
             self._finish(replace(record, outcome=Outcome.COMPLETE))
             return
-        rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores)
-        record = replace(record, rungs=(*record.rungs, rung))
-        self._ledger.put(record)
+        event = self._ledger.next_event()
+        rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores, event=event)
+        self._ledger.put(replace(record, rungs=(*record.rungs, rung)))
+        record = self._ledger.judge(self._ledger.records[record.number])
         self._store.update(record)
-        if self._ledger.goes_on(record):
+        verdict = record.rungs[-1].verdict
+        if verdict is not None and verdict.goes_on:
             self._emit(EventKind.RUNG, record)
             if self._ending():
                 self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search ended"))
@@ -297,7 +301,7 @@ class SearchLoop:
 
     def _finish(self, record: TrialRecord, *, learn: bool = False, quiet: bool = False) -> None:
         """Write a trial's end to the record, then tell the sampler."""
-        self._ledger.put(record)
+        record = self._ledger.put(replace(record, last_event=self._ledger.next_event()))
         self._store.update(record)
         state = TrialState.PRUNED if learn else STATES[record.outcome]
         values = [record.value(objective.name) for objective in self._plan.objectives]

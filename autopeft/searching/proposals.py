@@ -144,6 +144,7 @@ class Proposals:
                 estimate=estimate,
                 excess=over,
                 reason=self._over_words(reason, estimate),
+                first_event=self._ledger.next_event(),
             ),
             proposal.params,
             proposal.distributions,

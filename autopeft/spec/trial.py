@@ -178,6 +178,8 @@ class TrialRecord:
             two trials equal.
         first_event, last_event: Places of its start and of its end in the order of the study's events, from 0; None
             in records of before 0.2. With those of the rungs they say what was known when something was decided.
+        driver: Name of the search that trains or trained it, where several share the study; its files are with that
+            search. Not part of what makes two trials equal.
     """
 
     number: int
@@ -200,6 +202,7 @@ class TrialRecord:
     ended_at: float | None = field(default=None, compare=False)
     first_event: int | None = field(default=None, compare=False)
     last_event: int | None = field(default=None, compare=False)
+    driver: str = field(default="", compare=False)
 
     @property
     def events(self) -> tuple[int, ...]:

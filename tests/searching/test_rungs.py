@@ -2,13 +2,11 @@
 
 import itertools
 import math
-from dataclasses import replace
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.searching.rungs import Rung, RungEntry, strata
+from autopeft.searching.rungs import Rung, RungEntry
 from autopeft.spec.study import EarlyStopping
 
 entries = st.lists(
@@ -21,25 +19,43 @@ entries = st.lists(
 rules = st.builds(EarlyStopping, eta=st.sampled_from([2.0, 3.0]), strata=st.integers(1, 4))
 
 
-def promotable(entries: list[RungEntry], rules: EarlyStopping) -> frozenset[int]:
-    """Return who may go on from a rung that these have reached."""
+def rung_of(entries: list[RungEntry], rules: EarlyStopping) -> Rung:
     rung = Rung(rules)
     for entry in entries:
         rung.put(entry)
-    return rung.chosen()
+    return rung
+
+
+def promotable(entries: list[RungEntry], rules: EarlyStopping) -> frozenset[int]:
+    """Return who may go on from a rung that these have reached."""
+    return rung_of(entries, rules).chosen()
 
 
 def groups_of(entries: list[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:
-    """Return the entries by stratum, the cheapest first."""
-    costs, trials = (np.array([getattr(e, name) for e in entries], dtype=float) for name in ("cost", "trial"))
-    of_entry = strata(costs, trials, rules).tolist()
-    return [[e for e, number in zip(entries, of_entry, strict=True) if number == n] for n in sorted(set(of_entry))]
+    """Return the entries by stratum, the cheapest first: made anew from all of them."""
+    number = max(1, min(rules.strata, int(len(entries) // (2 * rules.eta))))
+    by_cost = sorted(entries, key=lambda e: (e.cost, e.trial))
+    edges = [len(entries) * i // number for i in range(number + 1)]
+    return [by_cost[start:end] for start, end in itertools.pairwise(edges) if end > start]
+
+
+def chosen_anew(entries: list[RungEntry], rules: EarlyStopping) -> set[int]:
+    """Return who may go on, made anew from all entries."""
+
+    def best(group: list[RungEntry], n: int) -> set[int]:
+        return {e.trial for e in sorted(group, key=lambda e: (e.loss, e.tie, e.trial))[:n]}
+
+    groups = [*groups_of(entries, rules), [e for e in entries if e.slow_start]]
+    winners = [best(group, math.ceil(len(group) / rules.eta)) for group in groups]
+    winners += [best([e for e in entries if e.base == base], 1) for base in {e.base for e in entries}]
+    return set().union(*winners)
 
 
 @given(entries, rules)
 def test_strata_are_a_partition_in_order_of_cost(entries: list[RungEntry], rules: EarlyStopping) -> None:
-    groups = groups_of(entries, rules)
-    assert sorted(e.trial for group in groups for e in group) == [e.trial for e in entries]
+    rung = rung_of(entries, rules)
+    stratum = {e.trial: rung.verdict(e.trial).stratum for e in entries}
+    groups = [[e for e in entries if stratum[e.trial] == number] for number in sorted(set(stratum.values()))]
     for cheap, dear in itertools.pairwise(groups):
         assert max(e.cost for e in cheap) <= min(e.cost for e in dear)
     assert len(groups) <= rules.strata
@@ -68,13 +84,51 @@ def test_slow_techniques_keep_a_quota(entries: list[RungEntry], rules: EarlyStop
     assert len(passed) >= math.ceil(len(slow) / rules.eta)
 
 
-@given(entries, rules)
-def test_scores_that_come_one_by_one_are_judged_as_if_at_once(entries: list[RungEntry], rules: EarlyStopping) -> None:
-    rung = Rung(rules)
-    for n, entry in enumerate(entries, start=1):
-        rung.put(replace(entry, loss=0.0))
+scores = st.builds(
+    RungEntry,
+    trial=st.integers(0, 30),
+    cost=st.integers(1, 12).map(float),
+    loss=st.sampled_from([-0.9, -0.8, -0.7]),
+    tie=st.sampled_from([0.0, 0.1]),
+    slow_start=st.booleans(),
+    base=st.sampled_from(["none", "nf4", "int8"]),
+)
+
+
+@given(
+    st.lists(scores, max_size=80),
+    st.builds(EarlyStopping, eta=st.sampled_from([1.1, 2.0, 3.0]), strata=st.integers(1, 9)),
+)
+def test_scores_that_come_and_change_one_by_one_are_judged_as_if_at_once(
+    changes: list[RungEntry], rules: EarlyStopping
+) -> None:
+    rung, now = Rung(rules), dict[int, RungEntry]()
+    for entry in changes:
         rung.put(entry)
-        assert rung.chosen() == promotable(entries[:n], rules)
+        now[entry.trial] = entry
+        assert rung.chosen() == chosen_anew(list(now.values()), rules)
+        groups = groups_of(list(now.values()), rules)
+        verdict = rung.verdict(entry.trial)
+        group = sorted(groups[verdict.stratum], key=lambda e: (e.loss, e.tie, e.trial))
+        assert group[verdict.place - 1] == entry
+        assert (verdict.n_strata, verdict.n_compared, verdict.n_known) == (len(groups), len(group), len(now))
+        assert verdict.cut_loss == group[verdict.n_chosen - 1].loss
+        assert verdict.goes_on == (entry.trial in rung.chosen())
+
+
+@given(st.lists(st.tuples(scores, st.sampled_from(["score", "stop", "leave"])), max_size=60), rules)
+def test_who_waits_and_is_chosen_may_go_on(steps: list[tuple[RungEntry, str]], rules: EarlyStopping) -> None:
+    rung, waiting = Rung(rules), list[int]()
+    for entry, step in steps:
+        if step == "score":
+            rung.put(entry)
+        elif step == "stop":
+            rung.stop(entry.trial)
+            waiting += [entry.trial] * (entry.trial not in waiting)
+        else:
+            rung.leave(entry.trial)
+            waiting = [trial for trial in waiting if trial != entry.trial]
+        assert rung.promotable() == [trial for trial in waiting if trial in rung.chosen()]
 
 
 def test_the_best_of_each_base_goes_on() -> None:
