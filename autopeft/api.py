@@ -15,7 +15,7 @@ from autopeft.models.artifact import load
 from autopeft.models.merging import merge
 from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
-from autopeft.progress import call_each, show_progress, write_log
+from autopeft.progress import call_each, show_progress, write_events, write_log
 from autopeft.results.result import SearchResult
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
@@ -117,10 +117,11 @@ def run_study(
             _describe(study, folder)
             with (
                 write_log(folder.path / "search.log") as log,
+                write_events(folder.path / "search.jsonl") as write,
                 show_progress(progress) as show,
                 _stop_on_signal() as stop,
             ):
-                _search(study, folder, call_each((show, *callbacks), log), stop, site)
+                _search(study, folder, call_each((write, show, *callbacks), log), stop, site)
         result = SearchResult(read_state(folder.path), interrupted=stop.is_set())
         result.save()
         return result

@@ -1,10 +1,18 @@
 """What a person sees while a search runs: one line that changes in a terminal or a notebook, plain lines elsewhere."""
 
+import errno
 import importlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -85,6 +93,93 @@ def write_log(path: Path) -> Iterator[logging.Logger]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def write_events(path: Path) -> Iterator[Callback]:
+    """Yield a callback that appends each event to a file as one line of JSON; see `event_values`.
+
+    Each line is one write, so that whoever reads along sees whole lines. What a write that was cut short left at the
+    end of the file (the machine stopped, the disk was full) goes when the next search begins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    start = time.monotonic()
+    try:
+        _cut_torn_line(file)
+
+        def write(event: Event) -> None:
+            values = event_values(event, seconds=time.monotonic() - start)
+            line = (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode()
+            if os.write(file, line) < len(line):
+                _cut_torn_line(file)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        yield write
+    finally:
+        os.close(file)
+
+
+def event_values(event: Event, *, seconds: float) -> dict[str, Any]:
+    """Return an event as JSON-ready values.
+
+    Keys: `time` (UTC, ISO 8601); `seconds` (since this search began, on a clock that never jumps); `event` (`started`,
+    `rung`, `finished`, `refused`); `trial`, `continues` (numbers; null where it continues none); `outcome`; `baseline`;
+    `design` (in words); `quantization`; `learning_rates`; `costs` (predicted: `trainable_params`, `peak_memory` in
+    bytes, `train_flops`); `excess` (over each limit, relative to it); `examples` (trained on); `scores`,
+    `standard_errors` (a value that is not finite is null); `peak_memory` in bytes and `train_seconds` (measured);
+    `n_retries`; `reason`; `rung` (at a rung, what was decided: see `autopeft.spec.trial.Verdict`; else null);
+    `n_started`, `n_running` (designs, by then).
+
+    Args:
+        event: What happened.
+        seconds: Since the search began.
+    """
+    trial = event.trial
+    at_rung = event.kind is EventKind.RUNG or (event.kind is EventKind.FINISHED and trial.outcome is Outcome.STOPPED)
+    verdict = trial.rungs[-1].verdict if at_rung and trial.rungs else None
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": round(seconds, 3),
+        "event": event.kind.value,
+        "trial": trial.number,
+        "continues": trial.continues,
+        "outcome": trial.outcome.value,
+        "baseline": trial.baseline,
+        "design": trial.describe(),
+        "quantization": trial.design.quantization,
+        "learning_rates": dict(trial.learning_rates),
+        "costs": {name: trial.estimate.cost(name) for name in ("trainable_params", "peak_memory", "train_flops")},
+        "excess": dict(trial.excess),
+        "examples": trial.examples,
+        "scores": _finite(trial.scores),
+        "standard_errors": _finite(trial.standard_errors),
+        "peak_memory": trial.measured.peak_memory,
+        "train_seconds": round(trial.measured.train_seconds, 3),
+        "n_retries": trial.n_retries,
+        "reason": trial.reason,
+        "rung": None if verdict is None else asdict(verdict),
+        "n_started": event.progress.n_started,
+        "n_running": event.progress.n_running,
+    }
+
+
+def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if isfinite(value) else None for name, value in scores.items()}
+
+
+def _cut_torn_line(file: int) -> None:
+    """Cut off what stands after the last newline of a file."""
+    position = size = os.fstat(file).st_size
+    while position:
+        start = max(0, position - 65_536)
+        newline = os.pread(file, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position < size:
+        os.ftruncate(file, position)
 
 
 def call_each(callbacks: Sequence[Callback], log: logging.Logger) -> Callback:

@@ -6,7 +6,7 @@ heavy is imported before a command needs it: `--help` answers at once.
 
 import click
 
-from autopeft.cli import cost, dashboard, machine, merging, prediction, results, search, techniques
+from autopeft.cli import cost, dashboard, machine, merging, prediction, replay, results, search, techniques
 from autopeft.cli.base import EXIT_CODES
 
 
@@ -16,6 +16,6 @@ def main() -> None:
     """Search adapters for a pretrained transformer: the Pareto front of efficiency versus quality."""
 
 
-for _module in (search, results, dashboard, prediction, merging, cost, techniques, machine):
+for _module in (search, results, replay, dashboard, prediction, merging, cost, techniques, machine):
     for _command in _module.COMMANDS:
         main.add_command(_command)

@@ -10,13 +10,14 @@ import click
 EXIT_CODES = """\b
 Exit codes:
   0    the command did what was asked
+  1    replay: the record of a study differs from what the rules give
   2    the request cannot be carried out: a file, a key, a value, a model, data
   3    no design of the space fits the budget
   4    the search ended, and no design trained in full
   5    trial after trial failed
   130  stopped by Ctrl-C or SIGTERM; the same command resumes
 """
-OK, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+OK, DISAGREES, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 P = ParamSpec("P")
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from autopeft.searching.hypervolume import hypervolume_history
 from autopeft.searching.pareto import eligible, losses, pareto_front
-from autopeft.searching.rungs import Rung, RungEntry
+from autopeft.searching.verdicts import Verdicts, place_words
 from autopeft.spec.cost import excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import Outcome, RungScore, TrialRecord, Verdict
+from autopeft.spec.trial import Outcome, TrialRecord
 
 StepKind = Literal["budget", "start", "rung", "retry", "end", "front"]
 
@@ -85,7 +85,7 @@ class Replay:
 
 def replay(state: StudyState) -> Replay:
     """Derive every decision of a study again from its record."""
-    verdicts = _Verdicts(state)
+    verdicts = Verdicts(state)
     front = pareto_front(state.trials, state.objectives)
     history = hypervolume_history(state)
     successors = Counter(trial.continues for trial in state.trials if trial.continues is not None)
@@ -97,7 +97,7 @@ def replay(state: StudyState) -> Replay:
             steps=(
                 _budget(trial, state),
                 *_start(trial, state, verdicts, successors),
-                *verdicts.steps(trial),
+                *_rungs(trial, state, verdicts),
                 *_retries(trial),
                 *_end(trial, state),
                 *_front(trial, state, front),
@@ -155,7 +155,7 @@ def _costs(trial: TrialRecord, limits: Mapping[str, int], names: Mapping[str, fl
     )
 
 
-def _start(trial: TrialRecord, state: StudyState, verdicts: "_Verdicts", successors: Counter[int]) -> Iterator[Step]:
+def _start(trial: TrialRecord, state: StudyState, verdicts: Verdicts, successors: Counter[int]) -> Iterator[Step]:
     """Yield why a trial was started: proposed, a baseline, or the continuation of another."""
     if trial.outcome is Outcome.INFEASIBLE:
         return
@@ -180,9 +180,9 @@ def _start(trial: TrialRecord, state: StudyState, verdicts: "_Verdicts", success
         says += "; the record does not say what was known then"
         yield Step(kind="start", says=says, agrees=None, event=trial.first_event, values=values)
         return
-    says += f": by then {_place(verdict, state.quality)}"
+    says += f": by then {place_words(verdict, state.quality)}"
     values = {**values, "verdict": asdict(verdict)}
-    agrees = verdict.goes_on or (None if verdicts.shared else False)
+    agrees = verdict.goes_on or (None if verdicts.is_shared else False)
     yield Step(kind="start", says=says, agrees=agrees, event=trial.first_event, values=values)
 
 
@@ -191,123 +191,47 @@ def _may_continue(trial: TrialRecord, earlier: TrialRecord) -> bool:
     return same and earlier.number < trial.number and earlier.outcome in (Outcome.STOPPED, Outcome.INTERRUPTED)
 
 
-# Rungs ---------------------------------------------------------------------------------------------------------
+# While training ------------------------------------------------------------------------------------------------
 
 
-class _Verdicts:
-    """What the rungs decided, derived again in the order in which scores came in.
-
-    Attributes:
-        shared: Whether several drivers wrote the study: each decided by what it knew, which may have been less.
-    """
-
-    def __init__(self, state: StudyState) -> None:
-        self._state = state
-        self._rules = state.spec.halving
-        self._rungs = [] if self._rules is None else [Rung(self._rules) for _ in self._rules.rungs]
-        self._roots: dict[int, int] = {}
-        for trial in state.trials:
-            before = trial.number if trial.continues is None else trial.continues
-            self._roots[trial.number] = self._roots.get(before, before)
-        self._derived: dict[tuple[int, int], Verdict] = {}
-        self._continuations: dict[int, Verdict] = {}
-        self.shared = False
-        self._derive()
-
-    def _derive(self) -> None:
-        scores = [(_order(score.event), 1, t, s) for t in self._state.trials for s, score in self._own(t)]
-        starts = [(_order(t.first_event), 0, t, -1) for t in self._state.trials if t.continues is not None]
-        places = Counter(event for trial in self._state.trials for event in self._own_events(trial))
-        self.shared = any(count > 1 for count in places.values())
-        for _, _, trial, index in sorted([*scores, *starts], key=lambda item: (*item[:2], item[2].number, item[3])):
-            if index < 0:
-                self._continue(trial)
-            elif index < len(self._rungs):
-                self._put(trial, index)
-
-    def _own(self, trial: TrialRecord) -> Iterator[tuple[int, RungScore]]:
-        """Yield the scores that a trial made itself, with their rungs; those that it took over are not its own."""
-        if trial.baseline:
-            return
-        first = _order(trial.first_event)
-        for index, score in enumerate(trial.rungs):
-            if trial.continues is None or _order(score.event) > first:
-                yield index, score
-
-    def _own_events(self, trial: TrialRecord) -> Iterator[int]:
-        yield from (event for event in (trial.first_event, trial.last_event) if event is not None)
-        yield from (score.event for _, score in self._own(trial) if score.event is not None)
-
-    def _put(self, trial: TrialRecord, index: int) -> None:
-        root, rung = self._roots[trial.number], self._rungs[index]
-        metric, cost = self._state.quality, self._state.cost
-        rung.put(RungEntry.of(trial, trial.rungs[index], root=root, metric=metric, cost=cost))
-        if trial.rungs[index].event is not None:
-            self._derived[trial.number, index] = rung.verdict(root)
-
-    def _continue(self, trial: TrialRecord) -> None:
-        earlier = next((t for t in self._state.trials if t.number == trial.continues), None)
-        if earlier is not None and trial.first_event is not None and 0 < len(earlier.rungs) <= len(self._rungs):
-            rung = self._rungs[len(earlier.rungs) - 1]
-            if rung.knows(self._roots[trial.number]):
-                self._continuations[trial.number] = rung.verdict(self._roots[trial.number])
-
-    def of_continuation(self, trial: TrialRecord) -> Verdict | None:
-        """Return what the rung of a stopped trial said when another continued it; None where that is not known."""
-        return self._continuations.get(trial.number)
-
-    def steps(self, trial: TrialRecord) -> Iterator[Step]:
-        """Yield what the rungs decided about a trial."""
-        own = list(self._own(trial))
-        for index, score in own:
-            derived = self._derived.get((trial.number, index))
-            place = f"at {score.examples / self._state.n_full_examples:.0%}"
-            values: dict[str, Any] = {"rung": index, "examples": score.examples, "scores": dict(score.scores)}
-            if derived is None or score.verdict is None:
-                says = f"{place}: the record does not say when it was scored, or what was decided"
-                yield Step(kind="rung", says=says, agrees=None, event=score.event, values=values)
-                continue
-            values |= {"verdict": asdict(derived), "recorded": asdict(score.verdict)}
-            agrees, complaint = self._check(trial, index, derived, is_last=index == own[-1][0])
-            metric = self._state.quality
-            says = f"{place}: {metric.label} {score.scores[metric.name]:.4g} is {_place(derived, metric)}{complaint}"
-            yield Step(kind="rung", says=says, agrees=agrees, event=score.event, values=values)
-
-    def _check(self, trial: TrialRecord, index: int, derived: Verdict, *, is_last: bool) -> tuple[bool | None, str]:
-        """Return whether the record agrees with a derived verdict, and what it says where it does not."""
-        score = trial.rungs[index]
-        assert self._rules is not None
-        assert score.verdict is not None
-        if score.examples != round(self._rules.rungs[index] * self._state.n_full_examples):
-            return False, "; but that is no rung of this study"
-        if score.verdict != derived:
-            if self.shared and score.verdict.n_known != derived.n_known:
-                return None, "; the driver that decided did not know all of these scores"
-            return False, f"; but the record says {_place(score.verdict, self._state.quality)}"
-        # A search that is killed right after a verdict leaves the trial interrupted, and goes on with it.
-        if not derived.goes_on and (not is_last or trial.outcome not in (Outcome.STOPPED, Outcome.INTERRUPTED)):
-            return False, "; but it trained on"
-        if derived.goes_on and is_last and trial.outcome is Outcome.STOPPED:
-            return False, "; but it was stopped"
-        return True, ""
+def _rungs(trial: TrialRecord, state: StudyState, verdicts: Verdicts) -> Iterator[Step]:
+    """Yield what the rungs decided about a trial."""
+    own = list(verdicts.own_scores(trial))
+    for index, score in own:
+        derived = verdicts.of_rung(trial, index)
+        place = f"at {score.examples / state.n_full_examples:.0%}"
+        values: dict[str, Any] = {"rung": index, "examples": score.examples, "scores": dict(score.scores)}
+        if derived is None or score.verdict is None:
+            says = f"{place}: the record does not say when it was scored, or what was decided"
+            yield Step(kind="rung", says=says, agrees=None, event=score.event, values=values)
+            continue
+        values |= {"verdict": asdict(derived), "recorded": asdict(score.verdict)}
+        agrees, complaint = _check_rung(trial, state, verdicts, index, is_last=index == own[-1][0])
+        name = state.quality.label
+        says = f"{place}: {name} {score.scores[state.metric]:.4g} is {place_words(derived, state.quality)}{complaint}"
+        yield Step(kind="rung", says=says, agrees=agrees, event=score.event, values=values)
 
 
-def _order(event: int | None) -> int:
-    """Return a place in the order of events; what is of before 0.2 came before everything that has one."""
-    return -1 if event is None else event
-
-
-def _place(verdict: Verdict, metric: Objective) -> str:
-    """Say how a trial stood among those that it was compared with, and what followed."""
-    cut = -verdict.cut_loss if metric.direction == "maximize" else verdict.cut_loss
-    where = f" in cost stratum {verdict.stratum + 1} of {verdict.n_strata}" if verdict.n_strata > 1 else ""
-    best = f"the best {verdict.n_chosen} go on" if verdict.n_chosen > 1 else "the best one goes on"
-    says = f"place {verdict.place} of {verdict.n_compared}{where}, where {best} ({metric.label} {cut:.4g}): "
-    if not verdict.goes_on:
-        return says + "stops"
-    if verdict.place <= verdict.n_chosen:
-        return says + "goes on"
-    return says + "goes on as one of the best that start slowly, or as the best of its base"
+def _check_rung(
+    trial: TrialRecord, state: StudyState, verdicts: Verdicts, index: int, *, is_last: bool
+) -> tuple[bool | None, str]:
+    """Return whether the record agrees with a derived verdict, and what it says where it does not."""
+    score, derived, rules = trial.rungs[index], verdicts.of_rung(trial, index), state.spec.halving
+    assert score.verdict is not None
+    assert derived is not None
+    assert rules is not None
+    if score.examples != round(rules.rungs[index] * state.n_full_examples):
+        return False, "; but that is no rung of this study"
+    if score.verdict != derived:
+        if verdicts.is_shared and score.verdict.n_known != derived.n_known:
+            return None, "; the driver that decided did not know all of these scores"
+        return False, f"; but the record says {place_words(score.verdict, state.quality)}"
+    # A search that is killed right after a verdict leaves the trial interrupted, and goes on with it.
+    if not derived.goes_on and (not is_last or trial.outcome not in (Outcome.STOPPED, Outcome.INTERRUPTED)):
+        return False, "; but it trained on"
+    if derived.goes_on and is_last and trial.outcome is Outcome.STOPPED:
+        return False, "; but it was stopped"
+    return True, ""
 
 
 # The end -------------------------------------------------------------------------------------------------------
