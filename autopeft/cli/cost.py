@@ -13,6 +13,7 @@ from autopeft.cli.base import explain_errors, pairs
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 
 if TYPE_CHECKING:
+    from autopeft.costs.measured import Stopwatch
     from autopeft.costs.model_costs import ModelCosts
     from autopeft.costs.setting import Setting
 
@@ -51,7 +52,14 @@ class _Question:
 
     costs: "ModelCosts"
     setting: "Setting"
+    measure: bool
     as_json: bool
+
+    def stopwatch(self) -> "Stopwatch":
+        """Return what times designs on the model."""
+        from autopeft.costs.measured import Stopwatch
+
+        return Stopwatch(self.costs, self.setting)
 
     def show(self, values: Mapping[str, Any], parts: Callable[[], Iterable[Any]]) -> None:
         """Write the answer for programs, or for people: lines as they are, tables as wide as the terminal."""
@@ -101,6 +109,12 @@ class _Question:
 @click.option("--checkpointing", is_flag=True, help="Layers compute their activations again instead of keeping them.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--kernel", default="sdpa", show_default=True, type=click.Choice(["sdpa", "eager"]))
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Load the model onto --device, with random weights where it has none, and time training steps there, and what "
+    "--design adds to inference; for --space, predict the time of steps from there.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that the model brings.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
@@ -116,15 +130,18 @@ def estimate(
     memory_bytes: int | None,
     plot: str | None,
     as_json: bool,
+    measure: bool,
     revision: str | None,
     trust_remote_code: bool,
     **values: Any,
 ) -> None:
-    """Say what designs on MODEL would cost to train, without weights and without training.
+    """Say what designs on MODEL would cost to train, without weights and without training, unless it is to measure.
 
     MODEL is a hub id or a folder; a config.json is enough.
     """
     _check_options(design, spaces, samples, budget.limits, memory_bytes, plot)
+    if measure and memory_bytes is not None:
+        raise click.UsageError("--measure times --design, or predicts the time of --space; it does not go with --fit")
     from autopeft.costs.model_costs import ModelCosts
     from autopeft.costs.setting import Setting
 
@@ -134,11 +151,15 @@ def estimate(
         from autopeft.costs.plot import check_plot_path
 
         check_plot_path(plot)
+    if measure:
+        from autopeft.costs.measured import check_device
+
+        check_device(setting)
     loaded = _load_spaces(spaces, shipped=memory_bytes is not None)
     costs = ModelCosts(
         model, task=setting.task, kernel=setting.kernel, revision=revision, trust_remote_code=trust_remote_code
     )
-    question = _Question(costs=costs, setting=setting, as_json=as_json)
+    question = _Question(costs=costs, setting=setting, measure=measure, as_json=as_json)
     if made is not None:
         _show_design(question, made, plot)
     elif memory_bytes is not None:
@@ -197,6 +218,9 @@ def _load_spaces(names: tuple[str, ...], *, shipped: bool) -> list[Any]:
 
 def _show_design(question: _Question, design: Any, plot: str | None) -> None:
     answer = question.costs.estimate(design, question.setting)
+    if question.measure:
+        with _progress("measuring"):
+            answer = question.stopwatch().measured(design, answer)
     resolved = design.resolve(question.costs.summary)
     head = f"{resolved.describe()}\n{question.setting.describe()}"
     question.show({"design": resolved.to_dict(), **answer.to_dict()}, lambda: (head, "", str(answer)))
@@ -223,6 +247,9 @@ def _show_sample(question: _Question, space: Any, n_samples: int, seed: int, bud
             limits=limits,
             progress=progress,
         )
+    if question.measure:
+        with _progress("measuring"):
+            sample = question.stopwatch().predicted(sample)
     question.show(sample.to_dict(), lambda: sample_table(sample))
 
 
@@ -236,12 +263,12 @@ def _show_fit(question: _Question, memory_bytes: int, spaces: list[Any], seed: i
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress(first: str = "building the model") -> Iterator[Callable[[str, int, int], None]]:
     """Give a function that shows how far it is: one line in a terminal, nothing elsewhere."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    with console.status("building the model") as status:
+    with console.status(first) as status:
         yield lambda what, done, total: status.update(f"{done} of {total}: {what}")
 
 

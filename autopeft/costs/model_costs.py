@@ -1,7 +1,7 @@
 """A model whose designs are to be estimated in several settings: built once, without weights."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +10,11 @@ from typing import Any
 from autopeft.costs.setting import PRECISIONS, Setting
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.estimator import Estimator
-from autopeft.models.base import Base, build_meta
+from autopeft.models.base import Base, build_meta, load_base
 from autopeft.models.loading import Head
+from autopeft.models.model_files import has_weights, locate
+from autopeft.models.random_weights import with_weights
+from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.messages import first_line
@@ -25,6 +28,7 @@ class ModelCosts:
 
     Attributes:
         summary: The model's structure.
+        has_weights: Whether its weights are on this machine, all of them.
     """
 
     def __init__(
@@ -51,17 +55,23 @@ class ModelCosts:
             ModelError: There is no such model, or its structure is not understood.
         """
         self._kernel: Kernel = kernel
+        self._model = model
+        self._head = head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes)
+        self._revision = revision
+        self._trust_remote_code = trust_remote_code
         self._estimators: dict[Setting, Estimator] = {}
         self._machines: dict[Setting, Estimator] = {}
         with _folder(model) as name:
             self._base: Base = build_meta(
                 name,
-                head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes),
+                self._head,
                 kernel=kernel,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 needs_weights=False,
             )
+            folder = locate(name, revision=revision, trust_remote_code=trust_remote_code, needs_weights=False)
+            self.has_weights = has_weights(folder)
 
     @property
     def summary(self) -> ModelSummary:
@@ -99,6 +109,29 @@ class ModelCosts:
                 checkpointing=setting.checkpointing,
             )
         return self._machines[machine]
+
+    def load(self, quantization: Quantization, setting: Setting) -> Base:
+        """Load the model onto the device: with its weights where they are on this machine, else with random ones.
+
+        Raises:
+            ModelError: The weights cannot be loaded.
+            MissingDependencyError: The quantization needs a package that is not installed.
+        """
+        trust = self._trust_remote_code
+        with ExitStack() as folders:
+            name = folders.enter_context(_folder(self._model))
+            folder = folders.enter_context(
+                with_weights(name, self._head, revision=self._revision, trust_remote_code=trust)
+            )
+            return load_base(
+                folder,
+                self._head,
+                quantization=quantization,
+                precision=PRECISIONS[setting.dtype],
+                kernel=self._kernel,
+                device=setting.device,
+                trust_remote_code=trust,
+            )
 
     def cost(self, design: Design, setting: Setting) -> Estimate:
         """Return the cost of a design.

@@ -62,6 +62,12 @@ class CostSample:
         }
 
     @property
+    def step_seconds(self) -> dict[str, float]:
+        """Return what `QUANTILES` names, of the predicted time of a training step; empty where none was predicted."""
+        seconds = [s for _, estimate in self.costs if (s := estimate.predicted_step_seconds) is not None]
+        return {label: float(np.quantile(seconds, share)) for label, share in QUANTILES.items()} if seconds else {}
+
+    @property
     def n_over(self) -> dict[str, int]:
         """Return how many legal draws exceed each limit."""
         over = [excess(self.limits, estimate) for _, estimate in self.costs]
@@ -89,6 +95,7 @@ class CostSample:
             "feasible_share": self.feasible_share,
             "n_over": self.n_over,
             "quantiles": self.quantiles,
+            "step_seconds": self.step_seconds,
             "extremes": [
                 {"design": design.to_dict(), "estimate": estimate.to_dict()} for design, estimate in self.extremes()
             ],

@@ -11,7 +11,7 @@ from autopeft.costs.fit import Fit, LargestBatch, SpaceFit
 from autopeft.costs.sample import QUANTILES, CostSample
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.objective import OBJECTIVES
-from autopeft.spec.units import format_bytes
+from autopeft.spec.units import format_bytes, format_moment
 
 N_REASONS = 5
 """Rules that illegal draws break most, of which a table speaks."""
@@ -53,6 +53,8 @@ def sample_table(sample: CostSample) -> list[str | PlainTable]:
             (OBJECTIVES[name].label, *(format_cost(name, values[label]) for label in QUANTILES))
             for name, values in sample.quantiles.items()
         ]
+        if seconds := sample.step_seconds:
+            rows.append(("training step, predicted", *map(format_moment, seconds.values())))
         parts += [PlainTable(("", *QUANTILES), rows, left=("",)), ""]
     if sample.limits and sample.costs:
         over = ", ".join(f"{name} {count}" for name, count in sample.n_over.items())

@@ -9,7 +9,7 @@ from autopeft.spec.design import Serving
 from autopeft.spec.messages import unknown_key
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS
-from autopeft.spec.units import format_bytes, format_count, parse_bytes, parse_count, parse_share
+from autopeft.spec.units import format_bytes, format_count, format_moment, parse_bytes, parse_count, parse_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,14 @@ class Estimate:
         base_params: Parameters of the unquantized base; 0 where nobody asked.
         n_tokens: Tokens of the example that `inference_flops` is for; 0 where nobody asked.
         base_inference_flops: The same with nothing attached but the head; 0 where nobody asked.
-        step_seconds: Measured median time of a training step; None where nothing was measured.
-        added_latency_seconds: Measured, what the design adds to the forward pass of a batch; None as above.
+        predicted_step_seconds: What a training step would take, from its FLOPs and the steps of a small LoRA that were
+            timed on the device; None where nothing was timed.
+        step_seconds: Measured median time of a training step; None where it was not timed.
+        added_latency_seconds: Measured median of what the design adds to the forward pass of a batch, for each of its
+            tokens; None as above.
+        added_latency_range_seconds: Lowest and highest of the rounds that are behind that median.
+        base_latency_seconds: Measured median of the forward pass with nothing attached but the head, a token.
+        n_rounds: Rounds in which the design and the base alone were timed in turns.
     """
 
     trainable_params: int
@@ -100,8 +106,12 @@ class Estimate:
     base_params: int = 0
     n_tokens: int = 0
     base_inference_flops: int = 0
+    predicted_step_seconds: float | None = None
     step_seconds: float | None = None
     added_latency_seconds: float | None = None
+    added_latency_range_seconds: tuple[float, float] | None = None
+    base_latency_seconds: float | None = None
+    n_rounds: int = 0
 
     def __str__(self) -> str:
         """Write every cost for people, in lines of a name, an amount and what it means."""
@@ -128,15 +138,27 @@ class Estimate:
             yield "reserved memory", format_bytes(self.reserved_memory), "what CUDA's caching allocator holds"
         yield "training step", format_count(self.step_flops), "FLOP"
         yield "inference", format_count(self.inference_flops), f"FLOP an example{self._added_flops()}"
+        yield from self._timed_rows()
+        yield "adapter on disk", format_bytes(self.adapter_bytes), _SERVING[self.serving]
+
+    def _timed_rows(self) -> Iterator[tuple[str, str, str]]:
+        predicted = self.predicted_step_seconds
         if self.step_seconds is not None:
-            yield "step time", f"{self.step_seconds * 1000:.4g} ms", "measured here, median"
-        if self.added_latency_seconds is not None:
+            beside = f"; {format_moment(predicted)} predicted from its FLOP" if predicted is not None else ""
+            yield "step time", format_moment(self.step_seconds), f"measured here, median{beside}"
+        elif predicted is not None:
+            yield "step time", format_moment(predicted), "predicted from its FLOP"
+        added, alone, ends = self.added_latency_seconds, self.base_latency_seconds, self.added_latency_range_seconds
+        if added is not None and alone and ends:
+            low, high = (f"{end / alone:+.1%}" for end in ends)
+            over = f"{added / alone:+.1%} over the base alone ({format_moment(alone)})"
+            rounds = f"{low} to {high} in {self.n_rounds} rounds" if self.n_rounds > 1 else "one round"
+            sign = "+" if added >= 0 else ""
             yield (
                 "added latency",
-                f"{self.added_latency_seconds * 1000:+.3g} ms",
-                "measured here, forward pass of a batch",
+                f"{sign}{format_moment(added)}",
+                f"a token of a batch, {over}; measured here, {rounds}",
             )
-        yield "adapter on disk", format_bytes(self.adapter_bytes), _SERVING[self.serving]
 
     def _added_flops(self) -> str:
         """Say what the design adds to the base at inference, where that is known."""

@@ -70,6 +70,14 @@ def format_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+def format_moment(seconds: float) -> str:
+    """Write what may be far below a second for people: 0.0123 becomes 12.3 ms."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        if abs(seconds) >= factor:
+            break
+    return f"{seconds / factor:.3g} {unit}"
+
+
 def format_seconds(seconds: float) -> str:
     """Write a duration for people: 3,725 becomes 1h02m."""
     whole = round(seconds)

@@ -20,10 +20,10 @@ from autopeft.spec.design import Design
 from autopeft.spec.training import Kernel, Precision, Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.training.batches import collate
-from autopeft.training.evaluate import autocast
 from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import make_optimizer
 from autopeft.training.plan import Batch, Plan
+from autopeft.training.timing import seconds_of, training_steps
 
 N_BATCHES = 3
 """Batches timed in each round: of short, median and long inputs."""
@@ -106,10 +106,25 @@ def memory_bytes(device: str) -> int:
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # the word `max` where there is none
 
 
+def available_bytes(device: str) -> int:
+    """Return what of a device's memory nobody uses, as far as the system says."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min([memory_bytes(device), *free])
+
+
+def is_there(device: str) -> bool:
+    """Return whether torch sees a device."""
+    return not device.startswith("cuda") or torch.cuda.is_available()
+
+
 def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    if not is_there(wanted):
         raise StudyError(
             f"training.device must be there, but torch sees no CUDA device for {wanted!r}; set it to auto or cpu"
         )
@@ -160,17 +175,8 @@ def _round(attached: Attached, data: PreparedData, training: Training, batches: 
     optimizer = make_optimizer(attached, {}, training)
     with _kernel(attached, training):
         attached.model.train()
-        _synchronize(device)
-        started = time.perf_counter()
-        for batch in batches:
-            inputs = collate(data.train, batch.indices, batch.n_tokens, data, device)
-            with autocast(training, device):
-                loss = task.loss(attached.model(**inputs.forward), inputs.labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        _synchronize(device)
-        return time.perf_counter() - started
+        inputs = (collate(data.train, batch.indices, batch.n_tokens, data, device) for batch in batches)
+        return seconds_of(lambda: training_steps(attached, optimizer, inputs, task, training), device)
 
 
 @contextmanager
@@ -181,8 +187,3 @@ def _kernel(attached: Attached, training: Training) -> Iterator[None]:
         yield
     finally:
         attached.model.set_attn_implementation(before)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

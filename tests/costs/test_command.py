@@ -53,6 +53,14 @@ def test_designs_of_a_space(llama_config: str, space: str):
     assert values["n_over"]["trainable_params"] == round((1 - values["feasible_share"]) * 9)
 
 
+def test_seconds_are_measured_where_asked(llama_config: str, space: str):
+    code, output = run(llama_config, "--design", LORA, "--batch-size", "1", "--measure")
+    assert code == 0, output
+    assert "measured here" in output
+    values = json.loads(run(llama_config, "--space", space, "--samples", "2", "--measure", "--json")[1])
+    assert 0 < values["step_seconds"]["smallest"] <= values["step_seconds"]["largest"]
+
+
 @pytest.mark.slow
 def test_what_fits(llama_config: str, space: str):
     code, output = run(llama_config, "--fit", str(2**21), "--space", space)
@@ -77,6 +85,7 @@ def test_what_fits(llama_config: str, space: str):
         (["{model}", "--fit", "24 gigs"], "must be a number or a text such as '8GiB', but got '24 gigs'"),
         (["{model}", "--fit", "0"], "must be above 0, but got '0'"),
         (["{model}", "--fit", "1GiB", "--plot", "x.png"], "--plot draws the memory of one design"),
+        (["{model}", "--fit", "1GiB", "--measure"], "--measure times --design, or predicts the time of --space"),
         (["{model}", "--design", "none.json"], "--design must be JSON or a file that holds it, but got 'none.json'"),
         (["{model}", "--design", "{"], "--design must be JSON, but"),
         (["{model}", "--design", LORA, "--plot", "x.txt"], "a plot must end in .png, .pdf, .svg, but got 'x.txt'"),
