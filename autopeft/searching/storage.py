@@ -1,20 +1,25 @@
-"""The record of a study: an Optuna study on a journal file, written by the driver alone.
+"""The record of a study: an Optuna study, on a journal file of one driver or in a database that several share.
 
 `optuna.load_study` reads it without autopeft: parameters under legible names, objective values, constraints,
 and everything else in user attributes as JSON.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import JournalStorage
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autopeft.searching.database import BEAT_SECONDS, Database, Sign
 from autopeft.searching.journal import JournalFile, repair_journal
 from autopeft.searching.sampler import Sampler, quiet_optuna
 from autopeft.spec.cost import Estimate, Measured
@@ -46,13 +51,14 @@ class StudyStore:
         self._study = study
         self._place = place
         self._objectives = tuple(objectives)
-        self._known: dict[int, FrozenTrial] = {}
         self._ids: dict[int, int] = {}
-        self._own: dict[int, dict[str, Any]] = {}
+        self._mine: set[int] = set()
+        self._written: dict[int, dict[str, Any]] = {}
+        self._known: dict[int, FrozenTrial] = {}
         self._taught: set[int] = set()
-        self._facts: dict[str, Any] | None = None
+        self._held: dict[str, Any] | None = None
         self._parts: dict[str, Any] = {}
-        self._since: dict[str, float] = {}
+        self._first_seen: dict[str, float] = {}
         self._next_check = 0.0
         if isinstance(place, Database) and writes:
             place.join(study)
@@ -108,6 +114,11 @@ class StudyStore:
         """Return the name of this driver of a shared study; empty where nobody else may write."""
         return self._place.driver
 
+    @property
+    def offset(self) -> int:
+        """Return a number that each driver of a shared study has for itself; 0 where there is one driver alone."""
+        return zlib.crc32(self.driver.encode()) >> 2 if self.driver else 0
+
     def close(self) -> None:
         """Leave a shared study: what this driver has left running, others may end. Can be called twice."""
         self._place.leave()
@@ -118,17 +129,19 @@ class StudyStore:
 
         A database gets each trial at once, and each fact of the study once, as it is at the end.
         """
-        if self._facts is not None or not isinstance(self._place, Database):
+        if isinstance(self._place, JournalFile):
             with self._place.together():
                 yield
-            return
-        self._facts = {}
-        try:
+        elif self._held is not None:
             yield
-        finally:
-            held, self._facts = self._facts, None
-            for name, value in held.items():
-                self.set_fact(name, value)
+        else:
+            self._held = {}
+            try:
+                yield
+            finally:
+                held, self._held = self._held, None
+                for name, value in held.items():
+                    self.set_fact(name, value)
 
     def turn(self) -> AbstractContextManager[None]:
         """Return a context in which no other driver of the study decides anything."""
@@ -148,7 +161,7 @@ class StudyStore:
         for trial in self._look():
             before = self._known.get(trial.number)
             self._known[trial.number] = trial
-            if before is trial or trial.number in self._own:
+            if before is trial or trial.number in self._mine:
                 continue
             if before is None or (before.state, before.user_attrs) != (trial.state, trial.user_attrs):
                 changed.append(_read(trial))
@@ -183,7 +196,8 @@ class StudyStore:
 
         trial = self._place.ask(create)
         self._ids[trial.number] = trial._trial_id
-        self._own[trial.number] = dict(trial.user_attrs)
+        self._mine.add(trial.number)
+        self._written[trial.number] = dict(trial.user_attrs)
         return _read(trial)
 
     def update(self, record: TrialRecord) -> bool:
@@ -193,7 +207,7 @@ class StudyStore:
             Whether it is written; another driver that took this one for dead may have ended the trial before.
         """
         storage, trial_id = self._study._storage, self._ids[record.number]
-        known = self._own.get(record.number)
+        known = self._written.pop(record.number, None)
         if known is None:
             known = self._place.ask(lambda: storage.get_trial(trial_id)).user_attrs
         attributes = _attributes(record)
@@ -207,32 +221,75 @@ class StudyStore:
                     self._place.ask(partial(end, self._values(record)))
         except UpdateFinishedTrialError:  # it may have been this driver: an answer can be lost
             stored = self._place.ask(lambda: storage.get_trial(trial_id)).user_attrs
-            return bool(stored["outcome"] == record.outcome.value and stored["reason"] == record.reason)
-        if record.number in self._own:
-            self._own[record.number] = attributes
+            is_ours = bool(stored["outcome"] == record.outcome.value and stored["reason"] == record.reason)
+            if not is_ours:
+                self._mine.discard(record.number)
+            return is_ours
+        if record.outcome is Outcome.RUNNING:
+            self._written[record.number] = attributes
         return True
 
     def recover(self) -> tuple[TrialRecord, ...]:
         """End the trials that a driver that is gone had all but ended, and return those that it left running."""
-        running = [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._own]
-        left = [trial for trial in running if self._signs(running)[_driver(trial)].is_gone]
-        for trial in left:
+        running = [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._mine]
+        signs = self._signs(running)
+        left = []
+        for trial in running:
             outcome = Outcome(trial.user_attrs["outcome"])
-            if outcome is not Outcome.RUNNING:
+            if self.driver and _driver(trial) == self.driver:  # Optuna asked twice, and the first answer was lost
+                why = "the database lost an answer, and the trial was written again under another number"
+                self.update(replace(_read(trial), outcome=Outcome.FAILED, reason=why))
+            elif signs[_driver(trial)].is_gone and outcome is not Outcome.RUNNING:
                 self.update(replace(_read(trial), outcome=outcome))
-        numbers = {trial.number for trial in left}
-        return tuple(r for r in map(_read, self._look()) if r.outcome is Outcome.RUNNING and r.number in numbers)
+            elif signs[_driver(trial)].is_gone:
+                left.append(_read(trial))
+        return tuple(left)
+
+    def abandoned(self) -> tuple[TrialRecord, ...]:
+        """Return what `recover` does, at most once in `BEAT_SECONDS`; nothing where no other driver may write."""
+        if not self.driver or time.monotonic() < self._next_check:
+            return ()
+        self._next_check = time.monotonic() + BEAT_SECONDS
+        return self.recover()
+
+    def may_inherit(self) -> bool:
+        """Return whether a trial runs whose driver has shown no sign of life since this one began."""
+        if not self.driver:
+            return False
+        running = [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._mine]
+        signs = self._signs(running)
+        return any(sign.is_gone or sign.seen_at == self._first_seen[driver] for driver, sign in signs.items())
+
+    def _signs(self, trials: Sequence[FrozenTrial]) -> dict[str, Sign]:
+        """Return what there is to see of the drivers of trials."""
+        drivers = {_driver(trial) for trial in trials}
+        if not drivers or not self.driver or isinstance(self._place, JournalFile):
+            return dict.fromkeys(drivers, Sign(seen_at=0.0, is_gone=True))  # of a study that only one may write
+        signs = self._place.seen(drivers)
+        for driver, sign in signs.items():
+            self._first_seen.setdefault(driver, sign.seen_at)
+        return signs
+
+    def _look(self) -> list[FrozenTrial]:
+        """Return the trials as they stand, by number, without those that somebody added with Optuna alone."""
+        trials = self._place.ask(lambda: self._study.get_trials(deepcopy=False))
+        self._ids.update((trial.number, trial._trial_id) for trial in trials)
+        return [trial for trial in trials if "outcome" in trial.user_attrs]
+
+    def _unheard(self) -> list[FrozenTrial]:
+        """Return what this driver has added without having heard so."""
+        return [t for t in self._look() if _driver(t) == self.driver and t.number not in self._mine]
 
     def fact(self, name: str) -> Any:
         """Return an attribute of the study, or None."""
-        if self._facts is not None and name in self._facts:
-            return self._facts[name]
+        if self._held is not None and name in self._held:
+            return self._held[name]
         return self._place.ask(lambda: self._study.user_attrs).get(name)
 
     def set_fact(self, name: str, value: Any) -> None:
         """Set an attribute of the study."""
-        if self._facts is not None:
-            self._facts[name] = value
+        if self._held is not None:
+            self._held[name] = value
         else:
             self._place.ask(lambda: self._study.set_user_attr(name, value))
 
@@ -253,7 +310,7 @@ class StudyStore:
     def teach(self, sampler: Sampler) -> None:
         """Give a sampler what the record holds that it has not been given, and did not propose itself here."""
         for trial in self._known.values() or self._look():
-            if trial.number in self._taught or trial.number in self._own or not trial.state.is_finished():
+            if trial.number in self._taught or trial.number in self._mine or not trial.state.is_finished():
                 continue
             self._taught.add(trial.number)
             if trial.params and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
@@ -292,6 +349,7 @@ def _attributes(record: TrialRecord) -> dict[str, Any]:
         "baseline": record.baseline,
         "first_event": record.first_event,
         "last_event": record.last_event,
+        **({"driver": record.driver} if record.driver else {}),
         "outcome": record.outcome.value,  # the last: what stands before it is whole wherever it is read
     }
 
@@ -301,6 +359,22 @@ def _read_rung(values: Mapping[str, Any]) -> RungScore:
     return RungScore(**{**values, "verdict": None if verdict is None else Verdict(**verdict)})
 
 
+def _driver(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("driver", ""))
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    outcome = Outcome(trial.user_attrs["outcome"])
+    if not trial.state.is_finished():
+        return Outcome.RUNNING
+    # Somebody has ended it with Optuna alone.
+    return Outcome.INTERRUPTED if outcome is Outcome.RUNNING else outcome
+
+
+def _storage(place: JournalFile | Database) -> BaseStorage:
+    return place.storage if isinstance(place, Database) else JournalStorage(place)
+
+
 def _read(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
     return TrialRecord(
@@ -308,7 +382,7 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         design=Design.from_dict(attributes["design"]),
         learning_rates=attributes["learning_rates"],
         seed=attributes["seed"],
-        outcome=Outcome(attributes["outcome"]) if trial.state.is_finished() else Outcome.RUNNING,
+        outcome=_outcome(trial),
         estimate=Estimate(**attributes["estimate"]),
         excess=attributes["excess"],
         scores=attributes["scores"],
@@ -322,6 +396,7 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         baseline=attributes["baseline"],
         first_event=attributes.get("first_event"),
         last_event=attributes.get("last_event"),
+        driver=_driver(trial),
         started_at=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended_at=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
     )

@@ -62,4 +62,6 @@ def explain(error: ValidationError, *, prefix: str = "", known: Iterable[str] = 
     if first["type"] == "missing":
         return f"{place} is required"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if place == "storage":  # an address may hold a password
+        return f"{place}: {message}"
     return f"{place}: {message}, but got {first['input']!r}"

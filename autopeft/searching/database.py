@@ -1,0 +1,292 @@
+"""A study's record in a PostgreSQL database that several drivers share, or in a SQLite file of one driver.
+
+Every driver has a name, writes itself into the study when it begins, and says every few seconds that it is still
+there, with the time of the database's clock: clocks of hosts may differ. A driver that has not said so for
+`STALE_SECONDS` is gone, and another one may end its trials. What must happen in one piece, such as "look what there
+is, and add a design that nobody has", happens in a turn: a lock in the database, which frees it when its holder dies.
+
+A server that restarts is waited for: each question is asked again for up to `PATIENCE_SECONDS`.
+"""
+
+import hashlib
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+
+from autopeft.errors import MissingDependencyError, StorageError
+from autopeft.searching.process import ProcessMark
+from autopeft.spec.storage_url import is_postgresql, masked, password_of, without_password
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+T = TypeVar("T")
+
+BEAT_SECONDS = 10.0
+"""How often a driver says that it is there."""
+STALE_SECONDS = 45.0
+"""How long a driver may say nothing, by the database's clock, before others take it for dead."""
+PATIENCE_SECONDS = 300.0
+"""How long a database that does not answer is asked again."""
+CONNECT_SECONDS = 10
+"""How long one attempt to connect may take."""
+LONGEST_TURN_SECONDS = 120
+"""After which the server takes a turn away: its holder hangs, or its machine sleeps."""
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 5.0
+_DRIVER = "driver."
+
+_log = logging.getLogger("autopeft")
+
+
+class Database:
+    """The database that keeps a study.
+
+    Attributes:
+        url: Its address as it may be shown, without a password.
+        storage: Optuna's storage in it.
+        is_shared: Whether several drivers may write it at once.
+        driver: Name of this driver; empty where the database is only read, or is of one driver alone.
+    """
+
+    def __init__(self, url: str, *, name: str, writes: bool) -> None:
+        """Connect to it.
+
+        Args:
+            url: An address that `check_storage` has passed.
+            name: Of the study.
+            writes: Whether the study may be changed; the server refuses to otherwise.
+
+        Raises:
+            MissingDependencyError: The package that speaks to such a database is missing.
+            StorageError: The database does not answer, or not to us.
+            KeyError: It is to be read, and holds no study yet.
+        """
+        self.url = without_password(url)
+        self.is_shared = is_postgresql(url)
+        self._password = password_of(url)
+        self._mark = ProcessMark.here()
+        unique = f"{self._mark.host}-{self._mark.pid}-{secrets.token_hex(2)}"
+        self.driver = unique if self.is_shared and writes else ""
+        self._lock_key = _number(f"autopeft study {name}")
+        self._in_turn = False
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._study: optuna.Study | None = None
+        self.storage = self._connect(writes=writes)
+
+    def _connect(self, *, writes: bool) -> RDBStorage:
+        from sqlalchemy import create_engine, text
+        from sqlalchemy.exc import SQLAlchemyError
+
+        arguments: dict[str, Any] = {"pool_pre_ping": True}  # a connection that a restart has cut is found before use
+        address = self.url
+        if self.is_shared:
+            address = address.replace("postgresql://", "postgresql+psycopg://", 1)
+            arguments["connect_args"] = _connect_arguments(self._password, writes=writes)
+        try:
+            if not self.is_shared or not writes:
+                return RDBStorage(address, arguments, skip_table_creation=not writes)
+            engine = create_engine(address, **arguments)
+            with engine.begin() as connection:  # two drivers that begin at once would make the tables twice
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _number("autopeft")})
+                storage = RDBStorage(address, arguments)
+            engine.dispose()
+            return storage
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"a storage at {self.url} needs the package psycopg, but: {error}; pip install 'autopeft[postgresql]'"
+            ) from None
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not writes and any(sign in str(error) for sign in ("UndefinedTable", "no such table")):
+                raise KeyError(f"{self.url} holds no study yet") from None
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> StorageError:
+        """Return the error to raise for one of SQLAlchemy's: its first line, and what can be done."""
+        cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+        said = masked(" ".join(str(cause).split()), [self._password])
+        ways_out = {
+            "password": "give the password in the environment variable PGPASSWORD or in ~/.pgpass",
+            "does not exist": "create it first, as with: createdb NAME",
+            "does not allow": "see pg_hba.conf on the server",
+            "read-only": "a study is written to the primary server",
+        }
+        way_out = next((way for sign, way in ways_out.items() if sign in said), "is the server there, and reachable?")
+        return StorageError(f"the database of a study must answer, but {self.url} says: {said[:300]}; {way_out}")
+
+    # What must happen in one piece --------------------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep other drivers from deciding anything until the block ends; inside another turn, that one goes on."""
+        if not self.driver or self._in_turn:
+            yield
+            return
+        connection = self.ask(self._take_turn)
+        self._in_turn = True
+        try:
+            yield
+        finally:
+            self._in_turn = False
+            with suppress(Exception):  # where the server has gone, or has taken the turn away, there is none to end
+                connection.rollback()
+            with suppress(Exception):
+                connection.close()
+
+    def _take_turn(self) -> "Connection":
+        from sqlalchemy import text
+
+        connection = self.storage.engine.connect()
+        try:
+            timeout = f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_TURN_SECONDS}s'"
+            connection.execute(text(timeout))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": self._lock_key})
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Return what a function of the database returns; where the database is away, wait for it and ask again.
+
+        Raises:
+            StorageError: It was away for `PATIENCE_SECONDS`.
+        """
+        delay, since = _FIRST_DELAY_SECONDS, 0.0
+        while True:
+            try:
+                answer = question()
+            except Exception as error:
+                if not _is_outage(error):
+                    raise
+                if not since:
+                    since = time.monotonic()
+                    _log.warning(
+                        f"{self._unusable(error)} It is asked again for {PATIENCE_SECONDS / 60:.0f} min; "
+                        "what trains goes on meanwhile."
+                    )
+                if time.monotonic() - since > PATIENCE_SECONDS:
+                    raise self._unusable(error) from None
+                time.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            else:
+                if since:
+                    _log.warning(f"{self.url} answers again after {time.monotonic() - since:.0f} s; nothing was lost.")
+                return answer
+
+    # Who is there -------------------------------------------------------------------------------------------------
+
+    def join(self, study: optuna.Study) -> None:
+        """Write this driver into a study, and say that it is there until `leave`."""
+        self._study = study
+        if not self.driver:
+            return
+        self.ask(self._beat)
+        self._beating = threading.Thread(target=self._keep_beating, name="autopeft-heartbeat", daemon=True)
+        self._beating.start()
+
+    def leave(self) -> None:
+        """Say that this driver has ended, and close its connections; can be called twice."""
+        if self._beating is not None:
+            self._stop.set()
+            self._beating.join()
+            self._beating = None
+            with suppress(Exception):  # without this, others notice within `STALE_SECONDS`
+                self._beat(ended=True)
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with suppress(Exception):  # the driver itself waits for a server that is away, and says so
+                self._beat()
+        self.storage.remove_session()
+
+    def _beat(self, *, ended: bool = False) -> None:
+        assert self._study is not None
+        values = {**self._mark.to_dict(), "seen_at": self._clock()[0], "ended": ended}
+        self.storage.set_study_user_attr(self._study._study_id, _DRIVER + self.driver, values)
+
+    def _clock(self) -> tuple[float, float]:
+        """Return the database's time, and when its server started, in seconds since 1970."""
+        from sqlalchemy import text
+
+        with self.storage.engine.connect() as connection:
+            now, started = connection.execute(
+                text("SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM pg_postmaster_start_time())")
+            ).one()
+        return float(now), float(started)
+
+    def seen(self, drivers: Iterable[str]) -> dict[str, "Sign"]:
+        """Return what there is to see of other drivers, by name."""
+        assert self._study is not None
+        study = self._study
+        now, server_started = self.ask(self._clock)
+        attributes = self.ask(lambda: study.user_attrs)
+        return {driver: _sign(attributes.get(_DRIVER + driver), now, server_started) for driver in drivers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """What there is to see of a driver.
+
+    Attributes:
+        seen_at: When it was last there, by the database's clock.
+        is_gone: Whether it has ended, or is taken for dead.
+    """
+
+    seen_at: float
+    is_gone: bool
+
+
+def _sign(mark: Mapping[str, Any] | None, now: float, server_started: float) -> Sign:
+    if mark is None:
+        return Sign(seen_at=0.0, is_gone=True)
+    seen_at = float(mark["seen_at"])
+    # While the server was away nobody could say anything.
+    is_stale = now - max(seen_at, server_started) > STALE_SECONDS
+    is_gone = bool(mark["ended"]) or is_stale or ProcessMark.from_dict(mark).is_gone() is True
+    return Sign(seen_at=seen_at, is_gone=is_gone)
+
+
+def _connect_arguments(password: str | None, *, writes: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "autopeft",
+        # A server whose machine has gone is noticed within a minute, not after hours.
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+    if password is not None:
+        arguments["password"] = password
+    if not writes:
+        arguments["options"] = "-c default_transaction_read_only=on"
+    return arguments
+
+
+def _number(name: str) -> int:
+    """Return a number for a name, as the server's locks are called."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Return whether a database that does not answer is at the bottom of an error."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    while error is not None:
+        if isinstance(error, OperationalError | InterfaceError):
+            return True
+        error = error.__cause__
+    return False

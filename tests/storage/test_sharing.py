@@ -1,0 +1,181 @@
+"""Several drivers of one study in PostgreSQL: real processes, real kills, a server that goes away."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autopeft.searching.storage import StudyStore
+from autopeft.spec.trial import Outcome, TrialRecord
+from tests.searching.conftest import FULL
+from tests.storage.driver import OBJECTIVES_HERE
+from tests.storage.server import Server
+
+pytestmark = pytest.mark.slow
+
+
+class Driver:
+    """A driver in a process, and what it writes."""
+
+    def __init__(self, url: str, folder: Path, *, n_trials: int, seconds: float, n_workers: int = 1) -> None:
+        command = [sys.executable, "-m", "tests.storage.driver", url, str(folder), str(n_trials), str(seconds)]
+        self.process = subprocess.Popen(
+            [*command, str(n_workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        pairs = ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
+        self._threads = [threading.Thread(target=lambda s, t: t.extend(iter(s.readline, "")), args=p) for p in pairs]
+        for thread in self._threads:
+            thread.start()
+
+    def n_trained(self) -> int:
+        return sum(line.startswith("trained") for line in self.lines)
+
+    def end(self, seconds: float = 120) -> str:
+        """Wait for its end, which must be a good one; return what it said of trouble."""
+        code = self.process.wait(seconds)
+        errors = self.stop_reading()
+        assert code == 0, errors
+        return errors
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stop_reading()
+
+    def stop_reading(self) -> str:
+        for thread in self._threads:
+            thread.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+        return "".join(self.errors)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def read(url: str, tmp_path: Path) -> tuple[StudyStore, tuple[TrialRecord, ...]]:
+    store = StudyStore.read(tmp_path / "none", name="shared", objectives=OBJECTIVES_HERE, storage=url)
+    return store, store.records()
+
+
+def started(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
+    return [r for r in records if r.continues is None and r.outcome is not Outcome.INFEASIBLE and not r.baseline]
+
+
+def check(records: tuple[TrialRecord, ...], *, n_trials: int) -> None:
+    """Check what must hold of any finished study, however many drivers it had and whatever befell them."""
+    assert [r.number for r in records] == list(range(len(records)))
+    assert not [r for r in records if r.outcome is Outcome.RUNNING]
+    assert len(started(records)) == n_trials
+    designs = Counter((r.design.key, tuple(sorted(r.learning_rates.items()))) for r in started(records))
+    assert set(designs.values()) == {1}, "a design was proposed twice"
+    continued = Counter(r.continues for r in records if r.continues is not None)
+    assert set(continued.values()) <= {1}, "two trials went on from one"
+    assert sum(r.baseline == "yardstick" and r.continues is None for r in records) == 1
+    assert all(r.examples == FULL for r in records if r.outcome is Outcome.COMPLETE)
+    last = [r for r in records if r.number not in continued]
+    assert {r.outcome for r in last} <= {Outcome.COMPLETE, Outcome.STOPPED, Outcome.INFEASIBLE}, "one was left behind"
+
+
+def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
+    drivers = [Driver(database, tmp_path / name, n_trials=24, seconds=0.1) for name in ("a", "b")]
+    for driver in drivers:
+        assert driver.end() == ""
+    store, records = read(database, tmp_path)
+    check(records, n_trials=24)
+    by_driver = Counter(record.driver for record in started(records))
+    assert len(by_driver) == 2
+    assert min(by_driver.values()) >= 4, f"both must do their share, but: {by_driver}"
+    assert min(driver.n_trained() for driver in drivers) >= 8
+    # Rungs are decided on the union: only what is scored at the same moment may miss each other.
+    for rung in (0, 1):
+        scored = [r for r in records if len(r.rungs) > rung and not r.baseline]
+        n_known = max(r.rungs[rung].verdict.n_known for r in scored if r.rungs[rung].verdict is not None)
+        assert n_known >= len({r.design.key for r in scored}) - 1
+    tested = [number for part in store.parts("tests") for number in part]
+    assert len(tested) == len(set(tested)) > 0, "no design is scored on the test split twice"
+    store.close()
+
+
+def test_what_a_killed_driver_leaves_another_takes_over(database: str, tmp_path: Path) -> None:
+    killed = Driver(database, tmp_path / "a", n_trials=20, seconds=0.4, n_workers=3)
+    other = Driver(database, tmp_path / "b", n_trials=20, seconds=0.2)
+    wait_for(lambda: killed.n_trained() >= 6 and other.n_trained() >= 3)
+    store, before = read(database, tmp_path)
+    complete = {r.number: r for r in before if r.outcome is Outcome.COMPLETE}
+    killed.kill()
+    assert other.end() == ""
+    records = store.records()
+    store.close()
+    check(records, n_trials=20)
+    assert {n: r for n, r in enumerate(records) if n in complete} == complete
+    left = [r for r in records if "is gone" in r.reason]
+    assert left
+    assert all(r.outcome is Outcome.INTERRUPTED for r in left)
+    assert {r.driver for r in left} < {r.driver for r in records}
+
+
+def test_a_killed_driver_resumes_from_its_own_checkpoints(database: str, tmp_path: Path) -> None:
+    killed = Driver(database, tmp_path / "a", n_trials=6, seconds=0.4, n_workers=2)
+    wait_for(lambda: killed.n_trained() >= 5)
+    killed.kill()
+    again = Driver(database, tmp_path / "a", n_trials=6, seconds=0.05)
+    assert again.end() == ""
+    store, records = read(database, tmp_path)
+    store.close()
+    check(records, n_trials=6)
+    assert any("the search was killed" in r.reason for r in records)
+    assert any(line.split()[2] != "0" for line in again.lines if line.startswith("trained")), "one went on"
+
+
+def test_a_server_that_restarts_is_waited_for(database: str, server: Server, tmp_path: Path) -> None:
+    drivers = [Driver(database, tmp_path / name, n_trials=24, seconds=0.2, n_workers=2) for name in ("a", "b")]
+    for n_trained in (4, 10):
+        wait_for(lambda n=n_trained: all(driver.n_trained() >= n for driver in drivers))
+        server.stop("immediate")
+        time.sleep(1.0)
+        server.start()
+    said = [driver.end() for driver in drivers]
+    store, records = read(database, tmp_path)
+    store.close()
+    check(records, n_trials=24)
+    assert not any("is gone" in r.reason for r in records), "while the server is away nobody is taken for dead"
+    assert any("asked again" in text and "answers again" in text for text in said)
+
+
+def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_path: Path) -> None:
+    """A driver is stopped in its tracks and its sign of life made an old one; then it goes on."""
+    asleep = Driver(database, tmp_path / "a", n_trials=8, seconds=0.3)
+    wait_for(lambda: asleep.n_trained() >= 2)
+    os.kill(asleep.process.pid, signal.SIGSTOP)
+    store, _ = read(database, tmp_path)
+    name = next(r.driver for r in store.records())
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE study_user_attributes SET value_json = %s WHERE key = %s", (_OLD, f"driver.{name}"))
+    other = Driver(database, tmp_path / "b", n_trials=8, seconds=0.05)
+    assert other.end() == ""
+    os.kill(asleep.process.pid, signal.SIGCONT)
+    assert asleep.end() == ""
+    records = store.records()
+    store.close()
+    check(records, n_trials=8)
+    assert any(r.driver == name and r.outcome is Outcome.INTERRUPTED for r in records)
+
+
+_OLD = '{"host": "elsewhere", "pid": 1, "machine": "elsewhere", "started": 1, "seen_at": 0.0, "ended": false}'
