@@ -1,29 +1,34 @@
 """The calls that users make: they join the search arm and the training arm."""
 
+import errno
 import logging
-import signal
-import threading
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autopeft.costs.estimate import estimate
+from autopeft.errors import AutopeftError
 from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
-from autopeft.models.artifact import load
+from autopeft.interruption import Interruption, on_signals
+from autopeft.models import artifact
 from autopeft.models.merging import merge
 from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_events, write_log
 from autopeft.results.result import SearchResult
-from autopeft.searching.folder import StudyFolder
+from autopeft.searching.agreement import agree, check_storage, fetch_description
+from autopeft.searching.folder import StudyFolder, cannot_write
 from autopeft.searching.loop import SearchLoop
+from autopeft.searching.mirror import read_export
 from autopeft.searching.sampler import Sampler
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Budget
 from autopeft.spec.event import Callback
+from autopeft.spec.location import is_uri
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec, make_study
 from autopeft.spec.training import Training
@@ -45,8 +50,8 @@ def search(
 ) -> SearchResult | DryRun:
     """Search for adapters: train designs within a budget and return their Pareto front.
 
-    The same call again resumes the study. Ctrl-C ends it cleanly: what runs is checkpointed, and what is
-    known is returned.
+    The same call again resumes the study. Ctrl-C and SIGTERM end it cleanly: what runs is checkpointed, and what is
+    known is returned. A second Ctrl-C, and the end of `grace_seconds` after SIGTERM, stop it at once.
 
     Args:
         data: Path to csv, json, jsonl, parquet or a saved data set; hub id; or a `datasets.DatasetDict`.
@@ -58,13 +63,15 @@ def search(
         progress: Whether to show how far the search is, on standard error; None shows it in terminals and notebooks.
         dry_run: Validate everything, say how large and how feasible the space is, and train nothing.
         **study: The other keys of `autopeft.StudySpec`: model, columns, task, metric, objectives, n_trials,
-            timeout, study_name, output_dir, sampler, early_stopping, seed and more.
+            timeout, study_name, output_dir (a folder, or an address such as `s3://bucket/runs`), sampler,
+            early_stopping, seed and more.
 
     Raises:
         StudyError, ModelError, DataError, SpaceError, BudgetError, DesignError: What was asked cannot be
             done; raised before anything is trained.
         StudyMismatchError: The study folder holds a study of another model, data set, space or budget.
         StudyLockedError: Another search writes that folder.
+        StorageError: What must be kept cannot be written: the disk is full, say. The same call goes on afterwards.
         SearchError: Trial after trial fails.
     """
     in_memory = None if isinstance(data, str | Path) else data
@@ -103,28 +110,33 @@ def run_study(
         dry: Train nothing.
         on_ready: Called once everything is checked and before the first trial.
     """
-    folder = StudyFolder(spec.folder)
     if dry:
+        check_storage(spec)
         with _site(spec) as site:
             return dry_run(prepare_study(spec, data=data, space=space, site=site))
+    folder = StudyFolder.at(spec.location, spec.work_dir)
     folder.acquire()
     try:
-        with _site(spec) as site:
+        with _explain_full_disk(folder), _site(spec) as site:
+            fetch_description(spec, folder)
             study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
+            if not agree(spec, folder, objectives=study.plan().objectives, description=study.description()):
+                study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
             on_ready(study)
             if warning := memory_warning(study):
                 logging.getLogger("autopeft").warning(warning)
             _describe(study, folder)
-            with (
-                write_log(folder.path / "search.log") as log,
-                write_events(folder.path / "search.jsonl") as write,
-                show_progress(progress) as show,
-                _stop_on_signal() as stop,
-            ):
-                _search(study, folder, call_each((write, show, *callbacks), log), stop, site)
-        result = SearchResult(read_state(folder.path), interrupted=stop.is_set())
-        result.save()
-        return result
+            with on_signals(spec.grace_seconds) as stop:
+                with (
+                    write_log(folder.path / "search.log") as log,
+                    write_events(folder.path / "search.jsonl") as write,
+                    show_progress(progress) as show,
+                ):
+                    _search(study, folder, call_each((write, show, *callbacks), log), stop, site)
+                result = SearchResult(read_state(folder.path, storage=spec.storage), stopped_by=stop.signal)
+                result.save()
+                folder.publish()
+                return result
     finally:
         folder.release()
 
@@ -132,10 +144,38 @@ def run_study(
 def open_study(path: str | Path) -> SearchResult:
     """Look at a study again without searching, also while a search writes it.
 
+    Args:
+        path: Its folder, `runs/<study_name>`, or its address, `s3://bucket/runs/<study_name>`.
+
     Raises:
         ResultError: The folder holds no study.
+        StorageError: The address cannot be reached.
     """
     return SearchResult(read_state(path))
+
+
+def load(path: str | Path, base_model: str | None = None, dtype: Any = None, device_map: Any = None) -> tuple[Any, Any]:
+    """Open an export on its base model, or a merged model, ready for inference.
+
+    Args:
+        path: The exported folder, one that `merge` wrote, or the address of one: `s3://bucket/runs/reviews/adapters/3`.
+        base_model: Where the base model is now, if not where it was.
+        dtype: Of the base, as a torch dtype or its name; fp32 where it is not given, as in training. The
+            matrix products of a 4-bit base run in it.
+        device_map: As transformers takes it; the CPU where it is not given.
+
+    Returns:
+        The model in evaluation mode, and the tokenizer of the base (None where the base has none).
+
+    Raises:
+        ArtifactError: The folder is incomplete or damaged, or the base is not the one it was made for.
+        ModelError: The base cannot be loaded.
+        StorageError: There is nothing at the address, or it cannot be reached.
+    """
+    if not is_uri(path):
+        return artifact.load(path, base_model, dtype, device_map)
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        return artifact.load(read_export(str(path), Path(folder)), base_model, dtype, device_map)
 
 
 def _describe(study: PreparedStudy, folder: StudyFolder) -> None:
@@ -170,10 +210,11 @@ def _executor(study: PreparedStudy, site: Site, should_stop: Callable[[], bool])
     return RayExecutor(site, make_worker, study.worker_setup(), should_stop)
 
 
-def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: threading.Event, site: Site) -> None:
+def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: Interruption, site: Site) -> None:
     plan, spec = study.plan(), study.spec
-    store = StudyStore.create(folder.journal, name=spec.study_name, objectives=plan.objectives)
-    seed = spec.seed + len(store.records())  # a resumed sampler must not repeat the draws of its first run
+    store = StudyStore.create(folder.journal, name=spec.study_name, objectives=plan.objectives, storage=spec.storage)
+    # A resumed sampler must not repeat the draws of its first run, nor two drivers each other's.
+    seed = spec.seed + len(store.records()) + store.offset
     sampler = Sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
     store.teach(sampler)
 
@@ -184,7 +225,7 @@ def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop:
             store=store,
             folder=folder,
             sampler=sampler,
-            cost_model=study.estimator,
+            cost_model=study.costing,
             executor=executor,
             should_stop=stop.is_set,
             on_event=on_event,
@@ -192,25 +233,16 @@ def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop:
         loop.run()
         loop.check_front()
     finally:
+        store.close()
         executor.close()
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: Any) -> None:
-        if stop.is_set():
-            signal.default_int_handler(number, frame)
-        stop.set()
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+def _explain_full_disk(folder: StudyFolder) -> Iterator[None]:
+    """Say of a file that a disk had no room for, whoever wrote it, what to do."""
     try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        yield
+    except OSError as error:
+        if isinstance(error, AutopeftError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise cannot_write(Path(error.filename or folder.path), error) from error

@@ -29,6 +29,10 @@ class StudyLockedError(AutopeftError, RuntimeError):
     """A study folder that another running search holds."""
 
 
+class StorageError(AutopeftError, OSError):
+    """A study that cannot be written: a full disk, or a storage that cannot be reached."""
+
+
 class BudgetError(AutopeftError, ValueError):
     """A budget that cannot be read, or that no design of the space meets."""
 

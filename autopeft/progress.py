@@ -78,11 +78,18 @@ def _now(event: Event) -> str:
     return event.trial.describe() if event.kind in (EventKind.STARTED, EventKind.RUNG) else ""
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends quietly: what must be written says so, and ends the search."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Let the line go."""
+
+
 @contextmanager
 def write_log(path: Path) -> Iterator[logging.Logger]:
     """Yield a logger that appends to a file and nowhere else."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger(f"autopeft.search.{path}")
     logger.propagate = False

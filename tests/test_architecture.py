@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "searching": {*VALUES, "executors"},
     "results": {*VALUES, "metrics", "searching"},
     "progress": VALUES,
+    "interruption": set(),
     "doctor": {*VALUES, "models", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training"},
     "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
@@ -41,6 +42,7 @@ MAY_IMPORT = {
         "searching",
         "results",
         "progress",
+        "interruption",
         "preparation",
         "outlook",
     },
@@ -61,9 +63,12 @@ MAY_IMPORT = {
 }
 # Who may import a heavy package: a part, or one module of it.
 GATES = {
-    "optuna": {"searching", "results/dashboard.py"},
+    "optuna": {"searching", "results/dashboard.py", "results/dashboard_files.py"},
+    "sqlalchemy": {"searching"},
+    "psycopg": set(),
     "optuna_dashboard": {"results/dashboard.py"},
     "moocore": {"searching"},
+    "fsspec": {"searching/mirror.py"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "ray": {"executors"},

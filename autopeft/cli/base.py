@@ -15,9 +15,12 @@ Exit codes:
   3    no design of the space fits the budget
   4    the search ended, and no design trained in full
   5    trial after trial failed
-  130  stopped by Ctrl-C or SIGTERM; the same command resumes
+  6    what must be kept could not be written: a full disk, a storage out of reach; then the same command resumes
+  130  stopped by Ctrl-C; the same command resumes
+  143  stopped by SIGTERM, as schedulers send it; the same command resumes
 """
-OK, DISAGREES, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, DISAGREES, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, NOT_WRITTEN = 0, 1, 2, 3, 4, 5, 6
+INTERRUPTED, TERMINATED = 130, 143
 
 P = ParamSpec("P")
 
@@ -27,13 +30,15 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from autopeft.errors import AutopeftError, BudgetError, SearchError
+        from autopeft.errors import AutopeftError, BudgetError, SearchError, StorageError
 
         try:
             command(*args, **kwargs)
         except AutopeftError as error:
             click.secho(f"error: {error}", fg="red", err=True)
-            code = {BudgetError: OVER_BUDGET, SearchError: FAILED}.get(type(error), BAD_REQUEST)
+            code = {BudgetError: OVER_BUDGET, SearchError: FAILED, StorageError: NOT_WRITTEN}.get(
+                type(error), BAD_REQUEST
+            )
             sys.exit(code)
         except KeyboardInterrupt:
             click.secho("interrupted", err=True)

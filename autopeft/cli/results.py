@@ -1,7 +1,6 @@
 """Commands that look at a study and take from it, also while it runs."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -54,7 +53,8 @@ def report(folder: str, output: str | None) -> None:
     """Write the report of the study in FOLDER as one HTML file that opens offline."""
     from autopeft.api import open_study
 
-    click.echo(open_study(folder).report(output or Path(folder) / "report.html"))
+    result = open_study(folder)
+    click.echo(result.report(output or result.paths()["report"]))
 
 
 @click.command()

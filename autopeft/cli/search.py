@@ -1,14 +1,16 @@
 """`autopeft search`: run a study, or say what running it would do."""
 
+import signal
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, explain_errors
+from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, TERMINATED, explain_errors
 from autopeft.cli.dashboard import PORT, beside
 from autopeft.spec.cost import format_limits
+from autopeft.spec.location import is_uri
 
 if TYPE_CHECKING:
     from autopeft.outlook import DryRun
@@ -56,6 +58,7 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
     from autopeft.api import run_study
     from autopeft.outlook import DryRun
     from autopeft.results.result import SearchResult
+    from autopeft.searching.folder import StudyFolder
     from autopeft.spec.study import load_study
 
     spec = load_study(study, overrides)
@@ -67,7 +70,7 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
         return
     with ExitStack() as stack:
         if dashboard or dashboard_port is not None:
-            address = stack.enter_context(beside(spec.folder, dashboard_port))
+            address = stack.enter_context(beside(StudyFolder.at(spec.location, spec.work_dir).path, dashboard_port))
             console.print(f"dashboard {address}  (for as long as the search runs)", highlight=False)
         console.print(f"checking {study}", highlight=False)
         result = run_study(spec, progress=True, on_ready=_print_ready)
@@ -75,7 +78,7 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
     _print_result(console, result)
     if result.interrupted:
         click.secho(f"stopped; resume with: autopeft search {study}", fg="yellow")
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if result.stopped_by is signal.SIGTERM else INTERRUPTED)
     if not len(result.front):
         sys.exit(EMPTY_FRONT)
 
@@ -110,6 +113,8 @@ def _print_result(console: Any, result: "SearchResult") -> None:
     console.print(leaderboard_table(result.state))
     console.print(front_table(result.state))
     console.print(result.summary(), highlight=False)
+    if is_uri(location := result.state.spec.location):
+        console.print(f"{'study':9} {location}", highlight=False, soft_wrap=True)
     for name, path in result.paths().items():
         console.print(f"{name:9} {path}", highlight=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 import shutil
 from functools import cached_property
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
@@ -28,13 +29,18 @@ class SearchResult:
 
     Attributes:
         state: Everything that is known of the study.
-        interrupted: Whether the search was stopped before it was done; calling it again goes on.
+        stopped_by: The signal that stopped the search before it was done, if one did; calling it again goes on.
     """
 
-    def __init__(self, state: StudyState, *, interrupted: bool = False) -> None:
+    def __init__(self, state: StudyState, *, stopped_by: Signals | None = None) -> None:
         self.state = state
-        self.interrupted = interrupted
+        self.stopped_by = stopped_by
         self._comparer = Comparer(state)
+
+    @property
+    def interrupted(self) -> bool:
+        """Return whether the search was stopped before it was done."""
+        return self.stopped_by is not None
 
     @cached_property
     def front(self) -> Front:
@@ -126,7 +132,7 @@ class SearchResult:
                 f"only a trial that trained in full has an adapter, but trial {record.number} is "
                 f"{outcome_words(record.outcome)}; the front has {front or 'none'}"
             )
-        source = StudyFolder(self.state.folder).adapter(record.number)
+        source = StudyFolder(self.state.folder).fetch_adapter(record.number)
         if not (source / "autopeft.json").is_file():
             raise ResultError(
                 f"the adapter of trial {record.number} must be in {source}, but it is not there; "

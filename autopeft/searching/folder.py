@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from autopeft.errors import StudyLockedError, StudyMismatchError
+from autopeft.errors import StorageError, StudyMismatchError
+from autopeft.searching.checkpoints import Checkpoints
+from autopeft.searching.lock import FolderLock
+from autopeft.searching.working_copy import WorkingCopy, working_copy
+from autopeft.spec.location import is_uri, working_folder
 
 SCHEMA_VERSION = 1
-PATIENCE_SECONDS = 0.5
-"""How long a search waits for its folder: somebody may just be asking whether it is held."""
 
 
 class StudyFolder:
@@ -21,11 +21,43 @@ class StudyFolder:
     `study.journal` is the record; `study.json` is what was asked, chosen and measured once; `checkpoints/`
     holds what unfinished trials go on from, `adapters/` the trained designs, `predictions/` what paired
     comparisons need, `samples/` what designs wrote in the final check, `logs/` the errors of failed trials.
+
+    Where the study lies at an address, this is the folder that it is worked on in, and what is written here counts
+    once it is at the address too.
+
+    Args:
+        path: A local folder.
+
+    Attributes:
+        checkpoints: What unfinished trials go on from.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / ".lock", timeout=PATIENCE_SECONDS)
+        self.checkpoints = Checkpoints(path / "checkpoints", write=self.write, remove=self.remove)
+        self._lock = FolderLock(path / ".lock")
+
+    @classmethod
+    def at(cls, location: str | Path, work_dir: str | None = None) -> "StudyFolder":
+        """Return the folder of a study that lies at a path or an address.
+
+        Raises:
+            MissingDependencyError, StudyError: The address needs a package that is not there, or no one knows it.
+            StudyMismatchError: The working folder holds something else.
+        """
+        path = working_folder(str(location), work_dir)
+        if is_uri(location):
+            WorkingCopy.make(path, str(location))
+        return cls(path)
+
+    @property
+    def location(self) -> str:
+        """Return where the study lies: the path of this folder, or the address that it is a working copy of."""
+        return str(self.path) if self._copy is None else self._copy.mirror.uri
+
+    @property
+    def _copy(self) -> WorkingCopy | None:
+        return working_copy(self.path)
 
     @property
     def journal(self) -> Path:
@@ -36,10 +68,6 @@ class StudyFolder:
     def description(self) -> Path:
         """Return the path of the resolved study file."""
         return self.path / "study.json"
-
-    def checkpoint(self, trial: int) -> Path:
-        """Return the path of a trial's checkpoint."""
-        return self.path / "checkpoints" / f"{trial}.safetensors"
 
     def adapter(self, trial: int) -> Path:
         """Return the folder of a trained design."""
@@ -64,39 +92,79 @@ class StudyFolder:
             StudyLockedError: Another search holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise StudyLockedError(
-                f"one search at a time may write a study, but another one holds {self.path}; wait for it, "
-                "or give this one another study_name"
-            ) from None
+        self._lock.acquire()
+        if self._copy is not None:
+            try:
+                self._copy.acquire()
+            except BaseException:
+                self._lock.release()
+                raise
+        self.checkpoints.forget()
 
     def is_held(self) -> bool:
-        """Return whether a search holds the folder now."""
-        if not (self.path / ".lock").is_file():
-            return False
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # on a medium that cannot be written to
-            return False
+        """Return whether a search holds the study now."""
+        return self._is_held_here() or (self._copy is not None and self._copy.mirror.is_held())
+
+    def _is_held_here(self) -> bool:
+        return self._lock.is_held()
 
     def release(self) -> None:
         """Let go of the folder."""
-        self._lock.release()
+        try:
+            if self._copy is not None:
+                self._copy.mirror.release()
+        finally:
+            self._lock.release()
+
+    def fetch(self, *, everything: bool = False) -> None:
+        """Bring what lies at the study's address here, to be read; nothing where it lies here, or is searched here.
+
+        Args:
+            everything: Checkpoints and the weights of adapters too.
+        """
+        if self._copy is not None and not self._is_held_here():
+            self._copy.pull(everything=everything)
+            self.checkpoints.forget()
+
+    def fetch_adapter(self, trial: int) -> Path:
+        """Return the folder of a trained design, brought here where the study lies at an address."""
+        if self._copy is not None:
+            self._copy.pull_below(f"adapters/{trial}/")
+        return self.adapter(trial)
+
+    def publish(self) -> None:
+        """Bring to the study's address what was written here by other means than `write`, such as the report."""
+        if self._copy is not None:
+            self._copy.publish()
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file so that a crash leaves the old content or the new, never a part."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write a file so that a crash leaves the old content or the new, never a part.
+
+        Raises:
+            StorageError: The disk is full, say. What the file held before is still there, and nothing else is left.
+        """
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise cannot_write(path, error) from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if self._copy is not None:
+            self._copy.put(path, content)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of the study, if it is there."""
+        path.unlink(missing_ok=True)
+        if self._copy is not None:
+            self._copy.remove(path)
 
     def write_json(self, path: Path, values: Any) -> None:
         """Write JSON as `write` does."""
@@ -129,3 +197,11 @@ class StudyFolder:
                 "open it with the version of autopeft that wrote it"
             )
         return values  # type: ignore[no-any-return]
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """Return the error that says what could not be written, and what to do."""
+    return StorageError(
+        f"{path} must be written, but {(error.strerror or str(error)).lower()}; what was written before is whole: free "
+        "space, or lift the limit, and the same command goes on (autopeft clean FOLDER deletes what is needed no more)"
+    )

@@ -47,17 +47,19 @@ def clean(
         StudyLockedError: A search holds it.
     """
     state = read_state(path)
-    if dry_run:
-        return leftovers(state, stopped=stopped, adapters=adapters)
     folder = StudyFolder(state.folder)
+    if dry_run:
+        folder.fetch(everything=True)
+        return leftovers(state, stopped=stopped, adapters=adapters)
     folder.acquire()
     try:
         found = leftovers(read_state(path), stopped=stopped, adapters=adapters)
         for leftover in found:
+            for file in sorted(leftover.path.rglob("*")) if leftover.path.is_dir() else [leftover.path]:
+                if not file.is_dir():
+                    folder.remove(file)
             if leftover.path.is_dir():
                 shutil.rmtree(leftover.path)
-            else:
-                leftover.path.unlink()
         return found
     finally:
         folder.release()
@@ -76,14 +78,16 @@ def leftovers(state: StudyState, *, stopped: bool = False, adapters: bool = Fals
     scored_last = compared(state.trials, state.objectives)
     waiting = {t.number for t in scored_last if t.number not in state.tests} if state.facts.get("n_test") else set()
     reasons = {
-        folder.checkpoint(trial.number): f"checkpoint, {why}"
+        file: f"checkpoint, {why}"
         for trial in state.trials
         if (why := _why(trial, continued, waiting, stopped=stopped))
+        for file in folder.checkpoints.files(trial.number)
     }
     if adapters:
         kept = {trial.number for trial in scored_last}
         off = [folder.adapter(trial.number) for trial in state.trials if trial.number not in kept]
         reasons |= dict.fromkeys(off, "adapter, off the front")
+    reasons |= dict.fromkeys(sorted((state.folder / "checkpoints" / "damaged").glob("*")), "checkpoint, damaged")
     for part in ("checkpoints", "adapters"):
         reasons |= dict.fromkeys(sorted((state.folder / part).rglob("*.tmp")), "write that was cut short")
     inside = [path for path in reasons if not reasons.keys() & set(path.parents) and path.exists()]

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -19,12 +20,14 @@ from pydantic import (
 from autopeft.errors import AutopeftError, StudyError
 from autopeft.spec.cost import Budget
 from autopeft.spec.design import Design
+from autopeft.spec.location import check_output_dir, is_uri, working_folder
 from autopeft.spec.messages import explain, first_complaint
 from autopeft.spec.objective import find_objective
+from autopeft.spec.storage_url import check_storage, without_password
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
-from autopeft.spec.yaml_file import YamlFile, read_yaml
+from autopeft.spec.yaml_file import YamlFile, read_yaml, read_yaml_file
 
 DEFAULT_YARDSTICK: dict[str, Any] = {
     "quantization": "none",
@@ -97,6 +100,15 @@ class StudySpec(BaseModel):
         timeout: Seconds, or a text such as `2h`; None for no limit.
         executor: `local` trains in this process; `ray`, or the values of `RayOptions`, in `n_workers` others.
         n_workers: Designs that train at the same time.
+        storage: Where the record is kept: None for a journal in the study's folder; the address of a PostgreSQL
+            database, `postgresql://user@host/database`, which several searches of one `study_name` share, each with
+            an `output_dir` of its own; or `sqlite:///file`. A password comes from PGPASSWORD or ~/.pgpass; one in the
+            address is used, and neither shown nor kept.
+        output_dir: Where studies lie: a folder; or an address that fsspec knows, such as `s3://bucket/runs`, which a
+            search elsewhere goes on from (`s3://` needs the package s3fs, `gs://` gcsfs, `abfs://` adlfs).
+        work_dir: Folder in which a study at an address is worked on here; one in the user's cache by default.
+        grace_seconds: What is left after SIGTERM, as schedulers give it (Slurm and Kubernetes: 30 s): what runs is
+            checkpointed within it, or the search ends as if it had been killed. Seconds, or a text such as `2m`.
         sampler: `auto` is Optuna's multi-objective TPE.
         yardstick: A design trained besides; None for none.
         full_fine_tuning: Whether the whole model is trained besides, as a reference that is never on the front and
@@ -122,6 +134,9 @@ class StudySpec(BaseModel):
     timeout: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_seconds)] = None
     study_name: str = "study"
     output_dir: str = "runs"
+    work_dir: str | None = None
+    grace_seconds: Annotated[Annotated[float, Field(gt=0)], BeforeValidator(_seconds)] = 25.0
+    storage: Annotated[str | None, Field(repr=False)] = None
     sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"
     early_stopping: Literal["auto", "off"] | EarlyStopping = "auto"
     executor: Literal["local", "ray"] | RayOptions = "local"
@@ -136,6 +151,20 @@ class StudySpec(BaseModel):
         if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
             raise ValueError("a study name is made of letters, digits, '-', '_' and '.'")
         return name
+
+    @field_validator("output_dir")
+    @classmethod
+    def _address_without_password(cls, output_dir: str) -> str:
+        return check_output_dir(output_dir)
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_an_address(cls, url: str | None) -> str | None:
+        return None if url is None else check_storage(url)
+
+    @field_serializer("storage")
+    def _keep_no_password(self, url: str | None) -> str | None:
+        return None if url is None else without_password(url)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,8 +228,15 @@ class StudySpec(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Return the folder that the study writes: `output_dir/study_name`."""
-        return Path(self.output_dir) / self.study_name
+        """Return the local folder that the study writes: `output_dir/study_name`, or the working folder of that."""
+        return working_folder(self.location, self.work_dir)
+
+    @property
+    def location(self) -> str:
+        """Return where the study lies: `output_dir/study_name`, a path or an address."""
+        if is_uri(self.output_dir):
+            return f"{self.output_dir}/{self.study_name}"
+        return str(Path(self.output_dir) / self.study_name)
 
     @property
     def halving(self) -> EarlyStopping | None:
@@ -263,7 +299,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"a study must be a YAML file that exists, but got {str(path)!r}")
-    file = read_yaml(path.read_text(encoding="utf-8"), name=str(path), error=StudyError)
+    file = read_yaml_file(path, error=StudyError)
     values = file.plain()
     for override in overrides:
         _override(values, override)

@@ -18,6 +18,7 @@ import torch
 
 import autopeft
 from autopeft.errors import StudyMismatchError
+from autopeft.searching.folder import StudyFolder
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome
 from autopeft.tasks.prepare import prepare
@@ -220,7 +221,7 @@ def test_a_signal_ends_a_search_cleanly(study: dict[str, Any], tmp_path: Path, n
     assert not any(t.outcome is Outcome.RUNNING for t in trials)
     cut_short = [t for t in trials if t.outcome is Outcome.INTERRUPTED]
     assert len(cut_short) <= 1
-    assert all((journal.parent / "checkpoints" / f"{t.number}.safetensors").is_file() for t in cut_short if t.examples)
+    assert all(StudyFolder(journal.parent).checkpoints.files(t.number) for t in cut_short if t.examples)
 
 
 def test_out_of_memory_ends_the_trial_not_the_study(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 import autopeft
 from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
+from autopeft.searching.folder import StudyFolder
 from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
 from autopeft.tasks.prepare import prepare
@@ -136,7 +137,7 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
     assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED) for t in trials)
     cut_short = [t for t in trials if t.outcome is Outcome.INTERRUPTED]
     assert 1 <= len(cut_short) <= 2
-    assert all((journal.parent / "checkpoints" / f"{t.number}.safetensors").is_file() for t in cut_short if t.examples)
+    assert all(StudyFolder(journal.parent).checkpoints.files(t.number) for t in cut_short if t.examples)
     for _ in range(100):
         if not processes_of_ray(process.pid):
             break

@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_save_writes_the_front_as_data_picture_and_report(build: Builder) -> Non
 
 def test_a_study_without_a_front_can_be_saved(build: Builder) -> None:
     build.add(lora(2), params=1000, outcome=Outcome.FAILED, reason="ValueError")
-    result = SearchResult(build.state(), interrupted=True)
+    result = SearchResult(build.state(), stopped_by=signal.SIGINT)
     assert json.loads(result.save()["front"].read_text())["designs"] == []
     assert "There is no front" in result.summary()
     assert "interrupted" in result.summary()

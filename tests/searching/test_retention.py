@@ -6,6 +6,7 @@ import pytest
 
 from autopeft.errors import StudyLockedError
 from autopeft.results.result import SearchResult
+from autopeft.searching.checkpoints import trial_of
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.retention import leftovers
 from autopeft.spec.state import StudyState
@@ -23,13 +24,13 @@ def state(tmp_path: Path) -> StudyState:
     state = build.state(facts={**state.facts, "n_test": 800})
     folder = StudyFolder(state.folder)
     for trial in state.trials:
-        folder.write(folder.checkpoint(trial.number), b"x" * (trial.number + 1))
+        folder.checkpoints.save(trial.number, 1, b"x" * (trial.number + 1))
     return state
 
 
 def checkpoints(state: StudyState, **options: bool) -> set[int]:
     found = leftovers(state, **options)
-    return {int(item.path.stem) for item in found if item.path.parent.name == "checkpoints"}
+    return {number for item in found if (number := trial_of(item.path)) is not None}
 
 
 def test_what_may_train_on_or_waits_for_its_check_is_kept(state: StudyState) -> None:

@@ -1,0 +1,330 @@
+"""A study's copy at an address such as `s3://bucket/runs/reviews`: what a machine that is lent takes with it.
+
+A search works in a local folder; what it writes for good counts once it is at the address too, and the address is
+what the next search begins from, wherever that runs. Object stores cannot append, so the journal lies there in parts:
+`journal/<offset>` holds what was appended at that byte.
+"""
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import fsspec
+
+from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError
+from autopeft.searching.process import ProcessMark
+
+T = TypeVar("T")
+
+LOCK = "lock.json"
+BEAT_SECONDS = 10.0
+"""How often a search says at the address that it lives."""
+SILENCE_SECONDS = 45.0
+"""How long a search that says nothing is waited for, before another takes its place. No clock is compared."""
+PAUSES_SECONDS = (0.5, 2.0)
+"""Before a request that failed is tried again."""
+_JOURNAL = "journal/"
+_N_DIGITS = 15
+
+
+class Mirror:
+    """Files of one study at an address.
+
+    Args:
+        uri: Of the study, as fsspec reads it.
+
+    Raises:
+        MissingDependencyError: The package that the address needs is not installed.
+        StudyError: No storage is known by its name.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        try:
+            self._files, root = fsspec.core.url_to_fs(self.uri)
+        except ImportError as error:
+            raise MissingDependencyError(f"{self.uri} needs a package that is not installed: {error}") from None
+        except ValueError as error:
+            raise StudyError(
+                f"output_dir must be a folder or an address that fsspec knows, but got {self.uri!r} ({error})"
+            ) from None
+        self._root = str(root).rstrip("/")
+        self._token = uuid.uuid4().hex
+        self._beats: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._taken_by = ""
+
+    # Files ----------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file: whoever reads it sees the old content or the new.
+
+        Raises:
+            StorageError: It cannot be written.
+            StudyLockedError: Another search has taken this one's place.
+        """
+        if self._taken_by:
+            raise StudyLockedError(
+                f"one search at a time may write a study, but {self._taken_by} has taken this one's place at "
+                f"{self.uri}: this one had said nothing for {SILENCE_SECONDS:g} s; it ends here"
+            )
+        self._try(f"write {name}", lambda: self._put(name, content))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self._files.rm_file(self._at(name))
+
+        self._try(f"remove {name}", remove)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, or None where there is none."""
+        try:
+            return self._try(f"read {name}", lambda: bytes(self._files.cat_file(self._at(name))))
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> dict[str, int]:
+        """Return the bytes of each file by its name, the lock and unfinished ones left out."""
+
+        def find() -> dict[str, Any]:
+            self._files.invalidate_cache()
+            with suppress(FileNotFoundError):
+                return dict(self._files.find(self._root, detail=True))
+            return {}
+
+        found = {}
+        for path, info in self._try("list", find).items():
+            name = str(path).removeprefix(self._root).lstrip("/")
+            parts = PurePosixPath(name).parts
+            if ".." in parts or not parts or name == LOCK or name.endswith(".tmp"):
+                continue  # a name that would leave the working folder is nobody's that we know
+            found[name] = int(info.get("size") or 0)
+        return found
+
+    def append_journal(self, offset: int, content: bytes) -> None:
+        """Write what was appended to the journal at an offset."""
+        self.put(f"{_JOURNAL}{offset:0{_N_DIGITS}}", content)
+
+    def journal(self, names: dict[str, int]) -> bytes | None:
+        """Return the journal, put together from its parts; None where there is none.
+
+        Where one part is missing, what comes after it is left out: it says nothing without what was before.
+        """
+        content = b""
+        parts = sorted(name for name in names if is_journal_part(name))
+        for name in parts:
+            offset, part = int(name.removeprefix(_JOURNAL)), self.read(name)
+            if part is None or offset > len(content):
+                break
+            content += part[len(content) - offset :]
+        return content if parts else None
+
+    def compact_journal(self, names: dict[str, int], content: bytes) -> None:
+        """Put one part in the place of many; stopped anywhere, it leaves the journal whole."""
+        parts = sorted(name for name in names if is_journal_part(name))
+        if len(parts) > 1:
+            self.append_journal(0, content)
+            for name in parts[1:]:
+                self.remove(name)
+
+    # The lock -------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Hold the study for one search, and say so from time to time until `release`.
+
+        A search that was killed is told by its process, on this machine, or by its silence.
+
+        Raises:
+            StudyLockedError: Another search holds it, and lives.
+        """
+        self._taken_by = ""
+        while not self._create_lock():
+            holder = self._holder()
+            if holder is None:
+                continue  # it has just been given back
+            if not _has_died(holder):
+                self._wait_for_silence(holder)
+            if self._holder() == holder:
+                self._try("lock", lambda: self._put(LOCK, self._claim(0)))
+                break
+        mine = self._holder()
+        if mine is None or mine.get("token") != self._token:
+            raise StudyLockedError(self._refusal(mine or {}))
+        self._ended.clear()
+        self._beats = threading.Thread(target=self._beat, name="autopeft-beats", daemon=True)
+        self._beats.start()
+
+    def release(self) -> None:
+        """Give the study back."""
+        if self._beats is None:
+            return
+        self._ended.set()
+        self._beats.join()
+        self._beats = None
+        holder = self._holder()
+        if holder is not None and holder.get("token") == self._token:
+            self.remove(LOCK)
+
+    def is_held(self) -> bool:
+        """Return whether a search that is not known to have died holds the study."""
+        holder = self._holder()
+        return holder is not None and not _has_died(holder)
+
+    def _create_lock(self) -> bool:
+        try:
+            self._try("lock", lambda: self._create(LOCK, self._claim(0)))
+        except FileExistsError:
+            return False
+        return True
+
+    def _wait_for_silence(self, holder: dict[str, Any]) -> None:
+        logging.getLogger("autopeft").warning(
+            f"{_who(holder)} holds {self.uri}; waiting up to {SILENCE_SECONDS:g} s to see whether it lives"
+        )
+        end = time.monotonic() + SILENCE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(min(1.0, BEAT_SECONDS))
+            now = self._holder()
+            if now is None or now.get("token") != holder.get("token"):
+                return
+            if now != holder:
+                raise StudyLockedError(self._refusal(now))
+
+    def _beat(self) -> None:
+        n_beats = 0
+        while not self._ended.wait(BEAT_SECONDS):
+            n_beats += 1
+            with suppress(StorageError):  # what cannot be reached for a while is tried at the next beat
+                holder = self._holder()
+                if holder is None or holder.get("token") != self._token:
+                    self._taken_by = _who(holder or {})
+                    return
+                self._try("lock", lambda: self._put(LOCK, self._claim(n_beats)))  # noqa: B023  # called here
+
+    def _claim(self, n_beats: int) -> bytes:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return json.dumps(
+            {**ProcessMark.here().to_dict(), "time": now, "token": self._token, "beats": n_beats}
+        ).encode()
+
+    def _holder(self) -> dict[str, Any] | None:
+        content = self.read(LOCK)
+        if content is None:
+            return None
+        try:
+            holder = json.loads(content)
+        except ValueError:
+            holder = None
+        return holder if isinstance(holder, dict) else {}
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        return (
+            f"one search at a time may write a study, but {_who(holder)} holds {self.uri}; wait for it, or give this "
+            "one another study_name"
+        )
+
+    # Requests -------------------------------------------------------------------------------------------------
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _is_local(self) -> bool:
+        protocol = self._files.protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file at once: object stores do, and on a disk a finished one takes the old one's place."""
+        if not self._is_local():
+            self._pipe(self._at(name), content)
+            return
+        temporary = f"{self._at(name)}.{self._token[:8]}.tmp"
+        try:
+            self._pipe(temporary, content)
+            Path(temporary).replace(self._at(name))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _create(self, name: str, content: bytes) -> None:
+        """Write a file that must not be there yet. Raises FileExistsError."""
+        if self._is_local():
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            with open(self._at(name), "xb") as file:  # fsspec would look first, and then write
+                file.write(content)
+        else:
+            self._pipe(self._at(name), content, mode="create")
+
+    def _pipe(self, path: str, content: bytes, **options: Any) -> None:
+        try:
+            self._files.pipe_file(path, content, **options)
+        except FileNotFoundError:  # a storage with folders that must be made
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(path, content, **options)
+
+    def _try(self, what: str, request: Callable[[], T]) -> T:
+        for pause in (*PAUSES_SECONDS, None):
+            try:
+                return request()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except Exception as error:  # each storage has errors of its own
+                if pause is None or isinstance(error, PermissionError):
+                    raise StorageError(
+                        f"{self.uri} must be reachable, but to {what} failed with {type(error).__name__}: {error}; "
+                        "what stands there is whole: once it can be written to, the same command goes on"
+                    ) from error
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+
+def is_journal_part(name: str) -> bool:
+    """Return whether a file at the address is a part of the journal."""
+    return name.startswith(_JOURNAL) and name.removeprefix(_JOURNAL).isdigit()
+
+
+def read_export(uri: str, target: Path) -> Path:
+    """Bring an exported folder from an address to a local one, and return that.
+
+    Raises:
+        StorageError: There is nothing at the address.
+    """
+    mirror = Mirror(uri)
+    for name, content in _contents(mirror):
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return target
+
+
+def _contents(mirror: Mirror) -> Iterator[tuple[str, bytes]]:
+    names = mirror.names()
+    if not names:
+        raise StorageError(f"a folder at an address must hold files, but there are none at {mirror.uri}")
+    for name in names:
+        content = mirror.read(name)
+        if content is not None:
+            yield name, content
+
+
+def _who(holder: dict[str, Any]) -> str:
+    if "pid" not in holder:
+        return "another search"
+    return f"process {holder['pid']} on {holder.get('host')} (as of {holder.get('time')})"
+
+
+def _has_died(holder: dict[str, Any]) -> bool:
+    """Return whether the process that holds a lock is known to have ended: it was one of this machine."""
+    try:
+        return ProcessMark.from_dict(holder).is_gone() is True
+    except ValueError:
+        return False

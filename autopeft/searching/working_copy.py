@@ -1,0 +1,158 @@
+"""The local folder in which a study that lies at an address is worked on.
+
+The address is the truth: what is only here was never counted, and goes when a search takes the study up again. A file
+`.mirror` names the address, so that the folder is known for what it is wherever it is opened.
+"""
+
+from pathlib import Path
+
+from autopeft.errors import StudyMismatchError
+from autopeft.searching.mirror import Mirror, is_journal_part
+
+_MARK = ".mirror"
+_JOURNAL = "study.journal"
+_PARTS = ("checkpoints", "adapters", "predictions", "samples", "logs")
+"""Folders of a study in which a file, once it is whole, never changes but for an adapter's README.md."""
+_copies: dict[Path, "WorkingCopy"] = {}
+
+
+class WorkingCopy:
+    """A folder and the address that it belongs to."""
+
+    def __init__(self, path: Path, mirror: Mirror) -> None:
+        self.path = path
+        self.mirror = mirror
+        self._put: dict[str, tuple[int, int]] = {}  # size and time of change of what is known to be at the address
+
+    @classmethod
+    def make(cls, path: Path, uri: str) -> None:
+        """Make a folder the working copy of an address.
+
+        Raises:
+            MissingDependencyError, StudyError: The address cannot be used.
+            StudyMismatchError: The folder holds something else.
+        """
+        mirror, mark = Mirror(uri), path / _MARK
+        if mark.is_file():
+            if (known := mark.read_text(encoding="utf-8").strip()) != mirror.uri:
+                raise StudyMismatchError(
+                    f"a working folder belongs to one address, but {path} belongs to {known} and not to {mirror.uri}; "
+                    "give another work_dir"
+                )
+        elif path.is_dir() and any(path.iterdir()):
+            raise StudyMismatchError(
+                f"a working folder is made by autopeft, but {path} has content of its own; give another work_dir"
+            )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            mark.write_text(mirror.uri + "\n", encoding="utf-8")
+        _copies.setdefault(path.resolve(), cls(path, mirror))
+
+    # Searching ------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Hold the address for one search, and make the folder what the address says.
+
+        Raises:
+            StudyLockedError: Another search holds it.
+            StorageError: It cannot be reached.
+        """
+        self.mirror.acquire()
+        try:
+            self.pull(everything=True, exactly=True)
+        except BaseException:
+            self.mirror.release()
+            raise
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Bring a file to the address that has just been written here. Raises what `Mirror.put` raises."""
+        name = path.relative_to(self.path).as_posix()
+        self.mirror.put(name, content)
+        self._known(name)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file at the address."""
+        self.mirror.remove(path.relative_to(self.path).as_posix())
+
+    def publish(self) -> None:
+        """Bring every file to the address that is not known to be there as it is."""
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            hidden = any(part.startswith(".") for part in Path(name).parts)
+            ours = name == _JOURNAL or name.endswith((".tmp", ".lock")) or "damaged" in Path(name).parts
+            if path.is_file() and not hidden and not ours and self._put.get(name) != _state(path):
+                self.mirror.put(name, path.read_bytes())
+                self._known(name)
+
+    # Reading --------------------------------------------------------------------------------------------------
+
+    def pull(self, *, everything: bool, exactly: bool = False) -> None:
+        """Bring what lies at the address here.
+
+        Args:
+            everything: Checkpoints and the weights of adapters too.
+            exactly: Take away what is not at the address, and put the parts of the journal together there.
+        """
+        names = self.mirror.names()
+        if exactly:
+            self._drop_all_but(names)
+        for name, n_bytes in names.items():
+            if not is_journal_part(name) and (everything or not _is_heavy(name)):
+                self._bring(name, n_bytes)
+        journal = self.mirror.journal(names)
+        if journal is not None:
+            self._write(_JOURNAL, journal)
+            if exactly:
+                self.mirror.compact_journal(names, journal)
+
+    def pull_below(self, prefix: str) -> None:
+        """Bring the files here whose names begin with a prefix."""
+        for name, n_bytes in self.mirror.names().items():
+            if name.startswith(prefix):
+                self._bring(name, n_bytes)
+
+    def _bring(self, name: str, n_bytes: int) -> None:
+        path = self.path / name
+        stays = name.partition("/")[0] in _PARTS and not name.endswith(".md")
+        if stays and path.is_file() and path.stat().st_size == n_bytes:
+            self._known(name)
+            return
+        content = self.mirror.read(name)
+        if content is not None:  # removed meanwhile
+            self._write(name, content)
+            self._known(name)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+
+    def _drop_all_but(self, names: dict[str, int]) -> None:
+        kept = {self.path / name for name in names}
+        ours = [path for part in _PARTS for path in (self.path / part).rglob("*") if path.is_file()]
+        for path in [self.path / "study.json", self.path / _JOURNAL, *ours]:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _known(self, name: str) -> None:
+        self._put[name] = _state(self.path / name)
+
+
+def working_copy(path: Path) -> WorkingCopy | None:
+    """Return what a folder is the working copy of, or None for a folder of its own."""
+    known = _copies.get(path.resolve())
+    mark = path / _MARK
+    if known is None and mark.is_file():
+        known = _copies.setdefault(path.resolve(), WorkingCopy(path, Mirror(mark.read_text(encoding="utf-8").strip())))
+    return known
+
+
+def _is_heavy(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
