@@ -16,11 +16,9 @@ from autopeft.spec.space import RandomChooser
 from autopeft.spec.units import format_bytes
 
 N_DRAWS = 200
-"""Random designs that are held against the budget's parameter limit."""
-N_ESTIMATES = 20
-"""Of these, how many are estimated in full."""
+"""Random designs that are held against the budget."""
 SAMPLE_SECONDS = 10.0
-"""Each of the two samples ends early after this long: a large model's costs take seconds a design."""
+"""A sample ends early after this long: where dry runs must decide, those of a large model take seconds a design."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +29,8 @@ class DryRun:
         size: Assignments of the space's discrete choices; learning rates do not count.
         feasible_share: Share of random designs within the budget.
         n_drawn: Random designs that the share was measured on.
+        n_estimated: How many of them were held against every limit: those within that of the parameters. Fewer where
+            dry runs had to decide, and time was up.
         predicted_seconds: Of the whole search on one worker; NaN where no training step was timed.
         notes: What preparation had to say; first a warning where the device is too small.
     """
@@ -38,6 +38,7 @@ class DryRun:
     size: float
     feasible_share: float
     n_drawn: int
+    n_estimated: int
     predicted_seconds: float
     limits: dict[str, int]
     notes: tuple[str, ...]
@@ -47,24 +48,28 @@ def dry_run(study: PreparedStudy) -> DryRun:
     """Measure how much of the space the budget leaves, and predict how long the search takes."""
     chooser = RandomChooser(random.Random(study.spec.seed))
     draws = (study.space.draw(chooser, study.model) for _ in range(N_DRAWS))
+    designs = [draw.design for draw in draws if not draw.violation]
     limit = study.limits.get("trainable_params", math.inf)
-    drawn, light = 0, []
-    for design in _for_a_while(draw.design for draw in draws if not draw.violation):
-        drawn += 1
-        if _fits(study, design) and study.estimator.trainable_params(design) <= limit:
+    costing, n_drawn, light = study.costing, 0, []
+    for design in _for_a_while(designs):
+        n_drawn += 1
+        if _fits(study, design) and costing.trainable_params(design) <= limit:
             light.append(design)
-    estimates = [study.estimator(design) for design in _for_a_while(light[:N_ESTIMATES])]
+    costing.learn(light)
+    estimates = [costing.decide(design) for design in _for_a_while(light)]
     within = [cost for cost in estimates if all(value <= 0 for value in excess(study.limits, cost).values())]
     warning = memory_warning(study)
     # Where the budget leaves nothing of the sample, the search trains designs such as the smallest.
     sample = within or estimates or [study.estimator(study.smallest()[0])]
+    slow = f"every estimate takes a dry run: {costing.obstacle}" if costing.obstacle else ""
     return DryRun(
         size=study.space.size(study.model),
-        feasible_share=len(light) / max(1, drawn) * len(within) / max(1, len(estimates)),
-        n_drawn=drawn,
+        feasible_share=len(light) / max(1, n_drawn) * len(within) / max(1, len(estimates)),
+        n_drawn=n_drawn,
+        n_estimated=len(estimates),
         predicted_seconds=_predicted_seconds(study, sample),
         limits=study.limits,
-        notes=(*([f"warning: {warning}"] if warning else []), *study.notes),
+        notes=(*([f"warning: {warning}"] if warning else []), *([slow] if slow else []), *study.notes),
     )
 
 

@@ -4,9 +4,11 @@ import importlib.metadata
 import math
 import platform
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from autopeft.errors import BudgetError, DesignError, SpaceError, StudyError, StudyMismatchError
+from autopeft.estimation.costing import Costing
 from autopeft.estimation.estimator import Estimator
 from autopeft.executors.base import Site
 from autopeft.executors.local import ThisProcess
@@ -63,6 +65,11 @@ class PreparedStudy:
     licence: str | None = None
     box: dict[str, Any] | None = None
     memory_bytes: int = 0
+
+    @cached_property
+    def costing(self) -> Costing:
+        """Return what holds designs against the budget: by the fast path where that is clear, by dry runs elsewhere."""
+        return Costing(self.estimator, limits=self.limits, space=self.space)
 
     @property
     def notes(self) -> tuple[str, ...]:

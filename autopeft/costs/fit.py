@@ -9,6 +9,7 @@ from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.sample import Progress, draws, median
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError, SpaceError
+from autopeft.estimation.costing import Costing
 from autopeft.spec.block import Quantization
 from autopeft.spec.choices import Choice
 from autopeft.spec.cost import Estimate
@@ -23,10 +24,10 @@ MAX_BATCH_SIZE = 1024
 """No larger batch is tried."""
 PROBE_BATCH_SIZE = 4
 """Memory at this batch and at one example says roughly what an example takes."""
-N_SAMPLES = 20
+N_SAMPLES = 200
 """Random designs of a space that are held against the memory, for each storage of the base."""
 SAMPLE_SECONDS = 10.0
-"""They are fewer where these seconds have gone by; at least one is estimated."""
+"""They are fewer where dry runs must decide and these seconds have gone by; at least one is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ def fit(
     """
     legal, refused = _legal_spaces(costs, spaces)
     known = _known_designs(costs, setting)
+    costing = Costing(costs.at(setting), limits={"peak_memory": memory_bytes})
     asked = [(space, quantization) for space in legal for quantization in _quantizations(space)]
     n_parts = len(known) + len(asked)
     designs = []
@@ -172,7 +174,7 @@ def fit(
     fits = []
     for index, (space, quantization) in enumerate(asked, start=len(known)):
         progress(f"{space.name}, base {quantization}", index, n_parts)
-        if found := _fit_space(costs, space, quantization, memory_bytes, setting, seed):
+        if found := _fit_space(costs, costing, space, quantization, memory_bytes, setting, seed):
             fits.append(found)
     return Fit(memory_bytes=memory_bytes, setting=setting, designs=tuple(designs), spaces=tuple(fits), refused=refused)
 
@@ -225,11 +227,17 @@ def _largest_batch(costs: ModelCosts, design: Design, memory_bytes: int, setting
 
 
 def _fit_space(
-    costs: ModelCosts, space: SearchSpace, quantization: Quantization, memory_bytes: int, setting: Setting, seed: int
+    costs: ModelCosts,
+    costing: Costing,
+    space: SearchSpace,
+    quantization: Quantization,
+    memory_bytes: int,
+    setting: Setting,
+    seed: int,
 ) -> SpaceFit | None:
     """Return how much of a space fits over one storage of the base; None where it has no legal design there."""
     pinned = replace(space, quantization=Choice((quantization,)))
-    sampled = list(_estimates(costs, pinned, setting, seed))
+    sampled = list(_estimates(costs, costing, pinned, memory_bytes, setting, seed))
     candidates = pinned.smallest(costs.summary)
     if not sampled or not candidates:
         return None
@@ -244,17 +252,24 @@ def _fit_space(
     )
 
 
-def _estimates(costs: ModelCosts, space: SearchSpace, setting: Setting, seed: int) -> Iterator[tuple[Design, Estimate]]:
+def _estimates(
+    costs: ModelCosts, costing: Costing, space: SearchSpace, memory_bytes: int, setting: Setting, seed: int
+) -> Iterator[tuple[Design, Estimate]]:
     """Estimate random legal designs, until they are enough or `SAMPLE_SECONDS` have gone by."""
-    started = time.monotonic()
-    for draw in draws(space, costs, N_SAMPLES, seed):
-        if draw.violation:
-            continue
+    designs = [draw.design for draw in draws(space, costs, N_SAMPLES, seed) if not draw.violation]
+    with costs.explaining():
+        costing.learn(designs)
+    started, on_cuda = time.monotonic(), setting.device == "cuda"
+    for design in designs:
         try:
-            estimate = costs.cost(draw.design, setting)
+            with costs.explaining():
+                estimate = costing.decide(design)
+                if on_cuda and estimate.reserved_memory is None and estimate.peak_memory <= memory_bytes:
+                    # What the allocator holds, never less than the tensors, is known from a dry run alone.
+                    estimate = costing(design)
         except DesignError:
             continue
         if estimate.trainable_params:
-            yield draw.design, estimate
+            yield design, estimate
         if time.monotonic() - started > SAMPLE_SECONDS:
             return

@@ -140,8 +140,14 @@ class ModelCosts:
             DesignError: The design, or the length of the sequences, is illegal on this model.
             ModelError: The model computes what tensors without data cannot.
         """
-        try:
+        with self.explaining():
             return self.at(setting)(design)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn what torch says of a step that it cannot run into a `ModelError`."""
+        try:
+            yield
         except RuntimeError as error:
             raise ModelError(
                 f"a step of {self.summary.architecture} must run on tensors without data, but torch says: "

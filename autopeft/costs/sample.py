@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
+from autopeft.estimation.costing import Costing
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
 from autopeft.spec.impossible import leave_out_impossible
@@ -68,6 +69,11 @@ class CostSample:
         return {label: float(np.quantile(seconds, share)) for label, share in QUANTILES.items()} if seconds else {}
 
     @property
+    def n_estimated_by(self) -> dict[str, int]:
+        """Return how many of the costs each version of the estimators said."""
+        return dict(Counter(estimate.version for _, estimate in self.costs))
+
+    @property
     def n_over(self) -> dict[str, int]:
         """Return how many legal draws exceed each limit."""
         over = [excess(self.limits, estimate) for _, estimate in self.costs]
@@ -96,6 +102,7 @@ class CostSample:
             "n_over": self.n_over,
             "quantiles": self.quantiles,
             "step_seconds": self.step_seconds,
+            "n_estimated_by": self.n_estimated_by,
             "extremes": [
                 {"design": design.to_dict(), "estimate": estimate.to_dict()} for design, estimate in self.extremes()
             ],
@@ -132,12 +139,20 @@ def sample_costs(
     space, notes = leave_out_impossible(space, costs.summary)
     space.check(costs.summary)
     costs.at(setting)  # sequences that are too long are an error, not an illegal draw
+    drawn = list(draws(space, costs, n_samples, seed))
+    costing = Costing(costs.at(setting), limits=limits)
+    with costs.explaining():
+        costing.learn(
+            (draw.design for draw in drawn if not draw.violation),
+            lambda done, total: progress("measuring what the designs are made of", done, total),
+        )
     known: list[tuple[Design, Estimate]] = []
     illegal: Counter[str] = Counter()
-    for index, draw in enumerate(draws(space, costs, n_samples, seed)):
+    for index, draw in enumerate(drawn):
         progress(f"estimating designs of {space.name}", index, n_samples)
         try:
-            estimate = costs.cost(_legal(draw), setting)
+            with costs.explaining():
+                estimate = costing.decide(_legal(draw))
         except DesignError as error:
             illegal[rule(error)] += 1
             continue
@@ -145,13 +160,26 @@ def sample_costs(
             known.append((draw.design, estimate))
         else:
             illegal[NOTHING_TRAINS] += 1
-    return CostSample(
+    sample = CostSample(
         space=space.name,
         setting=setting,
         costs=tuple(known),
         n_illegal=dict(illegal.most_common()),
         limits=dict(limits or {}),
-        notes=notes,
+        notes=(*notes, *([f"every estimate took a dry run: {costing.obstacle}"] if costing.obstacle else [])),
+    )
+    return _with_extremes_of_record(sample, costs)
+
+
+def _with_extremes_of_record(sample: CostSample, costs: ModelCosts) -> CostSample:
+    """Return the sample with dry runs of the two designs that are shown."""
+    shown = {design.key for design, _ in sample.extremes()}
+    return replace(
+        sample,
+        costs=tuple(
+            (design, costs.cost(design, sample.setting) if design.key in shown else estimate)
+            for design, estimate in sample.costs
+        ),
     )
 
 

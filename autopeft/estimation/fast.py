@@ -1,44 +1,69 @@
 """The fast path: what designs cost, thousands in a second, once the parts that they are made of have been measured.
 
-Parameters are exact: the sum of what blocks bring, each of which was attached once. Peak memory is put together from
-what a dry run of a model of one layer shows each block to add (`autopeft.estimation.layered`); the dry run of the
-design itself remains the estimate of record.
+Parameters and the bytes of exports are exact: the sum of what blocks bring, each of which was attached once.
+Peak memory and FLOPs are put together from what a dry run of a model of one layer shows each block to add
+(`autopeft.estimation.layered`). What is to be decided by them goes through `autopeft.estimation.costing`.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimation.estimator import Estimator
+from autopeft.estimation.dry_run import StepCost
+from autopeft.estimation.estimator import Estimator, _scale, stored_bytes
 from autopeft.estimation.fake_weights import storage_bytes, tensors_of
-from autopeft.estimation.layered import LayeredMemory, variant
+from autopeft.estimation.layered import LayeredMemory, Steps
 from autopeft.estimation.optimizers import step_bytes
 from autopeft.estimation.parts import Parts, Sizes, without_layers
 from autopeft.estimation.quantized import quantize_meta
+from autopeft.estimation.shares import variant
 from autopeft.estimation.shortened import is_uniform, shorten
+from autopeft.models.base import Base
 from autopeft.spec.block import Block, Quantization
+from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
 
-MARGIN = 0.05
-"""What the fast peak is trusted to, about twice what was seen: nearer to a budget than this, only a dry run decides."""
+VERSION = "fast-1"
+"""Changes whenever an answer may."""
+FAST, DRY_RUN = "fast", "dry run"
+
+Progress = Callable[[int, int], None]
+"""Told how many parts are measured, and of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a design costs, as the fast path says.
+    """What a design costs, as the fast path says; each is that of `autopeft.Estimate`.
 
     Attributes:
-        trainable_params: Every parameter that trains; exact.
-        peak_memory: Highest sum of live storage bytes; within `MARGIN` of the dry run's.
-        source: `fast`, or `dry run` where the design has parts that the fast path can't put together.
+        source: `fast`, or `dry run` where the fast path can't put the design together.
+        reason: Why it can't; empty where it can.
     """
 
     trainable_params: int
+    adapter_bytes: int
     peak_memory: int
-    source: str = "fast"
+    step_flops: int
+    train_flops: int
+    inference_flops: int
+    source: str = FAST
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """One storage of the base.
+
+    Attributes:
+        memory: What steps of designs over it take.
+        layer_bytes: Of a layer.
+    """
+
+    memory: LayeredMemory
+    layer_bytes: int
 
 
 class FastEstimator:
@@ -47,18 +72,20 @@ class FastEstimator:
     Attributes:
         obstacle: Why every design gets a dry run on this model and machine; empty where the fast path works.
 
-    Designs are not checked: they come from a search space, which does. Parts that were not met in `warm_up` are
-    measured when they are met, which takes a fraction of a second for each.
+    Designs are not checked: they come from a search space, which does. Parts that `learn` did not meet are measured
+    when they are met, which takes a fraction of a second for each.
     """
+
+    version = VERSION
 
     def __init__(self, estimator: Estimator) -> None:
         """Prepare for designs on the estimator's model, workload and machine."""
         self._full = estimator
         base = estimator.base("none")
-        self._n_layers = base.summary.n_layers
+        self._summary = base.summary
         self.obstacle = _obstacle(estimator)
-        self._memory: dict[Quantization, LayeredMemory] = {}
-        self._layer_bytes: dict[Quantization, int] = {}
+        self._storages: dict[Quantization, _Stored] = {}
+        self._impossible: dict[Hashable, str] = {}
         if not self.obstacle:
             self._parts = Parts(base, estimator.machine)
             self._short = shorten(base, 1)
@@ -71,17 +98,18 @@ class FastEstimator:
         """
         self._full.check(design)
         if self.obstacle:
-            return self._dry_run(design)
+            return self._dry_run(design, self.obstacle)
         try:
             keys = [without_layers(block) for block in design.blocks]
             sizes = self._parts.total(design.blocks, keys)
-            peak = self._peak(design, keys, sizes)
-        except DesignError:  # what is legal on the model need not be on one of fewer layers
-            return self._dry_run(design)
-        except ModelError as error:
+            stored = self._stored(design.quantization)
+            steps = stored.memory.steps(design.blocks, keys)
+        except DesignError as error:  # what is legal on the model need not be on one of fewer layers
+            return self._dry_run(design, str(error))
+        except (ModelError, RuntimeError) as error:
             self.obstacle = str(error)
-            return self._dry_run(design)
-        return Costs(trainable_params=int(sizes[0]), peak_memory=int(peak))
+            return self._dry_run(design, self.obstacle)
+        return self._costs(design, sizes, stored, steps)
 
     def trainable_params(self, design: Design) -> int:
         """Return how many parameters train, exactly.
@@ -92,77 +120,119 @@ class FastEstimator:
         if self.obstacle:
             return self._full.trainable_params(design)
         try:
-            return int(self._parts.total(design.blocks, [without_layers(block) for block in design.blocks])[0])
+            return self._parts.total(design.blocks, [without_layers(block) for block in design.blocks]).n_params
         except DesignError:
             return self._full.trainable_params(design)
 
-    def warm_up(self, space: SearchSpace, *, n_designs: int = 300, seed: int = 0) -> int:
-        """Measure the parts that random designs of a space are made of; returns how many designs were drawn.
+    def estimate(self, design: Design) -> Estimate:
+        """Return the cost of a design in the form of a dry run's; what memory is for at the peak is not in it.
 
-        Blocks are measured at the smallest and at the largest size that was drawn; what lies between is interpolated.
+        Raises:
+            DesignError: The design leaves the longest input too few positions.
         """
-        if self.obstacle:
-            return 0
-        chooser, summary = RandomChooser(random.Random(seed)), self._full.base("none").summary
-        draws = [draw for draw in (space.draw(chooser, summary) for _ in range(n_designs)) if not draw.violation]
+        costs = self(design)
+        if costs.source == DRY_RUN:
+            return self._full(design)
+        return Estimate(
+            trainable_params=costs.trainable_params,
+            head_params=self._parts.head.n_params,
+            adapter_bytes=costs.adapter_bytes,
+            base_bytes=stored_bytes(self._full.base(design.quantization)),
+            peak_memory=costs.peak_memory,
+            step_flops=costs.step_flops,
+            train_flops=costs.train_flops,
+            inference_flops=costs.inference_flops,
+            serving=design.serving(self._summary),
+            version=VERSION,
+        )
+
+    def draw(self, space: SearchSpace, *, n_designs: int = 300, seed: int = 0) -> list[Design]:
+        """Return random designs of a space, whose parts are nearly all that it has; those that are illegal not."""
+        chooser = RandomChooser(random.Random(seed))
+        drawn = (space.draw(chooser, self._summary) for _ in range(n_designs))
+        return [draw.design for draw in drawn if not draw.violation]
+
+    def learn(self, designs: Iterable[Design], progress: Progress = lambda *_: None) -> None:
+        """Measure the parts that designs are made of.
+
+        Blocks are measured at their smallest and at their largest size; what lies between is interpolated.
+        """
         blocks: dict[Hashable, tuple[Quantization, Block]] = {}
-        for design in (draw.design for draw in draws):
+        for design in () if self.obstacle else designs:
             for block in design.blocks:
                 blocks[design.quantization, without_layers(block)] = design.quantization, block
         groups: defaultdict[Hashable, list[tuple[Quantization, Block]]] = defaultdict(list)
         for pair in sorted(blocks.values(), key=lambda pair: _size(pair[1])):
             groups[pair[0], variant(pair[1])].append(pair)
         ends = [group[end] for end in (-1, 0) for group in groups.values()]
-        for quantization, block in (*ends, *blocks.values()):
+        parts = [*ends, *blocks.values()]
+        for number, (quantization, block) in enumerate(parts):
             if self.obstacle:
                 break
+            progress(number, len(parts))
             self._learn(quantization, block)
-        return len(draws)
 
-    def lower_bound(self, design: Design) -> Mapping[str, int]:
-        """Return what the dry run surely says at least; see `autopeft.searching.plan.CostModel`.
-
-        Raises:
-            DesignError: The design is illegal on this model.
-        """
-        costs = self(design)
-        surely = 1.0 if costs.source == "dry run" else 1 - MARGIN
-        return {"trainable_params": costs.trainable_params, "peak_memory": int(surely * costs.peak_memory)}
+    def knows(self, design: Design) -> bool:
+        """Return whether every part of a design was measured, so that its cost takes no more than its sum."""
+        keys = [without_layers(block) for block in design.blocks]
+        stored = self._storages.get(design.quantization)
+        return stored is not None and all(
+            self._parts.knows(key) and stored.memory.knows(block, key)
+            for block, key in zip(design.blocks, keys, strict=True)
+        )
 
     def _learn(self, quantization: Quantization, block: Block) -> None:
+        key = without_layers(block)
         try:
-            self._parts.part(block)
-            self._over(quantization).learn(block)
+            self._parts.part(block, key)
+            self._stored(quantization).memory.learn(block, key)
         except DesignError:
             return  # designs with this block get a dry run
-        except ModelError as error:
+        except (ModelError, RuntimeError) as error:
             self.obstacle = str(error)
 
-    def _peak(self, design: Design, keys: Sequence[Hashable], sizes: Sizes) -> float:
-        memory = self._over(design.quantization)
-        training, evaluation = memory.peaks(design.blocks, keys)
-        _, added_bytes, kept_bytes = sizes - self._parts.head
-        more = int(added_bytes) + self._layer_bytes[design.quantization] * (self._n_layers - 1)
-        at_training, at_evaluation = memory.start_bytes
-        evaluated = at_evaluation + more + evaluation
-        trained = at_training + more + int(kept_bytes) + training if sizes[0] else 0.0
-        return max(trained, evaluated)
+    def _costs(self, design: Design, sizes: Sizes, stored: _Stored, steps: Steps) -> Costs:
+        head, n_params = self._parts.head, sizes.n_params
+        more = sizes.n_bytes - head.n_bytes + stored.layer_bytes * (self._summary.n_layers - 1)
+        at_training, at_evaluation = stored.memory.start_bytes
+        peak = at_evaluation + more + steps.evaluation_bytes
+        if n_params:
+            peak = max(peak, at_training + more + sizes.kept_bytes - head.kept_bytes + steps.training_bytes)
+        flops, attention_flops = steps.training_flops if n_params else (0.0, 0.0)
+        workload = self._full.workload
+        step = StepCost(peak_bytes=0, at_peak={}, flops=round(flops), attention_flops=round(attention_flops))
+        return Costs(
+            trainable_params=n_params,
+            adapter_bytes=sizes.exported_bytes,
+            peak_memory=int(peak),
+            step_flops=step.flops,
+            train_flops=_scale(step, workload, sum(block.n_input_tokens for block in design.blocks)),
+            inference_flops=int(steps.evaluation_flops) // workload.evaluation_batch_size,
+        )
 
-    def _over(self, quantization: Quantization) -> LayeredMemory:
+    def _stored(self, quantization: Quantization) -> _Stored:
         """Return what is known of the model in a storage."""
-        if quantization not in self._memory:
+        if quantization not in self._storages:
             machine = self._full.machine
             short = quantize_meta(self._short, quantization, machine.precision)
-            self._memory[quantization] = LayeredMemory(short, self._full.workload, machine, self._n_layers)
-            rest = storage_bytes(tensors_of(self._full.base(quantization).model)) - storage_bytes(
-                tensors_of(short.model)
-            )
-            self._layer_bytes[quantization] = rest // max(1, self._n_layers - 1)
-        return self._memory[quantization]
+            memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers)
+            rest = _bytes(self._full.base(quantization)) - _bytes(short)
+            layer_bytes = rest // max(1, self._summary.n_layers - 1)
+            self._storages[quantization] = _Stored(memory=memory, layer_bytes=layer_bytes)
+        return self._storages[quantization]
 
-    def _dry_run(self, design: Design) -> Costs:
+    def _dry_run(self, design: Design, reason: str) -> Costs:
         estimate = self._full(design)
-        return Costs(trainable_params=estimate.trainable_params, peak_memory=estimate.peak_memory, source="dry run")
+        return Costs(
+            trainable_params=estimate.trainable_params,
+            adapter_bytes=estimate.adapter_bytes,
+            peak_memory=estimate.peak_memory,
+            step_flops=estimate.step_flops,
+            train_flops=estimate.train_flops,
+            inference_flops=estimate.inference_flops,
+            source=DRY_RUN,
+            reason=reason,
+        )
 
 
 def _obstacle(estimator: Estimator) -> str:
@@ -175,6 +245,10 @@ def _obstacle(estimator: Estimator) -> str:
     if step_bytes(machine.optimizer, (1,), device=machine.device):
         return f"a step of {machine.optimizer} needs memory of its own on a {machine.device}"
     return ""
+
+
+def _bytes(base: Base) -> int:
+    return storage_bytes(tensors_of(base.model))
 
 
 def _size(block: Block) -> float:

@@ -1,91 +1,61 @@
-"""The memory of a step as a sum of what blocks add to each stretch of each layer; see `autopeft.estimation.profile`."""
+"""A step of a design over many layers, put together from what its blocks add to one; see `shares` for what they add."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from autopeft.errors import DesignError, ModelError
+from autopeft.errors import DesignError
 from autopeft.estimation.dry_run import Machine
-from autopeft.estimation.parts import without_layers
-from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
-from autopeft.models.attach import attach
+from autopeft.estimation.profile import Bytes
+from autopeft.estimation.shares import BACKWARD, EVALUATION, FORWARD, Frame, Share, Shares, ShareTable
 from autopeft.models.base import Base
-from autopeft.models.linear_technique import LinearTechnique
-from autopeft.models.technique import Technique
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
-from autopeft.spec.design import Design
-
-FORWARD, BACKWARD, EVALUATION = range(3)
-Where = slice | list[int]
-"""Layers, as an index."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one block adds to a layer that it is in.
+class Steps:
+    """What a training step and an evaluation step come to.
 
     Attributes:
-        net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
-        high: How far they go above what the layer itself needs; the same shape.
-        keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
-        reads: Whether it keeps the input of a map, by map.
-        diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
-        turn: When it is attached, among the blocks of a layer.
-        first: The stretch from which on something that it brings needs a gradient.
+        training_bytes: How far the training step goes above what is there before it.
+        evaluation_bytes: The same of the evaluation step.
+        training_flops: Operations of the training step: all of them, and those of attention.
+        evaluation_flops: All operations of the evaluation step.
     """
 
-    net: Bytes
-    high: Bytes
-    keeps: Bytes
-    reads: Bytes
-    diverts: Bytes
-    turn: tuple[int, str]
-    first: int
-
-    @cached_property
-    def changes_input(self) -> bool:
-        """Return whether it changes any map's input."""
-        return bool(self.diverts.any())
-
-    def mix(self, other: "Share", weight: float) -> "Share":
-        """Return what lies between two sizes of a block, or beyond them."""
-        return replace(
-            self,
-            net=self.net + weight * (other.net - self.net),
-            high=np.maximum(self.high + weight * (other.high - self.high), 0),
-        )
+    training_bytes: float
+    evaluation_bytes: float
+    training_flops: tuple[float, float]
+    evaluation_flops: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
-    """The model itself, at one length of its sequences.
+class _Blocks:
+    """The blocks of a design that are in layers, in the order in which they are attached.
 
     Attributes:
-        net: Like a profile's: with the stretches before and after the layers.
-        high: The same shape.
-        tokens: Length of the sequences, relative to that without a prompt.
+        numbers: Of their shares.
+        on: Whether a share is in a layer, [shares, layers].
+        lowest: The lowest layer that one is in; as many as there are where none is, and -1 where something below all
+            layers trains.
+        at_bottom: Which of the shares are in that layer.
+        frame: The model itself, at the length that the design gives its inputs.
     """
 
-    net: Bytes
-    high: Bytes
-    tokens: float = 1.0
-
-    def mix(self, other: "Frame", weight: float) -> "Frame":
-        """Return what lies between two lengths, or beyond them."""
-        return Frame(
-            net=self.net + weight * (other.net - self.net),
-            high=self.high + weight * (other.high - self.high),
-            tokens=self.tokens + weight * (other.tokens - self.tokens),
-        )
+    numbers: list[int]
+    on: Bytes
+    lowest: int
+    at_bottom: list[int]
+    frame: Frame
 
 
 class LayeredMemory:
-    """Peaks of designs over one storage of the base, above what is there all the time."""
+    """Steps of designs over one storage of the base.
+
+    Arrays of a layer's stretches have the axes [passes, layers, stretches].
+    """
 
     def __init__(self, base: Base, workload: Workload, machine: Machine, n_layers: int) -> None:
         """Learn the model itself.
@@ -99,35 +69,44 @@ class LayeredMemory:
         Raises:
             ModelError: A layer does not call each of its linear maps once.
         """
-        self._base = base
-        self._workload = workload
-        self._machine = machine
         self._n_layers = n_layers
-        self._live_profile = self._profile(None)
-        if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
-            raise ModelError(
-                f"the maps of a layer must each run once, but in {base.summary.architecture} they ran as "
-                f"{', '.join(self._live_profile.order)}"
-            )
-        self.start_bytes = self._live_profile.start_bytes
-        self._live = self._frame(self._live_profile)
-        self._dead = self._frame(self._profile(None, live=False))
-        self._begins = {
-            name.removesuffix(" begins"): place
-            for place, name in enumerate(self._live_profile.order)
-            if name.endswith(" begins")
-        }
-        self._groups = tuple(dict.fromkeys(self._live_profile.sharing.values()))
-        self._keeping = np.stack([self._kept_input(group) for group in self._groups])
-        self._roles = tuple(self._begins)
-        self._diverting = np.stack([self._diverted_input(role) for role in self._roles])
-        self._measured: dict[Hashable, dict[int, Any]] = {}
-        self._shares: dict[Hashable, tuple[Share, ...]] = {}
-        self._frames: dict[Hashable, Frame] = {}
-        self._twice: LayeredMemory | None = None
+        self._shares = Shares(base, workload, machine)
+        self._longer: Shares | None = None
+        self.start_bytes = self._shares.start_bytes
+        self._known: list[Share] = []
+        self._known_longer: list[Share] = []
+        self._turns: list[tuple[int, str]] = []
+        self._changes_input: list[bool] = []
+        self._numbers: dict[Hashable, tuple[int, ...]] = {}
+        self._blocks: list[tuple[Block, Hashable]] = []
+        self._table: ShareTable | None = None
+        self._table_longer: ShareTable | None = None
+        self._layers: dict[object, tuple[Bytes, int]] = {}
+        self._rows: dict[tuple[int, int], tuple[Bytes, Bytes]] = {}
 
-    def peaks(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> tuple[float, float]:
-        """Return how far a training step and an evaluation step go above what is there before them.
+    def knows(self, block: Block, key: Hashable) -> bool:
+        """Return whether a block was learned, whatever its layers."""
+        return key in self._numbers or block.whole_model
+
+    def learn(self, block: Block, key: Hashable) -> None:
+        """Measure what a block adds, whatever its layers; `key` is its `without_layers`.
+
+        Raises:
+            DesignError: It can't be attached to a model of one layer.
+        """
+        if block.whole_model:
+            self._shares.prompted(block, key)
+        elif key not in self._numbers:
+            found = self._shares.of(block, key)
+            self._numbers[key] = tuple(range(len(self._known), len(self._known) + len(found)))
+            self._known += found
+            self._turns += [share.turn for share in found]
+            self._changes_input += [bool(share.diverts.any()) for share in found]
+            self._blocks.append((block, key))
+            self._table = None
+
+    def steps(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> Steps:
+        """Return what the steps of a design come to.
 
         Args:
             blocks: Of a design.
@@ -136,257 +115,175 @@ class LayeredMemory:
         Raises:
             DesignError: A block can't be attached to a model of one layer, or goes with no other one.
         """
-        frame, lowest = self._live, self._n_layers
-        placed: list[Any] = []
+        placed = self._place(blocks, keys)
+        net, high = self._rows_of(placed)
+        own_flops = np.zeros((2, 3))
+        if placed.numbers:
+            added, most, own_flops = self._add(placed)
+            net, high = net + added, high + most
+        training_bytes, evaluation_bytes = self._peaks(placed, net, high)
+        flops = self._flops(placed, own_flops)
+        return Steps(
+            training_bytes=training_bytes,
+            evaluation_bytes=evaluation_bytes,
+            training_flops=(flops[0, FORWARD] + flops[0, BACKWARD], flops[1, FORWARD] + flops[1, BACKWARD]),
+            evaluation_flops=flops[0, EVALUATION],
+        )
+
+    def _place(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> _Blocks:
+        """Put the blocks of a design into layers."""
+        frame, prompted, lowest = self._shares.live, False, self._n_layers
+        found: list[tuple[tuple[int, str], int, Bytes, int]] = []
         for block, key in zip(blocks, keys, strict=True):
             if block.whole_model:
-                if lowest < 0:
+                if prompted:
                     raise DesignError("at most one block of the model as a whole can be put together with others")
-                frame, lowest = self._prompted(block), -1
+                frame, prompted = self._shares.prompted(block, key), True
                 continue
-            layers = range(self._n_layers) if block.layers == "all" else block.layers
-            where = slice(layers[0], layers[-1] + 1) if layers[-1] - layers[0] + 1 == len(layers) else list(layers)
-            lowest = min(lowest, layers[0])
-            placed.append((where, layers[0], block, key))
-        placed = [(where, bottom, self._at(block, key, frame.tokens)) for where, bottom, block, key in placed]
-        first = min((s.first for _, bottom, shares in placed if bottom == lowest for s in shares), default=0)
-        net, high = self._rows(frame, lowest, first)
-        return self._timeline(frame, *self._add(net, high, placed, frame.tokens), trains_inside=lowest < self._n_layers)
+            numbers = self._numbers.get(key)
+            if numbers is None:
+                self.learn(block, key)
+                numbers = self._numbers[key]
+            on, bottom = self._on(block)
+            lowest = min(lowest, bottom)
+            found += [(self._turns[number], number, on, bottom) for number in numbers]
+        found.sort(key=_turn)
+        return _Blocks(
+            numbers=[number for _, number, _, _ in found],
+            on=np.array([on for _, _, on, _ in found]),
+            lowest=-1 if prompted else lowest,
+            at_bottom=[number for _, number, _, bottom in found if bottom == lowest],
+            frame=frame,
+        )
 
-    def _at(self, block: Block, key: Hashable, tokens: float) -> tuple[Share, ...]:
-        """Return what a block adds at a length: affine in it, as some of what it keeps is as large as weights are."""
-        shares = self._of(block, key)
-        if tokens == 1.0:
-            return shares
-        if self._twice is None:
-            longer = replace(self._workload, max_tokens=2 * self._workload.max_tokens)
-            n_positions = self._base.summary.n_positions
-            if n_positions is not None and longer.max_tokens > n_positions:
-                raise DesignError(
-                    "what a prompt changes is seen at twice the length, but the model has no such positions"
-                )
-            self._twice = LayeredMemory(self._base, longer, self._machine, self._n_layers)
-        pairs = zip(shares, self._twice._of(block, key), strict=True)
-        return tuple(share.mix(twice, tokens - 1.0) for share, twice in pairs)
+    def _on(self, block: Block) -> tuple[Bytes, int]:
+        """Return which layers a block is in, and the lowest of them."""
+        if block.layers not in self._layers:
+            on = np.zeros(self._n_layers)
+            on[range(self._n_layers) if block.layers == "all" else list(block.layers)] = 1
+            self._layers[block.layers] = on, int(on.argmax())
+        return self._layers[block.layers]
 
-    def learn(self, block: Block) -> None:
-        """Measure what a block adds, whatever its layers."""
-        if block.whole_model:
-            self._prompted(block)
-        else:
-            self._of(block, without_layers(block))
+    def _rows_of(self, placed: _Blocks) -> tuple[Bytes, Bytes]:
+        """Return the model's own layers: dead ones below the lowest that trains."""
+        if placed.lowest < 0:
+            frame = placed.frame
+            return frame.net[:, None, 1:-1], frame.high[:, None, 1:-1]
+        first = min((self._known[number].first for number in placed.at_bottom), default=0)
+        if (placed.lowest, first) not in self._rows:
+            live, dead, rows = self._shares.live, self._shares.dead, []
+            for above, below in ((live.net, dead.net), (live.high, dead.high)):
+                row = np.repeat(above[:, None, 1:-1], self._n_layers, axis=1)
+                row[:, : placed.lowest] = below[:, None, 1:-1]
+                row[:, placed.lowest : placed.lowest + 1, :first] = below[:, None, 1 : first + 1]
+                rows.append(row)
+            self._rows[placed.lowest, first] = rows[0], rows[1]
+        return self._rows[placed.lowest, first]
 
-    def _rows(self, frame: Frame, lowest: int, first: int) -> tuple[Bytes, Bytes]:
-        """Return the model's own layers, [layers, passes, stretches]: dead ones below the lowest that trains."""
-        rows = []
-        for live, dead in ((frame.net, self._dead.net), (frame.high, self._dead.high)):
-            row = np.empty((self._n_layers, *live[:, 1:-1].shape))
-            row[max(lowest, 0) :] = live[:, 1:-1]
-            row[: max(lowest, 0)] = dead[:, 1:-1]
-            if 0 <= lowest < self._n_layers:
-                row[lowest, :, :first] = dead[:, 1 : first + 1]
-            rows.append(row)
-        return rows[0], rows[1]
-
-    def _add(self, net: Bytes, high: Bytes, placed: Sequence[Any], tokens: float) -> tuple[Bytes, Bytes]:
-        """Put what blocks add on top of the model's own layers."""
-        added, most = np.zeros_like(net), np.zeros_like(net)
-        keeps = np.zeros((self._n_layers, len(self._groups)))
-        keeping, diverting = tokens * self._keeping, tokens * self._diverting
-        in_order = sorted(((share, where) for where, _, shares in placed for share in shares), key=_turn)
-        for share, where in in_order:
-            so_far = added[where]
-            most[where, FORWARD::2] = np.maximum(
-                most[where, FORWARD::2], so_far[:, FORWARD::2] + share.high[FORWARD::2]
-            )
-            added[where] = so_far + share.net
-            keeps[where] = np.maximum(keeps[where], share.keeps)
-        diverted = self._diverted(in_order, diverting)
-        done = np.zeros_like(net[:, BACKWARD])
+    def _add(self, placed: _Blocks) -> tuple[Bytes, Bytes, Bytes]:
+        """Return what blocks leave behind, how far they go above the model's own layers, and what they compute."""
+        numbers, on, tokens = placed.numbers, placed.on, placed.frame.tokens
+        table = self._known_table()
+        net, high, flops = table.net[numbers], table.high[numbers], table.flops[numbers]
+        if tokens != 1.0:
+            longer = self._longer_table()
+            net += (tokens - 1.0) * (longer.net[numbers] - net)
+            high = np.maximum(high + (tokens - 1.0) * (longer.high[numbers] - high), 0)
+            flops += (tokens - 1.0) * (longer.flops[numbers] - flops)
+        there = on[:, None, :, None]
+        each = there * net[:, :, None]
+        before = each.cumsum(axis=0)
+        added = before[-1].copy()
+        before -= each
+        changers = [place for place, number in enumerate(numbers) if self._changes_input[number]]
         # In reverse; what changes a map's input comes last, after all that read what it made.
-        backwards = in_order[::-1]
-        backwards.sort(key=_changes_input)
-        for share, where in backwards:
-            before = done[where] + diverted[where, BACKWARD] if _changes_input((share, where)) else done[where]
-            most[where, BACKWARD] = np.maximum(most[where, BACKWARD], before + share.high[BACKWARD])
-            done[where] += share.net[BACKWARD]
-        added += np.tensordot(keeps, keeping, 1) + diverted
-        return net + added, high + most
+        if changers:
+            diverted = tokens * self._diverted(placed, changers)
+            before[:, BACKWARD] = _behind(each[:, BACKWARD], changers)
+            before[changers, BACKWARD] += diverted[BACKWARD]
+        else:
+            diverted = None
+            before[:, BACKWARD] = added[BACKWARD] - before[:, BACKWARD] - each[:, BACKWARD]
+        before += high[:, :, None]
+        before *= there
+        most = np.maximum(before.max(axis=0), 0)
+        keeps = np.minimum(on.T @ table.keeps[numbers], 1.0)
+        added += tokens * (keeps @ self._shares.keeping.swapaxes(0, 1))
+        if diverted is not None:
+            added += diverted
+        return added, most, (on.sum(axis=1) @ flops.reshape(len(numbers), -1)).reshape(2, 3)
 
-    def _diverted(self, in_order: Sequence[tuple[Share, Where]], change: Bytes) -> Bytes:
+    def _diverted(self, placed: _Blocks, changers: Sequence[int]) -> Bytes:
         """Return what changes where a block reads what another one has made of a map's input: that is kept too."""
-        total = np.zeros((self._n_layers, *change.shape[1:]))
-        for diverting, there in in_order:
-            if _changes_input((diverting, there)):
-                inside, read = np.zeros((2, self._n_layers, len(self._roles)))
-                inside[there] = diverting.diverts
-                for share, where in in_order:
-                    if share.turn < diverting.turn:
-                        read[where] = np.maximum(read[where], share.reads)
-                total += np.tensordot(inside * read, change, 1)
+        reads = self._known_table().reads
+        met = np.zeros((self._n_layers, len(self._shares.diverting)))
+        for place in changers:
+            number = placed.numbers[place]
+            n_earlier = sum(self._turns[other] < self._turns[number] for other in placed.numbers[:place])
+            if n_earlier:
+                read = np.minimum(placed.on[:n_earlier].T @ reads[placed.numbers[:n_earlier]], 1.0)
+                met += placed.on[place][:, None] * self._known[number].diverts * read
+        changed: Bytes = met @ self._shares.diverting.swapaxes(0, 1)
+        return changed
+
+    def _peaks(self, placed: _Blocks, net: Bytes, high: Bytes) -> tuple[float, float]:
+        """Return the highest points of the training step and of the evaluation step."""
+        outer = self._outer(placed)
+        left, top = (self._line(ends, rows) for ends, rows in ((outer.net, net), (outer.high, high)))
+        sums = left.cumsum(axis=1)
+        above = top - left
+        above += sums
+        ups = above[FORWARD].max(), above[EVALUATION].max()
+        down = sums[BACKWARD, -1] - sums[BACKWARD] + top[BACKWARD]  # in reverse
+        return float(max(ups[0], sums[FORWARD, -1] + down.max())), float(ups[1])
+
+    def _line(self, ends: Bytes, rows: Bytes) -> Bytes:
+        """Return all stretches of each pass, in the order of the forward pass."""
+        n_inside = rows.shape[-1]
+        line = np.empty((3, self._n_layers * n_inside + 2))
+        line[:, 0], line[:, -1] = ends[:, 0], ends[:, -1]
+        line[:, 1:-1].reshape(3, self._n_layers, n_inside)[:] = rows
+        return line
+
+    def _flops(self, placed: _Blocks, own: Bytes) -> Bytes:
+        """Return all operations, and those of attention, by pass."""
+        live, n_live = placed.frame.flops, self._n_layers - max(placed.lowest, 0)
+        total: Bytes = own + self._outer(placed).outer_flops + n_live * placed.frame.layer_flops
+        if placed.lowest > 0:
+            total += (self._n_layers - n_live) * self._shares.dead.layer_flops
+        if placed.at_bottom and placed.lowest >= 0:
+            computed = self._known_table().computes[placed.at_bottom].max(axis=0)
+            total[:, BACKWARD] -= live[:, BACKWARD, 1:-1] @ (1 - computed)
         return total
 
-    def _timeline(self, frame: Frame, net: Bytes, high: Bytes, *, trains_inside: bool) -> tuple[float, float]:
-        """Return the highest points of the training step and of the evaluation step."""
-        outer = frame if trains_inside else self._dead
-        up = [_line(outer.net[i], net[:, i]) for i in (FORWARD, EVALUATION)]
-        tops = [_line(outer.high[i], high[:, i]) for i in (FORWARD, EVALUATION)]
-        highest = [_highest(line, top) for line, top in zip(up, tops, strict=True)]
-        down = _line(outer.net[BACKWARD], net[:, BACKWARD])[::-1]
-        back = up[0].sum() + _highest(down, _line(outer.high[BACKWARD], high[:, BACKWARD])[::-1])
-        return max(highest[0], back), highest[1]
+    def _outer(self, placed: _Blocks) -> Frame:
+        """Return the model whose stretches before and after the layers are those of a design."""
+        return placed.frame if placed.lowest < self._n_layers else self._shares.dead
 
-    def _of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
-        """Return what a block adds, in as many shares as it has independent places."""
-        if key not in self._shares:
-            self._shares[key] = tuple(self._share(part) for part in _separate(block))
-        return self._shares[key]
+    def _known_table(self) -> ShareTable:
+        if self._table is None:
+            self._table = ShareTable.of(self._known)
+        return self._table
 
-    def _share(self, block: Block) -> Share:
-        everywhere = self._everywhere(block)
-        share: Share = self._between(everywhere, self._measure)
-        if everywhere is block or not isinstance(block, LinearTechnique) or block.roles == "all":
-            return share
-        return self._restrict(share, block.roles)
-
-    def _everywhere(self, block: Block) -> Block:
-        """Return the block on all maps, where that is legal: what it does on each is seen at once."""
-        if isinstance(block, LinearTechnique) and block.roles != "all":
-            try:
-                (widened := block.model_copy(update={"roles": "all"})).check(self._base.summary, "none")
-            except DesignError:
-                return block
-            return widened
-        return block
-
-    def _between(self, block: Block, measure: Callable[[Block], Any]) -> Any:
-        """Return a block's share from those of two other sizes: what it adds is affine in the size.
-
-        A size beyond those that were measured is measured.
-        """
-        known = self._measured.setdefault(variant(block), {})
-        size = getattr(block, block.size_field) if block.size_field else 0
-        if not known or not min(known) <= size <= max(known):
-            known[size] = measure(block)
-        if size in known:
-            return known[size]
-        low, high = max(s for s in known if s < size), min(s for s in known if s > size)
-        return known[low].mix(known[high], (size - low) / (high - low))
-
-    def _measure(self, block: Block) -> Share:
-        profile = self._profile(block)
-        inner = slice(1, -1)
-        net = (profile.net - self._live_profile.net)[:, inner]
-        high = (profile.high - self._live_profile.high)[:, inner]
-        keeps = np.array([float(group in profile.kept) for group in self._groups])
-        for number, group in enumerate(self._groups):
-            if group in profile.kept and group not in self._live_profile.kept:
-                net -= self._keeping[number]
-        # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
-        places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
-        first = next((int(touched[0]) for touched in places if len(touched)), 0)
-        stage = block.stage if isinstance(block, Technique) else 0
-        return Share(
-            net=net,
-            high=np.maximum(high, 0),
-            keeps=keeps,
-            reads=np.array([float(role in profile.kept) for role in self._roles]),
-            diverts=np.array([float(role in profile.diverted) for role in self._roles]),
-            turn=(stage, block.kind),
-            first=first,
-        )
-
-    def _restrict(self, share: Share, roles: Iterable[str]) -> Share:
-        """Return the part of a share that belongs to some of the maps."""
-        begins = [self._begins[role] for role in roles if role in self._begins]
-        mask = np.zeros(share.net.shape[1])
-        for place in begins:
-            mask[[place - 1, place]] = 1
-        chosen = {self._live_profile.sharing[role] for role in roles if role in self._begins}
-        keeps = share.keeps * np.array([group in chosen for group in self._groups])
-        there = np.array([role in roles for role in self._roles])
-        return replace(
-            share,
-            net=share.net * mask,
-            high=share.high * mask,
-            keeps=keeps,
-            reads=share.reads * there,
-            diverts=share.diverts * there,
-            first=min(begins, default=0),
-        )
-
-    def _kept_input(self, group: str) -> Bytes:
-        """Return what changes where a map's input is kept for the backward pass: it goes later."""
-        profile = self._live_profile
-        n_bytes, n = profile.read[group], profile.net.shape[1] - 2
-        change = np.zeros((3, n))
-        if group not in profile.kept:
-            members = [role for role, first in profile.sharing.items() if first == group]
-            change[FORWARD, min(max(profile.released[role] for role in members), n) - 1] = n_bytes
-            change[BACKWARD, min(self._begins[role] for role in members)] = -n_bytes
-        return change
-
-    def _diverted_input(self, role: str) -> Bytes:
-        """Return what changes where what a map multiplies is kept besides its input."""
-        change = np.zeros((3, self._live_profile.net.shape[1] - 2))
-        n_bytes = self._live_profile.read[role]
-        change[[FORWARD, BACKWARD], self._begins[role]] = n_bytes, -n_bytes
-        return change
-
-    def _prompted(self, block: Block) -> Frame:
-        """Return the model with a prompt before its input."""
-        key = without_layers(block)
-        if key not in self._frames:
-            self._frames[key] = self._between(block, lambda block: self._frame(self._profile(block)))
-        return self._frames[key]
-
-    def _frame(self, profile: Profile) -> Frame:
-        net = profile.net.copy()
-        if not profile.input_stays:
-            net[FORWARD, 0] -= profile.input_bytes[0]
-            net[EVALUATION, 0] -= profile.input_bytes[1]
-        tokens = profile.input_bytes[0] / self._live_profile.input_bytes[0]
-        return Frame(net=net, high=profile.high, tokens=tokens)
-
-    def _profile(self, block: Block | None, *, live: bool = True) -> Profile:
-        """Run a block on the model of one layer."""
-        blocks = () if block is None else (block if block.whole_model else block.model_copy(update={"layers": (0,)}),)
-        design = Design(blocks=blocks, quantization=self._base.quantization)
-        with torch.device("meta"):
-            attached = attach(self._base, design)
-        with attached, ProfilingRun(attached, self._machine, live=live) as run:
-            return run.profile(self._workload)
+    def _longer_table(self) -> ShareTable:
+        """Return the shares at twice the length: what they add is affine in it, as some keep what weights take."""
+        if self._longer is None:
+            self._longer = self._shares.at_twice_the_length()
+        if len(self._known_longer) < len(self._known):
+            self._known_longer = [share for block, key in self._blocks for share in self._longer.of(block, key)]
+            self._table_longer = ShareTable.of(self._known_longer)
+        assert self._table_longer is not None
+        return self._table_longer
 
 
-def _turn(pair: tuple[Share, Where]) -> tuple[int, str]:
-    return pair[0].turn
+def _turn(found: tuple[tuple[int, str], int, Bytes, int]) -> tuple[int, str]:
+    return found[0]
 
 
-def _changes_input(pair: tuple[Share, Where]) -> bool:
-    return bool(pair[0].changes_input)
-
-
-def _line(outer: Bytes, layers: Bytes) -> Bytes:
-    """Return all stretches of a pass in the order of the forward pass."""
-    return np.concatenate((outer[:1], layers.ravel(), outer[-1:]))
-
-
-def _highest(net: Bytes, high: Bytes) -> float:
-    """Return the highest point of stretches that follow each other, above their start."""
-    return float((np.cumsum(net) - net + high).max())
-
-
-def _separate(block: Block) -> Iterator[Block]:
-    """Yield a block once for each kind of sublayer that it is in: those don't meet."""
-    places = getattr(block, "at", ())
-    if isinstance(places, tuple) and len(places) > 1:
-        yield from (block.model_copy(update={"at": (place,)}) for place in places)
-    else:
-        yield block
-
-
-def variant(block: Block) -> Hashable:
-    """Return what decides what a block does to memory besides its size: no layers, and no numbers that scale."""
-    fields = vars(block).items()
-    left_out = ("layers", block.size_field)
-    return type(block), *(value for name, value in fields if name not in left_out and not isinstance(value, float))
+def _behind(each: Bytes, last: Sequence[int]) -> Bytes:
+    """Return what comes before each in the backward pass: in reverse, some last of all."""
+    others = [place for place in range(len(each)) if place not in last]
+    order = [*reversed(others), *reversed(last)]
+    done = np.empty_like(each)
+    done[order] = each[order].cumsum(axis=0) - each[order]
+    return done

@@ -1,4 +1,4 @@
-"""Exact sizes of what designs bring, block by block: parameters that train, their bytes, what the optimizer keeps.
+"""Exact sizes of what designs bring, block by block: what trains, its bytes, what the optimizer keeps, the export.
 
 A block is attached once in one layer and once in two layers of a model that has no more: what the second adds is what
 each layer gets, the rest comes once. Tensors outside of the layers are known by name, because blocks may share them.
@@ -6,10 +6,9 @@ each layer gets, the rest comes once. Tensors outside of the layers are known by
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.optimizers import state_bytes
@@ -22,8 +21,31 @@ from autopeft.spec.design import Design
 _UNNAMED = "/"
 """What the names of tensors begin with that are no part of the model."""
 _LARGE = 2**20
-Sizes = NDArray[np.int64]
-"""Parameters that train, bytes of all tensors, bytes that the optimizer and the techniques keep for training."""
+
+
+class Sizes(NamedTuple):
+    """How large something is.
+
+    Attributes:
+        n_params: Parameters that train.
+        n_bytes: Of all tensors.
+        kept_bytes: Of what the optimizer and the techniques keep for training.
+        exported_bytes: Of what an export holds.
+    """
+
+    n_params: int = 0
+    n_bytes: int = 0
+    kept_bytes: int = 0
+    exported_bytes: int = 0
+
+    def plus(self, other: "Sizes", times: int = 1) -> "Sizes":
+        """Return the sum with so many of another."""
+        return Sizes(
+            self.n_params + times * other.n_params,
+            self.n_bytes + times * other.n_bytes,
+            self.kept_bytes + times * other.kept_bytes,
+            self.exported_bytes + times * other.exported_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +92,25 @@ class Parts:
         Raises:
             DesignError: A block can't be attached to the shortened model.
         """
-        total = self.head.copy()
+        total = self.head
         shared: dict[str, Sizes] = {}
         for block, key in zip(blocks, keys, strict=True):
-            part = self._parts.get(key) or self.part(block)
-            total += part.once
+            part = self._parts.get(key) or self.part(block, key)
+            total = total.plus(part.once)
             if not block.whole_model:
-                total += part.each * (self._n_layers if block.layers == "all" else len(block.layers))
+                total = total.plus(part.each, self._n_layers if block.layers == "all" else len(block.layers))
             for name, sizes in part.shared.items():
-                shared[name] = np.maximum(shared[name], sizes) if name in shared else sizes
+                shared[name] = Sizes(*map(max, shared.get(name, sizes), sizes))
         for sizes in shared.values():
-            total += sizes
+            total = total.plus(sizes)
         return total
 
-    def part(self, block: Block) -> Part:
-        """Return the sizes of one block, whatever its layers."""
-        key = without_layers(block)
+    def knows(self, key: Hashable) -> bool:
+        """Return whether the blocks that differ in their layers alone were measured."""
+        return key in self._parts
+
+    def part(self, block: Block, key: Hashable) -> Part:
+        """Return the sizes of one block, whatever its layers; `key` is its `without_layers`."""
         if key not in self._parts:
             self._parts[key] = self._measure(block)
         return self._parts[key]
@@ -93,12 +118,13 @@ class Parts:
     def _measure(self, block: Block) -> Part:
         if block.whole_model:
             found = self._attach((block,))
-            return Part(each=_sum(()), once=_sum(found.values()) - self.head)
+            return Part(each=Sizes(), once=_sum(found.values()).plus(self.head, -1))
         one, two = (self._attach((block.model_copy(update={"layers": layers}),)) for layers in ((0,), (0, 1)))
         own = {name: sizes for name, sizes in one.items() if name not in self._head_names}
         shared = {name: sizes for name, sizes in own.items() if not name.startswith((self._inside, _UNNAMED))}
-        each = _sum(two.values()) - _sum(one.values())
-        return Part(each=each, once=_sum(one.values()) - self.head - each - _sum(shared.values()), shared=shared)
+        each = _sum(two.values()).plus(_sum(one.values()), -1)
+        once = _sum(one.values()).plus(self.head, -1).plus(each, -1).plus(_sum(shared.values()), -1)
+        return Part(each=each, once=once, shared=shared)
 
     def _attach(self, blocks: tuple[Block, ...]) -> dict[str, Sizes]:
         """Return the sizes of every tensor that a design brings, by name; what has none of its own is under ""."""
@@ -110,15 +136,21 @@ class Parts:
 
 def _tensors(attached: Attached, machine: Machine) -> dict[str, Sizes]:
     names = {id(t): name for name, t in [*attached.model.named_parameters(), *attached.model.named_buffers()]}
-    kept = sum(tensor.numel() * tensor.itemsize for tensor in attached.training_state().values())
-    sizes = {"": np.array((0, 0, kept))}
+    kept = sum(map(_bytes, attached.training_state().values()))
+    sizes = {"": Sizes(kept_bytes=kept)}
     for kind, site in attached.sites.items():
         for tensor in site.trainable:
-            n_bytes = tensor.numel() * tensor.itemsize
-            sizes[_name(names, kind, tensor)] = np.array((tensor.numel(), n_bytes, _kept_for(tensor, machine)))
+            kept = _kept_for(tensor, machine)
+            sizes[_name(names, kind, tensor)] = Sizes(tensor.numel(), _bytes(tensor), kept)
         for frozen in site.frozen:
-            sizes[_name(names, kind, frozen)] = np.array((0, frozen.numel() * frozen.itemsize, 0))
+            sizes[_name(names, kind, frozen)] = Sizes(n_bytes=_bytes(frozen))
+    for name, tensor in attached.exported_tensors().items():
+        sizes[name] = sizes.get(name, Sizes()).plus(Sizes(exported_bytes=_bytes(tensor)))
     return sizes
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.itemsize
 
 
 def _kept_for(tensor: torch.Tensor, machine: Machine) -> int:
@@ -132,9 +164,14 @@ def _name(names: Mapping[int, str], kind: str, tensor: torch.Tensor) -> str:
 
 
 def _sum(sizes: Iterable[Sizes]) -> Sizes:
-    return sum(sizes, start=np.zeros(3, dtype=np.int64))
+    total = Sizes()
+    for each in sizes:
+        total = total.plus(each)
+    return total
 
 
 def without_layers(block: Block) -> Hashable:
     """Return what two blocks that differ in their layers alone have in common."""
-    return type(block), *(value for name, value in vars(block).items() if name != "layers")
+    fields = vars(block).copy()
+    del fields["layers"]
+    return type(block), *fields.values()

@@ -21,6 +21,7 @@ from torch import nn
 
 from autopeft.errors import ModelError
 from autopeft.estimation.dry_run import DryRun, Machine
+from autopeft.estimation.kernels import is_attention
 from autopeft.estimation.tracker import StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.spec.cost import Workload
@@ -34,15 +35,16 @@ _LAST_SEQUENCE = 2**62
 
 @dataclass(kw_only=True)
 class Curve:
-    """Bytes by stretch, of one pass: what is left behind, and the highest point above the start."""
+    """One pass by stretch: bytes left behind, the highest point above the start, FLOPs (all, and of attention)."""
 
     net: Bytes
     high: Bytes
+    flops: Bytes
 
     @classmethod
     def flat(cls, n_stretches: int) -> "Curve":
         """Return a pass in which nothing happens."""
-        return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches))
+        return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches), flops=np.zeros((2, n_stretches)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Profile:
         net: What each stretch leaves behind; [forward, backward, evaluation] x stretches, which are those before, in
             and after the layer, always in the order of the forward pass.
         high: How far it goes above its start; the same shape.
+        flops: Floating-point operations, [all of them, those of attention] x the same shape.
         kept: Bytes of the maps' inputs that autograd keeps after the forward pass, by role; roles that read the same
             storage have the same `sharing`.
         read: Bytes of the maps' inputs, by role.
@@ -68,6 +71,7 @@ class Profile:
 
     net: Bytes
     high: Bytes
+    flops: Bytes
     kept: dict[str, int]
     read: dict[str, int]
     diverted: frozenset[str]
@@ -223,6 +227,7 @@ class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
         self.curves = {backward: Curve.flat(stretches.n_stretches) for backward in (False, True)}
         self._at: tuple[bool, int] | None = None
         self._start_bytes = 0
+        self._start_flops = np.zeros(2)
         self.first_bytes = 0
 
     def __enter__(self) -> Any:
@@ -241,10 +246,16 @@ class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """End the present stretch."""
+        n_flops = self._n_flops()
         if self._at is not None:
             backward, place = self._at
             self.curves[backward].net[place] += self._total_bytes - self._start_bytes
-        self._start_bytes = self._total_bytes
+            self.curves[backward].flops[:, place] += n_flops - self._start_flops
+        self._start_bytes, self._start_flops = self._total_bytes, n_flops
+
+    def _n_flops(self) -> Bytes:
+        attention = sum(count for packet, count in self.flops.items() if is_attention(packet))
+        return np.array((sum(self.flops.values()), attention), dtype=float)
 
     def _note(self, total_bytes: int, scratch_bytes: int = 0) -> None:
         super()._note(total_bytes, scratch_bytes)
@@ -293,6 +304,7 @@ class ProfilingRun(DryRun):
         return Profile(
             net=np.stack([curve.net for curve in curves]),
             high=np.stack([curve.high for curve in curves]),
+            flops=np.stack([curve.flops for curve in curves], axis=1),
             kept=training.kept,
             read=training.read,
             diverted=frozenset(training.diverted),

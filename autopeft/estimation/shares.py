@@ -1,0 +1,335 @@
+"""What blocks add to a layer, learned from a model of one layer; see `autopeft.estimation.profile`."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from autopeft.errors import DesignError, ModelError
+from autopeft.estimation.dry_run import Machine
+from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
+from autopeft.models.attach import attach
+from autopeft.models.base import Base
+from autopeft.models.linear_technique import LinearTechnique
+from autopeft.models.technique import Technique
+from autopeft.spec.block import Block
+from autopeft.spec.cost import Workload
+from autopeft.spec.design import Design
+
+FORWARD, BACKWARD, EVALUATION = range(3)
+_INSIDE = slice(1, -1)
+"""The stretches of a layer, of all that a profile has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one block adds to a layer that it is in.
+
+    Attributes:
+        net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
+        high: How far they go above what the layer itself needs; the same shape.
+        flops: What they compute besides; [all, attention] x the same shape.
+        keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
+        reads: Whether it keeps the input of a map, by map.
+        diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
+        turn: When it is attached, among the blocks of a layer.
+        first: The stretch from which on something that it brings needs a gradient.
+        computes: Whether the layer's own backward pass computes a stretch where nothing below trains.
+    """
+
+    net: Bytes
+    high: Bytes
+    flops: Bytes
+    keeps: Bytes
+    reads: Bytes
+    diverts: Bytes
+    turn: tuple[int, str]
+    first: int
+    computes: Bytes
+
+    def mix(self, other: "Share", weight: float) -> "Share":
+        """Return what lies between two sizes of a block, or beyond them."""
+        return replace(
+            self,
+            net=self.net + weight * (other.net - self.net),
+            high=np.maximum(self.high + weight * (other.high - self.high), 0),
+            flops=self.flops + weight * (other.flops - self.flops),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The model itself, at one length of its sequences.
+
+    Attributes:
+        net: Like a profile's: with the stretches before and after the layers.
+        high: The same shape.
+        flops: Like a profile's.
+        tokens: Length of the sequences, relative to that without a prompt.
+    """
+
+    net: Bytes
+    high: Bytes
+    flops: Bytes
+    tokens: float = 1.0
+
+    @cached_property
+    def layer_flops(self) -> Bytes:
+        """Return those of a layer, [all, attention] x passes."""
+        total: Bytes = self.flops[:, :, _INSIDE].sum(axis=-1)
+        return total
+
+    @cached_property
+    def outer_flops(self) -> Bytes:
+        """Return those before and after the layers, [all, attention] x passes."""
+        total: Bytes = self.flops.sum(axis=-1) - self.layer_flops
+        return total
+
+    def mix(self, other: "Frame", weight: float) -> "Frame":
+        """Return what lies between two lengths, or beyond them."""
+        return Frame(
+            net=self.net + weight * (other.net - self.net),
+            high=self.high + weight * (other.high - self.high),
+            flops=self.flops + weight * (other.flops - self.flops),
+            tokens=self.tokens + weight * (other.tokens - self.tokens),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareTable:
+    """All shares that are known, one upon the other, so that a design picks its own by their numbers."""
+
+    net: Bytes
+    high: Bytes
+    flops: Bytes
+    keeps: Bytes
+    reads: Bytes
+    computes: Bytes
+
+    @classmethod
+    def of(cls, shares: Sequence[Share]) -> "ShareTable":
+        """Stack shares; FLOPs are summed over stretches."""
+        return cls(
+            net=np.stack([share.net for share in shares]),
+            high=np.stack([share.high for share in shares]),
+            flops=np.stack([share.flops.sum(axis=-1) for share in shares]),
+            keeps=np.stack([share.keeps for share in shares]),
+            reads=np.stack([share.reads for share in shares]),
+            computes=np.stack([share.computes for share in shares]),
+        )
+
+
+class Shares:
+    """What a model of one layer, and the blocks that are put into it, show at one length of sequences.
+
+    Attributes:
+        live: The model itself, where something below the layer trains.
+        dead: The same where nothing does.
+        start_bytes: What is there when the training step begins, and when the evaluation step does.
+        keeping: What changes where the input of a group of maps is kept, [groups, passes, stretches].
+        diverting: What changes where what a map multiplies is kept besides its input, [maps, passes, stretches].
+    """
+
+    def __init__(self, base: Base, workload: Workload, machine: Machine) -> None:
+        """Learn the model itself.
+
+        Args:
+            base: One layer of the model, on the meta device, in the storage that the designs have.
+            workload: Shapes of the batches.
+            machine: Where the steps run.
+
+        Raises:
+            ModelError: A layer does not call each of its linear maps once.
+        """
+        self._base = base
+        self._workload = workload
+        self._machine = machine
+        self._live_profile = self._profile(None)
+        if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
+            raise ModelError(
+                f"the maps of a layer must each run once, but in {base.summary.architecture} they ran as "
+                f"{', '.join(self._live_profile.order)}"
+            )
+        self.start_bytes = self._live_profile.start_bytes
+        self.live = self._frame(self._live_profile)
+        self.dead = self._frame(self._profile(None, live=False))
+        self._begins = {
+            name.removesuffix(" begins"): place
+            for place, name in enumerate(self._live_profile.order)
+            if name.endswith(" begins")
+        }
+        self._groups = tuple(dict.fromkeys(self._live_profile.sharing.values()))
+        self.keeping = np.stack([self._kept_input(group) for group in self._groups])
+        self._roles = tuple(self._begins)
+        self.diverting = np.stack([self._diverted_input(role) for role in self._roles])
+        self._measured: dict[Hashable, dict[int, Any]] = {}
+        self._shares: dict[Hashable, tuple[Share, ...]] = {}
+        self._frames: dict[Hashable, Frame] = {}
+
+    def at_twice_the_length(self) -> "Shares":
+        """Return what the same model shows at sequences that are twice as long.
+
+        Raises:
+            DesignError: The model has not so many positions.
+        """
+        longer = replace(self._workload, max_tokens=2 * self._workload.max_tokens)
+        n_positions = self._base.summary.n_positions
+        if n_positions is not None and longer.max_tokens > n_positions:
+            raise DesignError("what a prompt changes is seen at twice the length, but the model has no such positions")
+        return Shares(self._base, longer, self._machine)
+
+    def of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
+        """Return what a block adds, in as many shares as it has independent places; `key` is its `without_layers`."""
+        if key not in self._shares:
+            self._shares[key] = tuple(self._share(part) for part in _separate(block))
+        return self._shares[key]
+
+    def prompted(self, block: Block, key: Hashable) -> Frame:
+        """Return the model with a prompt before its input; `key` is its `without_layers`."""
+        if key not in self._frames:
+            self._frames[key] = self._between(block, lambda block: self._frame(self._profile(block)))
+        return self._frames[key]
+
+    def _share(self, block: Block) -> Share:
+        everywhere = self._everywhere(block)
+        share: Share = self._between(everywhere, self._measure)
+        if everywhere is block or not isinstance(block, LinearTechnique) or block.roles == "all":
+            return share
+        return self._restrict(share, block.roles)
+
+    def _everywhere(self, block: Block) -> Block:
+        """Return the block on all maps, where that is legal: what it does on each is seen at once."""
+        if isinstance(block, LinearTechnique) and block.roles != "all":
+            try:
+                (widened := block.model_copy(update={"roles": "all"})).check(self._base.summary, "none")
+            except DesignError:
+                return block
+            return widened
+        return block
+
+    def _between(self, block: Block, measure: Callable[[Block], Any]) -> Any:
+        """Return a block's share from those of two other sizes: what it adds is affine in the size.
+
+        A size beyond those that were measured is measured.
+        """
+        known = self._measured.setdefault(variant(block), {})
+        size = getattr(block, block.size_field) if block.size_field else 0
+        if not known or not min(known) <= size <= max(known):
+            known[size] = measure(block)
+        if size in known:
+            return known[size]
+        low, high = max(s for s in known if s < size), min(s for s in known if s > size)
+        return known[low].mix(known[high], (size - low) / (high - low))
+
+    def _measure(self, block: Block) -> Share:
+        profile, live = self._profile(block), self._live_profile
+        net = (profile.net - live.net)[:, _INSIDE]
+        high = (profile.high - live.high)[:, _INSIDE]
+        keeps = np.array([float(group in profile.kept) for group in self._groups])
+        for number, group in enumerate(self._groups):
+            if group in profile.kept and group not in live.kept:
+                net -= self.keeping[number]
+        # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
+        places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
+        first = next((int(touched[0]) for touched in places if len(touched)), 0)
+        diverts = np.array([float(role in profile.diverted) for role in self._roles])
+        return Share(
+            net=net,
+            high=np.maximum(high, 0),
+            flops=(profile.flops - live.flops)[..., _INSIDE],
+            keeps=keeps,
+            reads=np.array([float(role in profile.kept) for role in self._roles]),
+            diverts=diverts,
+            turn=(block.stage if isinstance(block, Technique) else 0, block.kind),
+            first=first,
+            computes=self._computed_from(first, changes_input=bool(diverts.any())),
+        )
+
+    def _computed_from(self, first: int, *, changes_input: bool) -> Bytes:
+        """Return of which stretches autograd computes the layer's own part where nothing before `first` trains.
+
+        What changes a map's output asks nothing of the map itself, nor of those that read the same input.
+        """
+        computed = np.zeros(self._live_profile.net.shape[1] - 2)
+        computed[first:] = 1
+        if not changes_input:
+            sharing = self._live_profile.sharing
+            here = next((role for role, place in self._begins.items() if first == place), None)
+            same = [role for role, group in sharing.items() if here is not None and group == sharing[here]]
+            computed[[self._begins[role] for role in same]] = 0
+        return computed
+
+    def _restrict(self, share: Share, roles: Iterable[str]) -> Share:
+        """Return the part of a share that belongs to some of the maps."""
+        begins = [self._begins[role] for role in roles if role in self._begins]
+        mask = np.zeros(share.net.shape[1])
+        for place in begins:
+            mask[[place - 1, place]] = 1
+        chosen = {self._live_profile.sharing[role] for role in roles if role in self._begins}
+        there = np.array([role in roles for role in self._roles])
+        first, diverts = min(begins, default=0), share.diverts * there
+        return replace(
+            share,
+            net=share.net * mask,
+            high=share.high * mask,
+            flops=share.flops * mask,
+            keeps=share.keeps * np.array([group in chosen for group in self._groups]),
+            reads=share.reads * there,
+            diverts=diverts,
+            first=first,
+            computes=self._computed_from(first, changes_input=bool(diverts.any())),
+        )
+
+    def _kept_input(self, group: str) -> Bytes:
+        """Return what changes where a map's input is kept for the backward pass: it goes later."""
+        profile = self._live_profile
+        n_bytes, n = profile.read[group], profile.net.shape[1] - 2
+        change = np.zeros((3, n))
+        if group not in profile.kept:
+            members = [role for role, first in profile.sharing.items() if first == group]
+            change[FORWARD, min(max(profile.released[role] for role in members), n) - 1] = n_bytes
+            change[BACKWARD, min(self._begins[role] for role in members)] = -n_bytes
+        return change
+
+    def _diverted_input(self, role: str) -> Bytes:
+        """Return what changes where what a map multiplies is kept besides its input."""
+        change = np.zeros((3, self._live_profile.net.shape[1] - 2))
+        n_bytes = self._live_profile.read[role]
+        change[[FORWARD, BACKWARD], self._begins[role]] = n_bytes, -n_bytes
+        return change
+
+    def _frame(self, profile: Profile) -> Frame:
+        net = profile.net.copy()
+        if not profile.input_stays:
+            net[FORWARD, 0] -= profile.input_bytes[0]
+            net[EVALUATION, 0] -= profile.input_bytes[1]
+        tokens = profile.input_bytes[0] / self._live_profile.input_bytes[0]
+        return Frame(net=net, high=profile.high, flops=profile.flops, tokens=tokens)
+
+    def _profile(self, block: Block | None, *, live: bool = True) -> Profile:
+        """Run a block on the model of one layer."""
+        blocks = () if block is None else (block if block.whole_model else block.model_copy(update={"layers": (0,)}),)
+        design = Design(blocks=blocks, quantization=self._base.quantization)
+        with torch.device("meta"):
+            attached = attach(self._base, design)
+        with attached, ProfilingRun(attached, self._machine, live=live) as run:
+            return run.profile(self._workload)
+
+
+def _separate(block: Block) -> Iterator[Block]:
+    """Yield a block once for each kind of sublayer that it is in: those don't meet."""
+    places = getattr(block, "at", ())
+    if isinstance(places, tuple) and len(places) > 1:
+        yield from (block.model_copy(update={"at": (place,)}) for place in places)
+    else:
+        yield block
+
+
+def variant(block: Block) -> Hashable:
+    """Return what decides what a block does to memory besides its size: no layers, and no numbers that scale."""
+    fields = vars(block).items()
+    left_out = ("layers", block.size_field)
+    return type(block), *(value for name, value in fields if name not in left_out and not isinstance(value, float))
