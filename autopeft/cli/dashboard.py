@@ -43,10 +43,15 @@ def dashboard(folder: str, port: int | None, descriptor: int | None) -> None:
 
 
 @contextmanager
-def beside(folder: Path, port: int | None) -> Iterator[str]:
+def beside(folder: Path, port: int | None, *, password: str | None = None) -> Iterator[str]:
     """Serve the dashboard of a study in a process of its own for as long as the block runs; yield its address.
 
     The process ends when this one does, however that ends: the system then closes the pipe that it watches.
+
+    Args:
+        folder: The study's.
+        port: Where to serve; 8080, or the next free one, by default.
+        password: Of the database that keeps the study, where its address has one.
     """
     from autopeft.results.dashboard_server import url
 
@@ -59,6 +64,7 @@ def beside(folder: Path, port: int | None) -> Iterator[str]:
             stdout=log,
             stderr=log,
             pass_fds=[listening.fileno()],
+            env=None if password is None else {**os.environ, "PGPASSWORD": password},
             start_new_session=True,  # Ctrl-C is for the search, which ends the dashboard when it is done
         )
     assert process.stdin is not None

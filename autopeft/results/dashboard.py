@@ -1,29 +1,35 @@
-"""Optuna Dashboard over a study's journal: live, with our own notes and plots, and without a way to write.
+"""Optuna Dashboard over a study's record: live, with our own notes and plots, and without a way to write.
 
-What is added is added on reading. The journal is opened for reading alone and no lock is taken, so that a
-search that writes it never waits, and a folder without write permission is as good as any.
+What is added is added on reading. A journal is opened for reading alone and no lock is taken, so that a search that
+writes it never waits, and a folder without write permission is as good as any; a database is asked in transactions
+that cannot write.
 """
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study._frozen import FrozenStudy
 
 from autopeft.errors import MissingDependencyError, ResultError
 from autopeft.results.charts import front_chart
-from autopeft.results.dashboard_server import not_yet
+from autopeft.results.dashboard_files import AdapterFiles
+from autopeft.results.dashboard_server import no_answer, not_yet
 from autopeft.results.hypervolume_chart import hypervolume_chart
 from autopeft.results.notes import study_note, trial_note
+from autopeft.searching.database import is_outage
 from autopeft.searching.folder import StudyFolder
+from autopeft.searching.pareto import compared
 from autopeft.searching.sampler import quiet_optuna
-from autopeft.searching.state import read_state
+from autopeft.searching.state import open_store, read_state
 from autopeft.spec.state import StudyState
+from autopeft.spec.study import StudySpec
 
 MAX_SHARE_OF_TIME = 0.1
 """Share of the time that may go into notes and plots while a search runs; the rest of the page is always current."""
@@ -37,57 +43,105 @@ class _ReadOnlyJournal(JournalFileBackend):
         raise PermissionError("the dashboard only shows a study; nothing can be written through it")
 
 
-class StudyView(JournalStorage):
-    """A study's journal as the page reads it.
+class _Shown(BaseStorage):
+    """What both views of a study have in common.
 
-    Notes and plots are Optuna Dashboard's own system attributes of the study, made on reading from the state of
-    the study and again only when the journal has changed.
+    Notes, plots and links to adapters are Optuna Dashboard's own system attributes of the study, made on reading from
+    the state of the study, and again only when that has changed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = StudyFolder(folder)
-        super().__init__(_ReadOnlyJournal(str(self._folder.journal)))
-        self._lock = threading.Lock()
+    _folder: StudyFolder
+
+    def _begin(self, folder: StudyFolder) -> None:
+        self._folder = folder
+        self._guard = threading.Lock()
         self._added: dict[str, Any] = {}
-        self._seen: tuple[int, int] | None = None
+        self._seen: Hashable = None
         self._next_time = 0.0
 
+    def _stamp(self) -> Hashable:
+        """Return a value that is another one when the record has changed."""
+        raise NotImplementedError
+
+    def _make(self) -> dict[str, Any]:
+        """Return what is added to the record as it is now."""
+        raise NotImplementedError
+
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return the attributes in the journal and the added ones."""
-        return {**super().get_study_system_attrs(study_id), **self._additions()}
+        """Return the attributes in the record and the added ones."""
+        return {**super().get_study_system_attrs(study_id), **self._additions()}  # type: ignore[safe-super]
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """Return the study with the attributes in the journal and the added ones."""
-        studies = super().get_all_studies()
+        """Return the study with the attributes in the record and the added ones."""
+        studies = super().get_all_studies()  # type: ignore[safe-super]
         for study in studies:
             study.system_attrs = {**study.system_attrs, **self._additions()}
         return studies
 
     def _additions(self) -> dict[str, Any]:
-        with self._lock:
-            journal = self._folder.journal.stat()
-            seen = (journal.st_size, journal.st_mtime_ns)
+        with self._guard:
             start = time.monotonic()
-            if seen != self._seen and start >= self._next_time:
+            if start >= self._next_time and (stamp := self._stamp()) != self._seen:
                 with quiet_optuna():
-                    self._added = additions(read_state(self._folder.path))
-                self._seen = seen
+                    self._added = self._make()
+                self._seen = stamp
                 end = time.monotonic()
                 self._next_time = end + (end - start) / MAX_SHARE_OF_TIME
             return self._added
 
 
-def additions(state: StudyState) -> dict[str, Any]:
-    """Return the system attributes that Optuna Dashboard shows as notes and plots.
+class StudyView(_Shown, JournalStorage):
+    """A study's journal as the page reads it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._begin(StudyFolder(folder))
+        super().__init__(_ReadOnlyJournal(str(self._folder.journal)))
+
+    def _stamp(self) -> Hashable:
+        journal = self._folder.journal.stat()
+        return journal.st_size, journal.st_mtime_ns
+
+    def _make(self) -> dict[str, Any]:
+        return additions(read_state(self._folder.path))
+
+
+class DatabaseView(_Shown, _CachedStorage):
+    """A study in a database as the page reads it: that one alone of those in there."""
+
+    def __init__(self, folder: Path, spec: StudySpec) -> None:
+        self._begin(StudyFolder(folder))
+        self._spec = spec
+        self._store = open_store(self._folder, spec)
+        assert self._store.database is not None
+        super().__init__(self._store.database.storage)
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return the study with the attributes in the record and the added ones."""
+        return [study for study in super().get_all_studies() if study.study_name == self._spec.study_name]
+
+    def _stamp(self) -> Hashable:
+        return self._store.stamp()
+
+    def _make(self) -> dict[str, Any]:
+        return additions(read_state(self._folder.path, store=self._store), self._store.ids)
+
+
+def additions(state: StudyState, ids: Mapping[int, int] | None = None) -> dict[str, Any]:
+    """Return the system attributes that Optuna Dashboard shows as notes, plots and files.
 
     Their keys are those that `optuna_dashboard.save_note` and `save_plotly_graph_object` write. It splits long
     texts because databases limit an attribute's length; in memory one piece is enough.
+
+    Args:
+        state: The study.
+        ids: What Optuna calls each trial by, by number; in a journal that holds one study, as ours do, its number.
     """
+    ids = {trial.number: trial.number for trial in state.trials} if ids is None else ids
     added: dict[str, Any] = {"dashboard:note_ver": 1, "dashboard:note_str:0": study_note(state)}
     for trial in state.trials:
-        # In a journal that holds one study, as ours do, a trial's number is its id.
-        added[f"dashboard:{trial.number}:note_ver"] = 1
-        added[f"dashboard:{trial.number}:note_str:0"] = trial_note(state, trial)
+        added[f"dashboard:{ids[trial.number]}:note_ver"] = 1
+        added[f"dashboard:{ids[trial.number]}:note_str:0"] = trial_note(state, trial)
+    added |= _files(state.folder).links(compared(state.trials, state.objectives), ids)
     for name, figure in (("front", front_chart(state)), ("hypervolume", hypervolume_chart(state))):
         if figure is not None:
             # The page gives these plots no heading of its own; the legend stands between this one and the plot.
@@ -95,6 +149,10 @@ def additions(state: StudyState) -> dict[str, Any]:
             figure.update_layout(template="plotly_white", title=title, margin={"t": 84})
             added[f"dashboard:plot_data:{name}:0"] = figure.to_json()
     return added
+
+
+def _files(folder: Path) -> AdapterFiles:
+    return AdapterFiles(folder / "adapters")
 
 
 class StudyApp:
@@ -117,11 +175,16 @@ class StudyApp:
         self._folder = StudyFolder(folder)
         self._lock = threading.Lock()
         self._app: WSGIApplication = not_yet
-        self._first_line = b""
+        self._shown: Hashable = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
-        return self._current()(environ, start_response)
+        try:
+            return self._current()(environ, start_response)
+        except Exception as error:
+            if is_outage(error):
+                return no_answer(environ, start_response)
+            raise
 
     def check(self) -> None:
         """Make sure that there is something to show, before a browser asks.
@@ -129,28 +192,37 @@ class StudyApp:
         Raises:
             ResultError: The folder holds no study.
             StudyMismatchError: Another version of autopeft wrote it.
+            MissingDependencyError, StorageError: The database that keeps the study cannot be used.
         """
         read_state(self._folder.path)
 
     def _current(self) -> WSGIApplication:
         with self._lock:
-            # Whoever begins a journal writes an identifier of its own into the first line.
-            try:
-                with self._folder.journal.open("rb") as journal:
-                    first_line = journal.readline()
-            except FileNotFoundError:
-                first_line = b""
-            if first_line != self._first_line:
-                self._app, self._first_line = not_yet, b""
-                if self._has_study():
-                    with quiet_optuna():
-                        self._app = self._wsgi(StudyView(self._folder.path))
-                    self._first_line = first_line
+            spec = self._spec()
+            shown = self._what(spec)
+            if shown is None or shown != self._shown:
+                self._app, self._shown = not_yet, None
+                with suppress(ResultError, KeyError), quiet_optuna():  # there is no study in the folder or the record
+                    read_state(self._folder.path)
+                    assert spec is not None
+                    path = self._folder.path
+                    view = StudyView(path) if spec.storage is None else DatabaseView(path, spec)
+                    app = self._wsgi(view, artifact_store=_files(path))
+                    app.catchall = False  # a database that is away is answered for above
+                    self._app, self._shown = app, shown
             return self._app
 
-    def _has_study(self) -> bool:
+    def _spec(self) -> StudySpec | None:
+        values = self._folder.read_description()
+        return None if values is None else StudySpec(**values["spec"])
+
+    def _what(self, spec: StudySpec | None) -> Hashable:
+        """Return what tells a study from another one that takes its place; None where there is none."""
+        if spec is not None and spec.storage is not None:
+            return spec.storage, spec.study_name
+        # Whoever begins a journal writes an identifier of its own into the first line.
         try:
-            read_state(self._folder.path)
-        except (ResultError, KeyError):  # the study file or the journal is missing; the journal has no study yet
-            return False
-        return True
+            with self._folder.journal.open("rb") as journal:
+                return journal.readline() or None
+        except FileNotFoundError:
+            return None

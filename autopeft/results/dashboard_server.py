@@ -35,8 +35,9 @@ def read_only(app: WSGIApplication) -> WSGIApplication:
             return _refuse(start_response, "this page shows a study and cannot change it")
 
         def answer(status: str, headers: list[tuple[str, str]], *rest: Any) -> Callable[[bytes], object]:
-            # Pages of other sites must not load what is here as their scripts or pictures.
-            return start_response(status, [*headers, ("Cross-Origin-Resource-Policy", "same-origin")], *rest)
+            # Pages of other sites must not load what is here as their scripts or pictures, nor read adapters.
+            kept = [(name, value) for name, value in headers if name.lower() != "access-control-allow-origin"]
+            return start_response(status, [*kept, ("Cross-Origin-Resource-Policy", "same-origin")], *rest)
 
         return app(environ, answer)
 
@@ -51,7 +52,17 @@ def _refuse(start_response: StartResponse, reason: str) -> list[bytes]:
 
 def not_yet(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer that the search has not begun, and let the browser ask again; a WSGI application."""
-    body = b"The search has not begun yet: it reads the model and the data first. This page asks again by itself."
+    text = "The search has not begun yet: it reads the model and the data first. This page asks again by itself."
+    return _unavailable(text, start_response)
+
+
+def no_answer(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer that the study's database is away, and let the browser ask again; a WSGI application."""
+    return _unavailable("The study's database does not answer. This page asks again by itself.", start_response)
+
+
+def _unavailable(text: str, start_response: StartResponse) -> list[bytes]:
+    body = text.encode()
     headers = [("Content-Type", "text/plain"), ("Refresh", "2"), ("Content-Length", str(len(body)))]
     start_response("503 Service Unavailable", headers)
     return [body]

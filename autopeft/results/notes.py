@@ -70,6 +70,8 @@ def trial_note(state: StudyState, trial: TrialRecord) -> str:
     lines.append(_costs(state, trial))
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in trial.learning_rates.items())
     lines.append(f"Learning rates: {rates}. Trained on {trial.examples:,} of {state.n_full_examples:,} examples.")
+    if trial.driver:
+        lines.append(f"Its files are in the folder of the search {_code(trial.driver)}.")
     if trial.outcome is Outcome.COMPLETE:
         lines.append(f"Take it with `autopeft export {state.folder} TARGET --trial {trial.number}`.")
     if trial.outcome in (Outcome.FAILED, Outcome.OUT_OF_MEMORY):

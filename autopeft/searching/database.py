@@ -78,6 +78,7 @@ class Database:
         unique = f"{self._mark.host}-{self._mark.pid}-{secrets.token_hex(2)}"
         self.driver = unique if self.is_shared and writes else ""
         self._lock_key = _number(f"autopeft study {name}")
+        self._patience_seconds = PATIENCE_SECONDS if writes else 0.0  # who only looks can look again
         self._in_turn = False
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
@@ -167,15 +168,17 @@ class Database:
             try:
                 answer = question()
             except Exception as error:
-                if not _is_outage(error):
+                if not is_outage(error):
                     raise
+                if not self._patience_seconds:
+                    raise self._unusable(error) from None
                 if not since:
                     since = time.monotonic()
                     _log.warning(
-                        f"{self._unusable(error)} It is asked again for {PATIENCE_SECONDS / 60:.0f} min; "
+                        f"{self._unusable(error)} It is asked again for {self._patience_seconds / 60:.0f} min; "
                         "what trains goes on meanwhile."
                     )
-                if time.monotonic() - since > PATIENCE_SECONDS:
+                if time.monotonic() - since > self._patience_seconds:
                     raise self._unusable(error) from None
                 time.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
@@ -281,12 +284,12 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
-def _is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException | None) -> bool:
     """Return whether a database that does not answer is at the bottom of an error."""
     from sqlalchemy.exc import InterfaceError, OperationalError
 
     while error is not None:
-        if isinstance(error, OperationalError | InterfaceError):
+        if isinstance(error, OperationalError | InterfaceError | StorageError):
             return True
         error = error.__cause__
     return False

@@ -6,7 +6,7 @@ and everything else in user attributes as JSON.
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,6 +37,8 @@ STATES = {
     Outcome.RUNNING: TrialState.RUNNING,
 }
 """What Optuna is told for each outcome; the outcome itself is the user attribute `outcome`."""
+_LONGEST_NOTE = 2045
+"""Characters of a note that Optuna Dashboard keeps in one attribute."""
 
 
 class StudyStore:
@@ -115,6 +117,16 @@ class StudyStore:
         return self._place.driver
 
     @property
+    def database(self) -> Database | None:
+        """Return the database that keeps the study; None for a journal."""
+        return self._place if isinstance(self._place, Database) else None
+
+    @property
+    def ids(self) -> Mapping[int, int]:
+        """Return what Optuna calls each trial by, by number, as of the last look."""
+        return self._ids
+
+    @property
     def offset(self) -> int:
         """Return a number that each driver of a shared study has for itself; 0 where there is one driver alone."""
         return zlib.crc32(self.driver.encode()) >> 2 if self.driver else 0
@@ -152,6 +164,12 @@ class StudyStore:
         trials = self._look()
         self._known = {trial.number: trial for trial in trials}
         return tuple(_read(trial) for trial in trials)
+
+    def stamp(self) -> Hashable:
+        """Return a value that is another one when a trial has been added or has changed."""
+        trials = self._look()
+        running = [t for t in trials if not t.state.is_finished()]
+        return len(trials), tuple((t.number, t.user_attrs["examples"], t.user_attrs["outcome"]) for t in running)
 
     def changes(self) -> tuple[TrialRecord, ...]:
         """Return what other drivers have begun or changed since the last call, or since `records`, by number."""
@@ -198,6 +216,7 @@ class StudyStore:
         self._ids[trial.number] = trial._trial_id
         self._mine.add(trial.number)
         self._written[trial.number] = dict(trial.user_attrs)
+        self._note(record, trial._trial_id)
         return _read(trial)
 
     def update(self, record: TrialRecord) -> bool:
@@ -217,6 +236,7 @@ class StudyStore:
                     if known.get(name) != value:
                         self._place.ask(partial(storage.set_trial_user_attr, trial_id, name, value))
                 if record.outcome is not Outcome.RUNNING:
+                    self._note(record, trial_id)
                     end = partial(storage.set_trial_state_values, trial_id, STATES[record.outcome])
                     self._place.ask(partial(end, self._values(record)))
         except UpdateFinishedTrialError:  # it may have been this driver: an answer can be lost
@@ -228,6 +248,16 @@ class StudyStore:
         if record.outcome is Outcome.RUNNING:
             self._written[record.number] = attributes
         return True
+
+    def _note(self, record: TrialRecord, trial_id: int) -> None:
+        """Write why a trial ended as it did where Optuna Dashboard shows it, also where it is started without us."""
+        if record.outcome is Outcome.RUNNING or not record.reason:
+            return
+        study_id, reason = self._study._study_id, " ".join(record.reason.split()).replace("`", "'")
+        text = f"`{record.describe()}`\n\n**{record.outcome.value.replace('_', ' ')}**: `{reason}`"
+        for name, value in (("note_ver", 1), ("note_str:0", text[:_LONGEST_NOTE])):
+            key = f"dashboard:{trial_id}:{name}"
+            self._place.ask(partial(self._study._storage.set_study_system_attr, study_id, key, value))
 
     def recover(self) -> tuple[TrialRecord, ...]:
         """End the trials that a driver that is gone had all but ended, and return those that it left running."""
