@@ -1,5 +1,6 @@
 """`autopeft search`: run a study, or say what running it would do."""
 
+import json
 import signal
 import sys
 from contextlib import ExitStack
@@ -47,11 +48,23 @@ def _complete_key(_context: click.Context, _parameter: click.Parameter, incomple
     help="Override a key, such as n_trials=20.",
     shell_complete=_complete_key,
 )
+@click.option("--executor", type=click.Choice(["local", "ray"]), help="Where designs train; the study's by default.")
+@click.option("--address", metavar="ADDRESS", help="Of a running Ray: auto, or host:port; implies --executor ray.")
+@click.option("--workers", type=click.IntRange(min=1), help="Designs that train at the same time, on Ray.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what a search would do; train nothing.")
 @click.option("--dashboard", is_flag=True, help="Show the study in the browser for as long as the search runs.")
 @click.option("--dashboard-port", type=PORT, help="Where; 8080, or the next free one, by default.")
 @explain_errors
-def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: bool, dashboard_port: int | None) -> None:
+def search(
+    study: str,
+    overrides: tuple[str, ...],
+    executor: str | None,
+    address: str | None,
+    workers: int | None,
+    dry_run: bool,
+    dashboard: bool,
+    dashboard_port: int | None,
+) -> None:
     """Run the search that the file STUDY describes; the same command again resumes it."""
     from rich.console import Console
 
@@ -61,7 +74,7 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
     from autopeft.searching.folder import StudyFolder
     from autopeft.spec.study import load_study
 
-    spec = load_study(study, overrides)
+    spec = load_study(study, (*overrides, *_where(executor, address, workers)))
     console = Console()
     if dry_run:
         answer = run_study(spec, dry=True)
@@ -81,6 +94,20 @@ def search(study: str, overrides: tuple[str, ...], dry_run: bool, dashboard: boo
         sys.exit(TERMINATED if result.stopped_by is signal.SIGTERM else INTERRUPTED)
     if not len(result.front):
         sys.exit(EMPTY_FRONT)
+
+
+def _where(executor: str | None, address: str | None, workers: int | None) -> list[str]:
+    """Return the overrides that say where designs train; what the study says of Ray besides is kept."""
+    if executor == "local":
+        if address is not None or workers is not None:
+            raise click.UsageError("--address and --workers are for Ray, but got --executor local; leave it out")
+        return ["executor=local", "n_workers=1"]
+    found = [] if executor is None else ["executor.type=ray"]
+    if address is not None:
+        found.append(f"executor.address={json.dumps(address)}")
+    if workers is not None:
+        found += [f"executor.workers={workers}", f"n_workers={workers}"]
+    return found
 
 
 def _print_ready(study: "PreparedStudy") -> None:

@@ -2,14 +2,49 @@
 
 import os
 import signal
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from autopeft.executors.base import SegmentWorker
-from autopeft.spec.trial import Segment, SegmentResult
+from autopeft.errors import ExecutorError
+from autopeft.executors.base import MeasuredWorker, SegmentWorker
+from autopeft.executors.versions import versions
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 
 Recipe = tuple[Callable[[Any], SegmentWorker], Any]
 """An importable function that makes a worker, and the value that it makes it from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker has come up.
+
+    Attributes:
+        device: Its GPU or, without one, its node; workers with the same name share the memory.
+        memory_bytes: Of that device; None where the worker can't tell.
+        versions: Of what must be the same everywhere.
+    """
+
+    pid: int
+    node: str
+    device: str
+    memory_bytes: int | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A segment's result, and how it leaves the worker.
+
+    Attributes:
+        held: Bytes of the base models that the worker keeps loaded, by quantization.
+        broken: Whether the worker raised, which it must not: it is of no more use.
+    """
+
+    result: SegmentResult
+    held: Mapping[str, int] = field(default_factory=dict)
+    broken: bool = False
 
 
 class SegmentActor:
@@ -23,17 +58,51 @@ class SegmentActor:
         # A terminal sends Ctrl-C to every process in it; the driver alone answers it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         make_worker, setup = recipe
-        self._worker = make_worker(setup)
         self._stop_until = -1
+        self._worker: SegmentWorker | None = None
+        self._failure = ""
+        try:
+            self._worker = make_worker(setup)
+        except Exception as error:  # whatever it is, it may not survive pickling: its text does
+            self._failure = _text(error)
 
-    def pid(self) -> int:
-        """Return the process id; answered once the worker is made."""
-        return os.getpid()
+    def place(self) -> Place:
+        """Say where this is; answered once the worker is made.
 
-    def run(self, segment: Segment, number: int) -> SegmentResult:
-        """Run a segment, the `number`-th that the driver sent out."""
-        return self._worker.run(segment, lambda: self._stop_until >= number)
+        Raises:
+            ExecutorError: The worker could not be made.
+        """
+        if self._worker is None:
+            raise ExecutorError(self._failure)
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ray.get_gpu_ids()
+        measured = self._worker if isinstance(self._worker, MeasuredWorker) else None
+        return Place(
+            pid=os.getpid(),
+            node=node,
+            device=f"{node}/gpu{gpus[0]}" if gpus else node,
+            memory_bytes=measured.device_bytes() if measured else None,
+            versions=versions(),
+        )
+
+    def run(self, segment: Segment, number: int) -> Report:
+        """Run a segment, the `number`-th that the driver sent out; whatever it raises comes back as text."""
+        assert self._worker is not None
+        try:
+            result = self._worker.run(segment, lambda: self._stop_until >= number)
+            held = self._worker.held_bytes() if isinstance(self._worker, MeasuredWorker) else {}
+            return Report(result=result, held=dict(held))
+        except Exception as error:
+            status = SegmentStatus.OUT_OF_MEMORY if isinstance(error, MemoryError) else SegmentStatus.FAILED
+            failure = SegmentResult(trial=segment.trial, status=status, examples=segment.start, error=_text(error))
+            return Report(result=failure, broken=True)
 
     def stop(self, number: int) -> None:
         """Ask the `number`-th segment and those before it to end; later ones are not meant."""
         self._stop_until = max(self._stop_until, number)
+
+
+def _text(error: Exception) -> str:
+    return "".join(traceback.format_exception(error)).strip()

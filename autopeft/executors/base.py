@@ -1,7 +1,7 @@
 """What the search loop asks of an executor, and what an executor asks of a worker."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from autopeft.spec.trial import Segment, SegmentResult
 
@@ -26,11 +26,23 @@ class SegmentWorker(Protocol):
         """Run a segment; return early with a checkpoint once `should_stop()` is true."""
 
 
+@runtime_checkable
+class MeasuredWorker(SegmentWorker, Protocol):
+    """A worker that knows its device, so that several can share one by what they need."""
+
+    def device_bytes(self) -> int:
+        """Return the memory of the device that it trains on."""
+
+    def held_bytes(self) -> Mapping[str, int]:
+        """Return the memory of the base models that it keeps loaded, by quantization."""
+
+
 class Executor(Protocol):
     """Runs segments on `n_workers` workers.
 
-    The loop submits while `free()` is above 0 and then waits; it never submits more. The order in which
-    results come back is the executor's.
+    The loop submits while `free()` is above 0, and one more for each result that `wait` has just returned; then it
+    waits. The order in which results come back is the executor's, and a segment that was submitted may wait in it: for
+    a worker to start, or for memory.
     """
 
     n_workers: int
@@ -39,7 +51,7 @@ class Executor(Protocol):
         """Return how many more segments can be submitted now."""
 
     def submit(self, segment: Segment) -> None:
-        """Start a segment. Raises RuntimeError where no worker is free."""
+        """Take a segment, and start it as soon as it can. Raises RuntimeError where no worker is free."""
 
     def wait(self) -> list[SegmentResult]:
         """Block until at least one segment has ended and return all that have; empty if none runs."""

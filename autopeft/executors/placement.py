@@ -1,67 +1,159 @@
-"""Which cores and GPUs each worker gets, worked out before a cluster is asked for any.
+"""Which worker a segment goes to: where its memory fits, for good, whoever else runs on the same device.
 
-A request that no node can meet waits for ever in Ray: it is refused here instead.
+Pure values and one function; nothing here knows Ray. Workers that share a device (a GPU, or the memory of a node)
+never have more memory promised to them than it has.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from autopeft.errors import StudyError
-from autopeft.spec.study import RayOptions
+OVERHEAD_BYTES = 512 * 2**20
+"""What a worker takes on its device besides tensors: a CUDA context (0.3 to 0.6 GiB), or a process with torch in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What each worker gets.
+class Need:
+    """What a segment asks of a worker.
 
     Attributes:
-        n_cpus: Cores, and as many threads.
-        n_gpus: GPUs; below 1 they are shared.
+        n_bytes: Memory at most, its base model included; 0 where that is not known, which fits anywhere.
+        base: Quantization of its base model.
     """
 
-    n_cpus: int
-    n_gpus: float
+    n_bytes: int
+    base: str
 
 
-def share_out(nodes: Sequence[Mapping[str, float]], n_workers: int, options: RayOptions, device: str = "auto") -> Share:
-    """Return what each of `n_workers` gets, every one of them on a single node.
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A worker that has started, as placement sees it.
 
-    Args:
-        nodes: `CPU` and `GPU` of each node.
-        n_workers: Workers that run at the same time.
-        options: What was asked for; cores that were left open are shared out evenly.
-        device: What the study trains on; for `cpu` no GPU is taken unless asked for.
-
-    Raises:
-        StudyError: The nodes cannot hold so many workers.
+    Attributes:
+        device: What it shares with the other workers of the same name.
+        capacity_bytes: Memory of that device; None where that is not known, which holds anything.
+        running: What it runs; None while it is idle.
+        held: Bytes of the base models that it keeps loaded, by quantization.
     """
-    n_gpus = options.gpus_per_worker
-    if n_gpus is None:
-        n_gpus = 1.0 if device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
-    asked = [options.cpus_per_worker] if options.cpus_per_worker else range(max(1, most), 0, -1)
-    for n_cpus in asked:
-        share = Share(n_cpus=n_cpus, n_gpus=n_gpus)
-        if sum(_n_fitting(node, share) for node in nodes) >= n_workers:
-            return share
-    least = Share(n_cpus=options.cpus_per_worker or 1, n_gpus=n_gpus)
-    raise StudyError(
-        f"Ray must have room for every worker, but got n_workers={n_workers} with {_words(least)} each, and it has "
-        f"{_words_of_nodes(nodes)}, room for {sum(_n_fitting(node, least) for node in nodes)}; lower n_workers, "
-        f"executor.cpus_per_worker or executor.gpus_per_worker (0.5 lets two workers share a GPU)"
-    )
+
+    device: str
+    capacity_bytes: int | None
+    running: Need | None = None
+    held: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def used_bytes(self) -> int:
+        """Return what it has, or may come to have, on its device."""
+        need = self.running
+        other = sum(n for base, n in self.held.items() if need is None or base != need.base)
+        return OVERHEAD_BYTES + other + (0 if need is None else max(need.n_bytes, self.held.get(need.base, 0)))
+
+    def taking(self, need: Need) -> "Seat":
+        """Return it with a segment to run."""
+        return Seat(device=self.device, capacity_bytes=self.capacity_bytes, running=need, held=self.held)
+
+    def emptied(self) -> "Seat":
+        """Return it as it is once its process has been replaced by a new one."""
+        return Seat(device=self.device, capacity_bytes=self.capacity_bytes)
 
 
-def _n_fitting(node: Mapping[str, float], share: Share) -> int:
-    by_cpu = node.get("CPU", 0) // share.n_cpus
-    by_gpu = node.get("GPU", 0) // share.n_gpus if share.n_gpus else math.inf
-    return int(min(by_cpu, by_gpu))
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do now.
+
+    Attributes:
+        starts: Seat by waiting segment, both by position.
+        nowhere: Waiting segments that no device could hold even if it were empty.
+        reserved: Devices that are kept clear for a segment that waits for room: nothing else starts there.
+        replace: Idle seats whose loaded bases stand in the way: a new process in their place holds nothing.
+    """
+
+    starts: Mapping[int, int]
+    nowhere: tuple[int, ...]
+    reserved: frozenset[str]
+    replace: tuple[int, ...]
 
 
-def _words(share: Share) -> str:
-    return f"{share.n_cpus} CPU" + (f" and {share.n_gpus:g} GPU" if share.n_gpus else "")
+def plan(waiting: Sequence[Need], seats: Sequence[Seat]) -> Plan:
+    """Decide which waiting segments start where; the first come first.
+
+    A segment takes the smallest device that has room for it, so that large ones stay free for what needs them, and
+    there a worker that holds its base model already. One that fits a device, but not now, reserves that where least
+    stands in its way; what comes after it goes elsewhere, so that small segments don't starve a large one.
+
+    Omits: filling a reserved device with what would end before the reserving segment can start: ends are not known.
+    """
+    board = _Board(seats)
+    starts: dict[int, int] = {}
+    nowhere: list[int] = []
+    reserved: set[str] = set()
+    replace: set[int] = set()
+    for position, need in enumerate(waiting):
+        fitting = [i for i in range(len(seats)) if need.n_bytes <= board.room(i)]
+        usable = [i for i in fitting if board.seats[i].device not in reserved]
+        ready = [i for i in usable if board.seats[i].running is None and board.excess(need, i) <= 0]
+        if not fitting:
+            nowhere.append(position)
+        elif ready:
+            starts[position] = chosen = min(ready, key=lambda i: _preference(need, board.seats[i]))
+            board.put(chosen, board.seats[chosen].taking(need))
+        elif usable:
+            nearest = min(usable, key=lambda i: board.excess(need, i))
+            reserved.add(board.seats[nearest].device)
+            replace |= _in_the_way(need, board, board.seats[nearest].device)
+    return Plan(starts=starts, nowhere=tuple(nowhere), reserved=frozenset(reserved), replace=tuple(sorted(replace)))
 
 
-def _words_of_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
-    return " + ".join(f"({node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU)" for node in nodes) or "no node"
+def room(seats: Sequence[Seat]) -> list[float]:
+    """Return the most that a segment may need on each seat, were all workers of its device idle and empty."""
+    board = _Board(seats)
+    return [board.room(i) for i in range(len(seats))]
+
+
+class _Board:
+    """Seats, and what is in use on each device."""
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self.seats = list(seats)
+        self.used: Counter[str] = Counter()
+        self.n_seats = Counter(seat.device for seat in seats)
+        for seat in seats:
+            self.used[seat.device] += seat.used_bytes
+
+    def put(self, i: int, seat: Seat) -> None:
+        self.used[seat.device] += seat.used_bytes - self.seats[i].used_bytes
+        self.seats[i] = seat
+
+    def room(self, i: int) -> float:
+        seat = self.seats[i]
+        if seat.capacity_bytes is None:
+            return math.inf
+        return max(0, seat.capacity_bytes - OVERHEAD_BYTES * self.n_seats[seat.device])
+
+    def excess(self, need: Need, i: int) -> int:
+        """Return by how many bytes a device would be overfull with a segment on a seat; 0 or less where it fits."""
+        seat = self.seats[i]
+        if seat.capacity_bytes is None or not need.n_bytes:
+            return 0
+        return self.used[seat.device] - seat.used_bytes + seat.taking(need).used_bytes - seat.capacity_bytes
+
+
+def _preference(need: Need, seat: Seat) -> tuple[float, bool, int]:
+    capacity = math.inf if seat.capacity_bytes is None else seat.capacity_bytes
+    return capacity, need.base not in seat.held, seat.used_bytes
+
+
+def _in_the_way(need: Need, board: _Board, device: str) -> set[int]:
+    """Return the idle seats to empty so that a segment fits a device; none where what runs there is in the way."""
+    idle = [i for i, seat in enumerate(board.seats) if seat.device == device and seat.running is None]
+    trial, emptied = _Board(board.seats), set[int]()
+    # Those that hold the segment's own base come last, and before them the largest first.
+    for i in sorted(idle, key=lambda i: (need.base in board.seats[i].held, -board.seats[i].used_bytes)):
+        if not board.seats[i].held:
+            continue
+        trial.put(i, board.seats[i].emptied())
+        emptied.add(i)
+        if any(trial.excess(need, j) <= 0 for j in idle):
+            return emptied
+    return set()

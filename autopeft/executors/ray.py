@@ -2,70 +2,57 @@
 
 Each worker is an actor that is made once and keeps its loaded base models between segments. Segments go in and
 results come out; checkpoints travel with them as bytes, so no file system is shared. Data travels once, through the
-object store: workers on one node read the same (read-only) memory.
+object store: workers on one node read the same (read-only) memory. Which worker takes a segment is decided by
+`autopeft.executors.placement`; what becomes of one worker is in `autopeft.executors.remote`.
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from autopeft.errors import ExecutorError
 from autopeft.executors.actor import SegmentActor
 from autopeft.executors.base import SegmentWorker
-from autopeft.executors.ray_cluster import START_SECONDS, RayCluster, last_line, never_started
+from autopeft.executors.placement import OVERHEAD_BYTES, Plan, plan, room
+from autopeft.executors.ray_cluster import RayCluster, reason_of
+from autopeft.executors.remote import Job, RemoteWorker
+from autopeft.executors.versions import check_versions, versions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from autopeft.spec.units import format_bytes
 
 Setup = TypeVar("Setup")
 
 MAX_START_FAILURES = 3
-"""Workers in a row that could not be started, after which the search ends."""
+"""Workers in a row that could not be made, after which the search ends; as many for each worker where they died."""
 HANG_SECONDS = 300.0
-"""How far beyond its deadline a segment is waited for: it may be loading a large model."""
+"""How far beyond its deadline a segment is waited for, and the least that one without a deadline may take."""
+SOON_SECONDS = 60.0
+"""Within which a worker that was asked for is counted on; after that, others take what waits."""
+WAIT_SECONDS = 10.0
+"""After which the user is told that workers are waited for."""
 POLL_SECONDS = 0.1
 
-
-@dataclass(kw_only=True, eq=False)
-class _Slot:
-    """One worker's place.
-
-    Attributes:
-        started: Answers with the process id once the worker is made; None from then on.
-        since: When the worker was asked for.
-        bases: Quantizations of the base models that it has met: it holds them loaded.
-        segment: What was submitted and has not come back.
-        submitted: When it was.
-        number: Counts segments, so that a request to stop meets the one that it means.
-        result: Answers with the result; None until the segment is sent out.
-    """
-
-    actor: Any
-    started: Any
-    since: float
-    pid: int | None = None
-    bases: set[str] = field(default_factory=set)
-    segment: Segment | None = None
-    submitted: float = 0.0
-    number: int = -1
-    result: Any = None
-    told_to_stop: bool = False
+log = logging.getLogger("autopeft")
 
 
 class RayExecutor:
     """Runs segments in `n_workers` processes that Ray places, one worker in each.
 
-    A worker that dies, runs out of memory or hangs is replaced by a new one; what it ran comes back as failed.
+    A worker that dies or hangs is replaced by a new one, and its segment comes back as lost; one that runs out of
+    memory is replaced too. A segment whose memory fits no worker now waits here until there is room, and one that fits
+    none at all comes back at once. Workers that the cluster has no room for yet stay asked for, so that it can grow.
 
     Args:
         cluster: Where the workers run; closing the executor leaves it open.
         make_worker: An importable function, called with `setup` in every worker, once.
         setup: A value; its arrays are shared by the workers of a node, read-only.
         should_stop: Asked while waiting; true ends what runs with checkpoints.
-        hang_seconds: How far beyond its deadline a segment is waited for.
+        hang_seconds: How far beyond its deadline a segment is waited for, and the least that any may take.
     """
 
     def __init__(
@@ -78,52 +65,63 @@ class RayExecutor:
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         """Start the workers; the first segments wait for them."""
-        placement = cluster.placement
         self.n_workers = cluster.n_workers
+        self._cluster = cluster
         self._should_stop = should_stop
         self._hang_seconds = hang_seconds
-        self._actor = ray.remote(concurrency_groups={"control": 1})(SegmentActor).options(**placement)
-        self._recipe = ray.put((make_worker, setup))
+        actor = ray.remote(concurrency_groups={"control": 1})(SegmentActor).options(**cluster.placement)
+        recipe = ray.put((make_worker, setup))
+        self._began = self._last_seen = self.now()
+        # Workers beyond what the cluster has room for are not counted on until they come up.
+        n_soon = cluster.n_ready
+        self._workers = [
+            RemoteWorker(lambda: actor.remote(recipe), self._began - (0.0 if i < n_soon else SOON_SECONDS))
+            for i in range(self.n_workers)
+        ]
+        self._waiting: list[Job] = []
+        self._reserved: frozenset[str] = frozenset()
         self._numbers = itertools.count()
-        self._n_start_failures = 0
-        self._slots = [self._fill(_Slot(actor=None, started=None, since=0.0)) for _ in range(self.n_workers)]
+        self._n_owed = 0
+        self._n_broken = self._n_died = 0
+        self._n_missed = 0
 
     @property
     def pids(self) -> tuple[int | None, ...]:
         """Return the process id of each worker that has been seen to have started."""
-        return tuple(slot.pid for slot in self._slots)
+        return tuple(None if worker.place is None else worker.place.pid for worker in self._workers)
 
     def free(self) -> int:
         """Return how many more segments can be submitted now."""
-        return sum(slot.segment is None for slot in self._slots)
+        idle = sum(worker.idle and worker.seat().device not in self._reserved for worker in self._workers)
+        n_soon = sum(self._comes_soon(worker) for worker in self._workers)
+        # What still waits has found no idle worker and counts on those that start; so much may wait for memory.
+        free = idle + max(0, n_soon - len(self._waiting))
+        return max(0, min(free, 2 * self.n_workers - len(self._waiting) - self._n_running()))
 
     def submit(self, segment: Segment) -> None:
-        """Send a segment out, or keep it until its worker has started. Raises RuntimeError where none is free."""
-        free = [slot for slot in self._slots if slot.segment is None]
-        if not free:
-            raise RuntimeError(f"submit needs a free worker, but all {self.n_workers} run a segment")
-        base = segment.design.quantization
-        slot = min(free, key=lambda slot: (slot.started is not None, base not in slot.bases))
-        slot.segment, slot.submitted, slot.number = segment, self.now(), next(self._numbers)
-        slot.result, slot.told_to_stop = None, False
-        if not self._should_stop():
-            self._send_out(slot, segment)
+        """Send a segment out, or keep it until a worker has room for it. Raises RuntimeError where none is free."""
+        if self._n_owed:
+            self._n_owed -= 1
+        elif not self.free():
+            raise RuntimeError(f"submit needs a free worker, but all {self.n_workers} run a segment or wait for memory")
+        self._waiting.append(Job(segment=segment, number=next(self._numbers), submitted=self.now()))
+        self._send_out()
 
     def wait(self) -> list[SegmentResult]:
         """Block until a segment has ended, however, and return the results of all that have.
 
         Raises:
-            ExecutorError: Workers cannot be started.
+            ExecutorError: Workers cannot be started, or have other versions than this process.
         """
-        while any(slot.segment for slot in self._slots):
-            results = [
-                self._free(slot, result)
-                for slot in self._slots
-                if slot.segment is not None and (result := self._advance(slot, slot.segment)) is not None
-            ]
-            if results:
+        while self._waiting or self._n_running():
+            answered = self._answered()
+            self._greet(answered)
+            if results := [*self._ended(answered), *self._hopeless()]:
+                self._n_owed = len(results)
+                self._send_out()
                 return results
-            ray.wait([slot.result or slot.started for slot in self._slots if slot.segment], timeout=POLL_SECONDS)
+            self._send_out()
+            self._answered(timeout=POLL_SECONDS)
         return []
 
     def now(self) -> float:
@@ -132,107 +130,135 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the workers at once, with what they run."""
-        slots, self._slots = self._slots, []
-        for slot in slots:
-            ray.kill(slot.actor)
+        workers, self._workers, self._waiting = self._workers, [], []
+        for worker in workers:
+            worker.kill()
 
-    # One worker -----------------------------------------------------------------------------------------------
+    # Segments -------------------------------------------------------------------------------------------------
 
-    def _fill(self, slot: _Slot) -> _Slot:
-        """Put a new worker in a slot, in place of the one that it holds; what was submitted to it stays."""
-        if slot.actor is not None:
-            ray.kill(slot.actor)
-        slot.actor = self._actor.remote(self._recipe)
-        slot.started, slot.since = slot.actor.pid.remote(), self.now()
-        slot.pid, slot.result, slot.bases = None, None, set()
-        return slot
+    def _n_running(self) -> int:
+        return sum(worker.job is not None for worker in self._workers)
 
-    def _free(self, slot: _Slot, result: SegmentResult) -> SegmentResult:
-        slot.segment = None
-        return result
+    def _answered(self, timeout: float = 0.0) -> set[Any]:
+        """Return which workers' answers are there: all of them, or after a while the first that comes."""
+        pending = [worker.pending for worker in self._workers if worker.pending is not None]
+        if not pending:
+            time.sleep(timeout)
+            return set()
+        ready, _ = ray.wait(pending, num_returns=1 if timeout else len(pending), timeout=timeout)
+        return set(ready)
 
-    def _advance(self, slot: _Slot, segment: Segment) -> SegmentResult | None:
-        """Take a slot's segment as far as it goes without waiting; return its result once there is one."""
-        if slot.result is None:
-            if self._should_stop():
-                return SegmentResult(trial=segment.trial, status=SegmentStatus.INTERRUPTED, examples=segment.start)
-            self._send_out(slot, segment)
-        elif _is_ready(slot.result):
-            return self._collect(slot, segment)
-        elif self._overdue(slot, segment):
-            why = f"the worker hung: it was {self._hang_seconds:g} s beyond its deadline"
-            return self._lose(slot, segment, SegmentStatus.FAILED, why)
-        elif self._should_stop() and not slot.told_to_stop:
-            slot.told_to_stop = True
-            slot.actor.stop.options(concurrency_group="control").remote(slot.number)
-        return None
+    def _ended(self, answered: set[Any]) -> list[SegmentResult]:
+        """Return the results of what has ended on workers; where a stop is asked for, pass that on."""
+        if self._should_stop():
+            for worker in self._workers:
+                worker.stop()
+        now = self.now()
+        found = [
+            worker.end(answered=worker.pending in answered, now=now, patience_seconds=self._hang_seconds)
+            for worker in self._workers
+        ]
+        return [result for result in found if result is not None]
 
-    def _send_out(self, slot: _Slot, segment: Segment) -> None:
-        """Send a slot's segment to its worker, if that has started."""
-        if not self._has_started(slot):
+    def _hopeless(self) -> list[SegmentResult]:
+        """Take what need not wait any longer out of the queue, and say why."""
+        if not self._waiting:
+            return []
+        now = self.now()
+        nowhere = set() if any(map(self._comes_soon, self._workers)) else set(self._plan().nowhere)
+        results, kept = [], []
+        for position, job in enumerate(self._waiting):
+            deadline = job.segment.deadline_seconds
+            if self._should_stop() or (deadline is not None and now - job.submitted > deadline):
+                results.append(job.ended(SegmentStatus.INTERRUPTED))
+            elif position in nowhere:
+                results.append(job.ended(SegmentStatus.OUT_OF_MEMORY, self._too_large(job)))
+            else:
+                kept.append(job)
+        self._waiting = kept
+        return results
+
+    def _send_out(self) -> None:
+        """Start what has a place now."""
+        if self._should_stop():
             return
-        if segment.deadline_seconds is not None:
-            left = segment.deadline_seconds - (self.now() - slot.submitted)
-            segment = replace(segment, deadline_seconds=max(0.0, left))
-        slot.bases.add(segment.design.quantization)
-        slot.result = slot.actor.run.remote(segment, slot.number)
+        now, plans, started = self.now(), self._plan(), self._started()
+        for position, seat in plans.starts.items():
+            started[seat].run(self._waiting[position], now)
+        for seat in plans.replace:
+            started[seat].replace(now)
+        self._waiting = [job for position, job in enumerate(self._waiting) if position not in plans.starts]
+        self._reserved = plans.reserved
 
-    def _has_started(self, slot: _Slot) -> bool:
-        if slot.started is None:
-            return True
-        if not _is_ready(slot.started):
-            if self.now() - slot.since > START_SECONDS:
-                raise ExecutorError(never_started())
-            return False
-        try:
-            slot.pid = ray.get(slot.started)
-        except RayError as error:
-            self._n_start_failures += 1
-            if self._n_start_failures >= MAX_START_FAILURES:
-                raise ExecutorError(
-                    f"workers must start, but {self._n_start_failures} in a row did not, the last one with: "
-                    f"{last_line(error)}"
-                ) from error
-            self._fill(slot)
-            return False
-        slot.started, self._n_start_failures = None, 0
-        return True
+    def _plan(self) -> Plan:
+        return plan([job.need for job in self._waiting], [worker.seat() for worker in self._started()])
 
-    def _overdue(self, slot: _Slot, segment: Segment) -> bool:
-        deadline = segment.deadline_seconds
-        return deadline is not None and self.now() - slot.submitted > deadline + self._hang_seconds
-
-    def _collect(self, slot: _Slot, segment: Segment) -> SegmentResult:
-        try:
-            result: SegmentResult = ray.get(slot.result)
-        except RayError as error:
-            if isinstance(error, OutOfMemoryError) or isinstance(getattr(error, "cause", None), MemoryError):
-                return self._lose(
-                    slot, segment, SegmentStatus.OUT_OF_MEMORY, "the worker's node ran out of memory", error
-                )
-            why = "the worker's process died while it ran: it was killed, or the node ran out of memory"
-            if isinstance(error, RayTaskError):
-                why = f"the worker broke: {last_line(error)}"
-            return self._lose(slot, segment, SegmentStatus.FAILED, why, error)
-        if result.status is SegmentStatus.OUT_OF_MEMORY:
-            self._fill(slot)  # what an allocator could not give back goes with the process
-        return result
-
-    def _lose(
-        self, slot: _Slot, segment: Segment, status: SegmentStatus, why: str, error: RayError | None = None
-    ) -> SegmentResult:
-        """Replace a worker that is of no more use, and say what became of its segment."""
-        details = "" if error is None else f"{error}\n\n"
-        pid = slot.pid
-        self._fill(slot)
-        return SegmentResult(
-            trial=segment.trial,
-            status=status,
-            examples=segment.start,
-            error=f"{details}{why} (process {pid}); another one takes its place",
+    def _too_large(self, job: Job) -> str:
+        seats = [worker.seat() for worker in self._started()]
+        rooms = room(seats)
+        largest = seats[rooms.index(max(rooms))]
+        sharing = sum(seat.device == largest.device for seat in seats)
+        return (
+            f"the design fits no device of the cluster: needs {format_bytes(job.need.n_bytes)}, largest has "
+            f"{format_bytes(largest.capacity_bytes or 0)}, {format_bytes(OVERHEAD_BYTES)} of it for each of the "
+            f"{sharing} worker(s) there"
         )
 
+    # Workers --------------------------------------------------------------------------------------------------
 
-def _is_ready(answer: Any) -> bool:
-    ready, _ = ray.wait([answer], timeout=0)
-    return bool(ready)
+    def _started(self) -> list[RemoteWorker]:
+        return [worker for worker in self._workers if worker.place is not None]
+
+    def _comes_soon(self, worker: RemoteWorker) -> bool:
+        return worker.place is None and self.now() - worker.since < SOON_SECONDS
+
+    def _greet(self, answered: set[Any]) -> None:
+        """Take in the workers that have started, and replace those that could not.
+
+        Raises:
+            ExecutorError: None starts, or one has other versions.
+        """
+        for worker in self._workers:
+            if worker.place is not None or worker.pending not in answered:
+                continue
+            try:
+                place = worker.meet()
+                check_versions(versions(), place.versions, node=f"the node {place.node[:8]}")
+                self._n_broken = self._n_died = 0
+            except RayError as error:
+                self._note_failure(error)
+                worker.replace(self.now())
+        if self._started():
+            self._last_seen = self.now()
+        elif self.now() - self._last_seen > self._cluster.start_seconds:
+            raise ExecutorError(self._cluster.never_started())
+        self._tell_what_is_missing()
+
+    def _note_failure(self, error: RayError) -> None:
+        """Count a worker that did not start; a node that leaves takes all that start there, so they are given more."""
+        broke = isinstance(error, RayTaskError)
+        self._n_broken += broke
+        self._n_died += not broke
+        if self._n_broken >= MAX_START_FAILURES or self._n_died >= MAX_START_FAILURES * self.n_workers:
+            n = self._n_broken if broke else self._n_died
+            raise ExecutorError(
+                f"workers must start, but {n} in a row did not, the last one with: {reason_of(error)}"
+            ) from error
+
+    def _tell_what_is_missing(self) -> None:
+        """Say how many workers are waited for, where it takes long, and when they have come."""
+        missing = [w for w in self._workers if w.place is None and self.now() - w.since > WAIT_SECONDS]
+        if self.now() - self._began < WAIT_SECONDS or len(missing) == self._n_missed:
+            return
+        n_here = len(self._started())
+        if missing:
+            log.warning(
+                "waiting for %d more worker%s with %s; the search runs on %d",
+                len(missing),
+                "" if len(missing) == 1 else "s",
+                self._cluster.share.describe(),
+                n_here,
+            )
+        elif self._n_missed:
+            log.warning("all %d workers are there", n_here)
+        self._n_missed = len(missing)

@@ -7,11 +7,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, StudyError
-from autopeft.executors.placement import Share, share_out
+from autopeft.executors.shares import Share, share_out
+from autopeft.executors.versions import check_versions, versions
 from autopeft.spec.study import RayOptions
 
 try:
@@ -24,10 +24,14 @@ except ImportError as error:
 
 T = TypeVar("T")
 
+log = logging.getLogger("autopeft")
+
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray: holds the data and what is on its way; Ray takes a disk for what is beyond it."""
 START_SECONDS = 300.0
 """Within which a worker must have started; a first import from a slow disk takes a minute."""
+GROW_SECONDS = 1800.0
+"""The same for a cluster that may grow: a machine with a GPU takes minutes to be found, started and filled."""
 FORWARDED = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 """Variables of this process that workers on other machines need too."""
 
@@ -58,6 +62,7 @@ class RayCluster:
         self._options = options
         self._device = device
         self._share: Share | None = None
+        self._n_room = 0
         self._connected_here = False
 
     @property
@@ -71,6 +76,17 @@ class RayCluster:
         if self._share is None:
             self._share = self._connect()
         return self._share
+
+    @property
+    def n_ready(self) -> int:
+        """Return how many of the workers there is room for now; others wait for the cluster to grow."""
+        self._share = self.share
+        return min(self.n_workers, self._n_room)
+
+    @property
+    def start_seconds(self) -> float:
+        """Return within what time at least one worker must have started."""
+        return GROW_SECONDS if self._options.address is not None else START_SECONDS
 
     @property
     def n_threads(self) -> int:
@@ -90,9 +106,9 @@ class RayCluster:
         except RayTaskError as error:
             if isinstance(error.cause, AutopeftError):
                 raise error.cause from None
-            raise ExecutorError(f"{function.__name__} failed on a worker of Ray: {last_line(error)}") from error
+            raise ExecutorError(f"{function.__name__} failed on a worker of Ray: {last_line(str(error))}") from error
         except RayError as error:
-            raise ExecutorError(f"a worker of Ray was lost in {function.__name__}: {last_line(error)}") from error
+            raise ExecutorError(f"a worker of Ray was lost in {function.__name__}: {last_line(str(error))}") from error
 
     def close(self) -> None:
         """Leave Ray, and stop it where it was started here. Can be called twice."""
@@ -102,18 +118,44 @@ class RayCluster:
                 ray.shutdown()
         self._share = None
 
+    def never_started(self) -> str:
+        """Say that no worker started, and what Ray has left."""
+        free = {name: round(n, 2) for name, n in ray.available_resources().items() if name in ("CPU", "GPU")}
+        return (
+            f"a worker must start within {self.start_seconds:g} s, but none did; Ray has {free or 'nothing'} free now: "
+            "wait for what else runs there to end, or ask for less under executor"
+        )
+
     def _connect(self) -> Share:
         if not ray.is_initialized():
             _start(self._options.address)
             self._connected_here = True
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            share = share_out(nodes, self.n_workers, self._options, self._device)
-            _probe(share)
+            can_grow = self._options.address is not None
+            share = share_out(nodes, self.n_workers, self._options, self._device, can_grow=can_grow)
+            self._n_room = share.count(nodes)
+            if not self._n_room:
+                log.warning("no node has room for a worker with %s: waiting for one to join", share.describe())
+            self._probe(share)
         except BaseException:
             self.close()
             raise
         return share
+
+    def _probe(self, share: Share) -> None:
+        """Raise `ExecutorError` unless a worker starts, with the versions of this process."""
+        try:
+            task = ray.remote(max_retries=0)(versions).options(**_placement(share))
+            there = ray.get(task.remote(), timeout=self.start_seconds)
+        except GetTimeoutError:
+            raise ExecutorError(self.never_started()) from None
+        except RayError as error:
+            raise ExecutorError(
+                f"workers on Ray must be able to import autopeft and what it needs, but: {reason_of(error)}; "
+                "install autopeft on every node"
+            ) from error
+        check_versions(versions(), there)
 
 
 def _start(address: str | None) -> None:
@@ -128,7 +170,7 @@ def _start(address: str | None) -> None:
             ray.init(**quiet, **(local if address is None else {"address": address}))
     except (Exception, SystemExit) as error:  # Ray ends the process where a cluster does not answer
         where = "a local Ray cannot be started" if address is None else f"the Ray at {address!r} cannot be joined"
-        reason = last_line(error).rstrip(".")
+        reason = last_line(str(error)).rstrip(".")
         raise ExecutorError(f"{where}: {reason}; see executor.address, or take executor=local") from error
 
 
@@ -168,38 +210,12 @@ def _placement(share: Share) -> dict[str, Any]:
     return {"num_cpus": share.n_cpus, "num_gpus": share.n_gpus, "runtime_env": {"env_vars": variables}}
 
 
-def _probe(share: Share) -> None:
-    """Raise `ExecutorError` unless a worker starts, with the autopeft of this process."""
-    try:
-        task = ray.remote(max_retries=0)(_autopeft_version).options(**_placement(share))
-        there = ray.get(task.remote(), timeout=START_SECONDS)
-    except GetTimeoutError:
-        raise ExecutorError(never_started()) from None
-    except RayError as error:
-        raise ExecutorError(
-            f"workers on Ray must be able to import autopeft and what it needs, but: {last_line(error)}; "
-            "install autopeft on every node"
-        ) from error
-    if there != version("autopeft"):
-        raise ExecutorError(
-            f"every node must have the same autopeft, but here is {version('autopeft')} and a worker has {there}; "
-            "install the same version on every node"
-        )
+def reason_of(error: BaseException) -> str:
+    """Return why a worker did not start, in a line."""
+    cause = getattr(error, "cause", None)
+    return last_line(str(cause if isinstance(cause, ExecutorError) else error) or type(error).__name__)
 
 
-def _autopeft_version() -> str:
-    return version("autopeft")
-
-
-def never_started() -> str:
-    """Say that no worker started, and what Ray has left."""
-    free = {name: round(amount, 2) for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-    return (
-        f"a worker must start within {START_SECONDS:g} s, but none did; Ray has {free or 'nothing'} free now: "
-        "wait for what else runs there to end, or ask for less under executor"
-    )
-
-
-def last_line(error: BaseException) -> str:
-    """Return what an error of Ray ends with: the error on the worker, below its traceback."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+def last_line(text: str) -> str:
+    """Return what an error ends with: the error on the worker, below its traceback."""
+    return (text.strip().splitlines() or [""])[-1].strip()

@@ -71,7 +71,9 @@ class RayOptions(BaseModel):
     """Workers on Ray.
 
     Attributes:
-        address: Of a running cluster (`auto`, or host:port); None starts a local Ray for the search.
+        address: Of a running cluster (`auto`, or host:port), which may grow while the search runs; None starts a local
+            Ray for the search.
+        workers: Another name of the study's `n_workers`; both, where both are given, are the same.
         cpus_per_worker: Cores, and threads, of each worker; None shares this machine's cores out evenly.
         gpus_per_worker: GPUs of each worker, below 1 to share one; None gives each a whole one where there are any.
     """
@@ -80,6 +82,7 @@ class RayOptions(BaseModel):
 
     type: Literal["ray"] = "ray"
     address: str | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     cpus_per_worker: Annotated[int, Field(ge=1)] | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
 
@@ -209,14 +212,28 @@ class StudySpec(BaseModel):
     @classmethod
     def _known_executor(cls, executor: Any) -> Any:
         if not isinstance(executor, Mapping | RayOptions) and executor not in ("local", "ray"):
-            raise ValueError("executor is local, ray, or {type: ray} with address, cpus_per_worker, gpus_per_worker")
+            keys = ", ".join(name for name in RayOptions.model_fields if name != "type")
+            raise ValueError(f"executor is local, ray, or {{type: ray}} with {keys}")
         return executor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _workers_have_two_names(cls, values: Any) -> Any:
+        """Take `executor.workers` as `n_workers`, where that is not given."""
+        if not isinstance(values, Mapping) or values.get("n_workers") is not None:
+            return values
+        executor = values.get("executor")
+        workers = executor.get("workers") if isinstance(executor, Mapping) else getattr(executor, "workers", None)
+        return values if workers is None else {**values, "n_workers": workers}
 
     @field_validator("n_workers")
     @classmethod
     def _one_worker_here(cls, n_workers: int, info: ValidationInfo) -> int:
-        if info.data.get("executor") == "local" and n_workers != 1:
+        executor = info.data.get("executor")
+        if executor == "local" and n_workers != 1:
             raise ValueError("executor local has n_workers=1, in this process; take executor=ray for more")
+        if isinstance(executor, RayOptions) and executor.workers not in (None, n_workers):
+            raise ValueError(f"executor.workers={executor.workers} is another name of n_workers; give one of them")
         return n_workers
 
     @property

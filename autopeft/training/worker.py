@@ -23,9 +23,10 @@ from autopeft.spec.trial import Sample, Segment, SegmentResult, SegmentStatus
 from autopeft.tasks.base import Evaluation, PreparedData, TokenizedSplit, find_task
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
+from autopeft.training.device import memory_bytes
 from autopeft.training.evaluate import evaluate, n_padded_tokens
 from autopeft.training.loop import Progress, Trainer, own_generators
-from autopeft.training.measure import Peak
+from autopeft.training.measure import Peak, live_bytes, model_tensors
 from autopeft.training.plan import Plan, full_examples
 from autopeft.training.sampling import N_SAMPLES, write_samples
 
@@ -80,6 +81,14 @@ class Worker:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return failure
+
+    def device_bytes(self) -> int:
+        """Return the memory of the device that this trains on."""
+        return memory_bytes(self.setup.training.device)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the memory of the base models that are loaded, by quantization."""
+        return {quantization: live_bytes(model_tensors(base.model)) for quantization, base in self._bases.items()}
 
     def _run(self, segment: Segment, deadline: Deadline, should_stop: ShouldStop) -> SegmentResult:
         quantization = segment.design.quantization

@@ -37,6 +37,7 @@ def test_a_study_round_trips() -> None:
         ({"budget": {"trainable_params": 0}}, "> 0 must hold"),
         ({"study_name": "../other"}, "letters, digits"),
         ({"executor": "local", "n_workers": 2}, "n_workers=1"),
+        ({"executor": {"workers": 8}, "n_workers": 2}, "executor.workers=8 is another name of n_workers.*but got 2"),
         ({"yardstick": {"blocks": [{"lora": {"rank": -1}}]}}, "rank"),
         ({"sampler": "tpee"}, "sampler"),
     ],
