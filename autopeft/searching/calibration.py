@@ -4,8 +4,10 @@ Nothing of it is stored: all is made from the records of trials, so that a resum
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from statistics import median
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.trial import Outcome, TrialRecord
@@ -28,8 +30,12 @@ def conformal_bound(ratios: Iterable[float], coverage: float = COVERAGE) -> floa
         designs, or that the bound itself steers, bends this.
     """
     ordered = sorted(ratios)
-    rank = math.ceil((len(ordered) + 1) * coverage)
+    rank = _rank(len(ordered), coverage)
     return ordered[rank - 1] if 0 < rank <= len(ordered) else None
+
+
+def _rank(n: int, coverage: float = COVERAGE) -> int:
+    return math.ceil((n + 1) * coverage)
 
 
 def device_bytes(estimate: Estimate) -> int:
@@ -50,6 +56,8 @@ def memory_ratio(record: TrialRecord) -> float | None:
 class Calibration:
     """Corrects predictions by what the trials on one device have measured.
 
+    What is asked for every proposal is kept in order, so that a trial changes little of it.
+
     Args:
         n_full_examples: Examples of a full training.
         seconds_per_flop: Of training, as a few steps before the search took; used until trials are timed.
@@ -61,9 +69,11 @@ class Calibration:
         self._prior = seconds_per_flop
         self._first_trial = first_trial
         self._records: dict[int, TrialRecord] = {}
-        self._rates: dict[int, float] = {}
-        self._out: dict[int, TrialRecord] = {}
-        self._speeds: dict[str, float | None] = {}
+        self._rates: defaultdict[str, list[float]] = defaultdict(list)
+        self._all_rates: list[float] = []
+        self._ratios: defaultdict[str, list[float]] = defaultdict(list)
+        self._out: list[tuple[int, int]] = []
+        self._held: list[int] = []
         self._elsewhere: set[int] = set()
 
     def put(self, record: TrialRecord) -> None:
@@ -72,30 +82,48 @@ class Calibration:
             self._elsewhere.add(record.number)
             return
         for number in (record.number, record.continues):
-            if number is not None:
-                self._records.pop(number, None)
-                self._rates.pop(number, None)
-                self._out.pop(number, None)
-        self._speeds.clear()
+            if number is not None and (known := self._records.pop(number, None)) is not None:
+                for values, value in self._evidence(known):
+                    del values[bisect_left(values, value)]
         self._records[record.number] = record
+        for values, value in self._evidence(record):
+            insort(values, value)
+
+    def _evidence(self, record: TrialRecord) -> list[tuple[list[Any], Any]]:
+        """Return what a trial has shown, each with the ordered values that it stands among."""
+        evidence: list[tuple[list[Any], Any]] = []
         if (rate := self._seconds_per_flop(record)) is not None:
-            self._rates[record.number] = rate
-        if record.outcome is Outcome.OUT_OF_MEMORY and not record.is_reference:
-            self._out[record.number] = record
+            evidence += [(self._rates[record.design.quantization], rate), (self._all_rates, rate)]
+        if (ratio := memory_ratio(record)) is not None:
+            evidence.append((self._ratios[record.estimate.version], ratio))
+        if not record.is_reference:
+            if record.outcome is Outcome.OUT_OF_MEMORY:
+                evidence.append((self._out, (device_bytes(record.estimate), record.number)))
+            elif record.measured.n_steps:
+                evidence.append((self._held, device_bytes(record.estimate)))
+        return evidence
 
     # Memory ---------------------------------------------------------------------------------------------------
 
     def memory_ratios(self, version: str) -> list[float]:
         """Return measured / predicted peak memory of every trial that the same version of the estimator predicted."""
-        found = (memory_ratio(r) for r in self._records.values() if r.estimate.version == version)
-        return [ratio for ratio in found if ratio is not None]
+        return list(self._ratios[version])
 
     def memory_bound(self, estimate: Estimate) -> int:
         """Return the upper bound on a design's peak memory that budgets are checked against.
 
         Never below the estimate: the largest batches of a workload may be rarer than the batch that was measured.
         """
-        return math.ceil(estimate.peak_memory * max(1.0, conformal_bound(self.memory_ratios(estimate.version)) or 1.0))
+        return math.ceil(estimate.peak_memory * self._memory_factor(estimate))
+
+    def device_bound(self, estimate: Estimate) -> int:
+        """Return what a device must have for a design at most, by the same measurements."""
+        return math.ceil(device_bytes(estimate) * self._memory_factor(estimate))
+
+    def _memory_factor(self, estimate: Estimate) -> float:
+        ratios = self._ratios[estimate.version]
+        rank = _rank(len(ratios))
+        return max(1.0, ratios[rank - 1]) if 0 < rank <= len(ratios) else 1.0
 
     def excess(self, limits: Mapping[str, int], estimate: Estimate) -> dict[str, float]:
         """Return by how much a design exceeds each limit, relative to it, its peak memory taken at the upper bound."""
@@ -111,36 +139,37 @@ class Calibration:
         the memory then. How much of it the device had left at the time isn't known, so that such a trial says
         nothing of the ratio that `memory_bound` uses.
         """
-        if not self._out:
+        had = self._held[-1] if self._held else 0
+        place = bisect_right(self._out, (had, math.inf))
+        if place == len(self._out) or device_bytes(estimate) < self._out[place][0]:
             return None
-        trained = (r for n, r in self._records.items() if r.measured.n_steps and n not in self._out)
-        had = max((device_bytes(r.estimate) for r in trained if not r.is_reference), default=0)
-        evidence = [record for record in self._out.values() if device_bytes(record.estimate) > had]
-        least = min(evidence, key=lambda record: device_bytes(record.estimate), default=None)
-        return least if least is not None and device_bytes(estimate) >= device_bytes(least.estimate) else None
+        return self._records[self._out[place][1]]
 
     # Time -----------------------------------------------------------------------------------------------------
 
     def train_seconds(self, estimate: Estimate, quantization: str) -> float | None:
-        """Predict the seconds of a full training; None before anything was timed.
-
-        A median of seconds per FLOP, of the trials of the same quantization where there are a few: unpacking weights
-        takes time and no FLOPs. A constant for each step besides made predictions worse on the two studies that
-        this was tried on.
-        """
-        if quantization not in self._speeds:
-            self._speeds[quantization] = self._speed(quantization)
-        speed = self._speeds[quantization]
+        """Predict the seconds of a full training; None before anything was timed."""
+        speed = self.seconds_per_flop(quantization)
         return None if speed is None else speed * estimate.train_flops
 
-    def _speed(self, quantization: str) -> float | None:
-        own = [rate for n, rate in self._rates.items() if self._records[n].design.quantization == quantization]
-        if len(own) >= MIN_TIMED:
-            return median(own)
-        return median(self._rates.values()) if self._rates else self._prior
+    def seconds_per_flop(self, quantization: str) -> float | None:
+        """Return what a FLOP of training takes; None before anything was timed.
+
+        A median, of the trials of the same quantization where there are a few: unpacking weights takes time and no
+        FLOPs. A constant for each step besides made predictions worse on the two studies that this was tried on.
+        """
+        own = self._rates[quantization]
+        rates = own if len(own) >= MIN_TIMED else self._all_rates
+        return _middle(rates) if rates else self._prior
 
     def _seconds_per_flop(self, record: TrialRecord) -> float | None:
         if record.measured.train_seconds <= 0 or not record.examples or record.baseline == "base":
             return None
         flops = record.estimate.train_flops * record.examples / self._n_full_examples
         return record.measured.train_seconds / flops if flops else None
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    """Return the median of values that are in order."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

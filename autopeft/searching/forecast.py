@@ -1,6 +1,6 @@
 """How much training a search still has before it, and how long that takes."""
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 from autopeft.searching.calibration import Calibration
@@ -39,46 +39,102 @@ def expected(halving: EarlyStopping | None, *, start: float = 0.0) -> Expected:
     return Expected(share=share, n_evaluations=n_evaluations)
 
 
-def remaining_seconds(
-    plan: SearchPlan, calibration: Calibration, trials: Sequence[TrialRecord], *, n_baselines_left: int, n_workers: int
-) -> float | None:
-    """Predict how long a search still trains and evaluates; None where nothing was started, or ever timed.
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one trial adds to a forecast.
+
+    Attributes:
+        flops: Of its full training.
+        flops_left: Of what it has still before it on average.
+        ended: The share of a full training that it had when it ended; None where it has not, or failed.
+    """
+
+    quantization: str
+    is_design: bool
+    is_unfinished: bool
+    flops: int
+    flops_left: int
+    ended: float | None
+    train_seconds: float
+    evaluation_seconds: float
+
+
+class Forecast:
+    """How long a search still trains and evaluates; each trial changes a few sums.
 
     A design that is still to come costs what the others do on average.
 
     Args:
         plan: What the search does.
-        calibration: How fast the device is.
-        trials: Every trial, a chain of continued trials as its last link.
-        n_baselines_left: Baselines that wait.
-        n_workers: Workers that share what is left.
+        calibration: How fast the device is; it has what the trials here have shown.
 
     Omits: attaching and proposing, and the final check on the test split.
     """
-    tried = [t for t in trials if t.outcome is not Outcome.INFEASIBLE and t.baseline != "base"]
-    full = {t.number: calibration.train_seconds(t.estimate, t.design.quantization) for t in tried}
-    known = [seconds for seconds in full.values() if seconds is not None]
-    if not known:
-        return None
-    mean = sum(known) / len(known)
-    designs = [t for t in tried if not t.baseline]
-    unfinished = [t for t in tried if t.outcome in (Outcome.RUNNING, Outcome.INTERRUPTED)]
-    left = sum((full[t.number] or mean) * _share_left(plan, t) for t in unfinished)
-    n_new = max(0, plan.n_trials - len(designs))
-    train_seconds = left + mean * (n_new * _share_of_new(plan, designs) + n_baselines_left)
-    trained = sum(t.measured.train_seconds for t in tried)
-    evaluated = sum(t.measured.evaluation_seconds for t in tried)
-    n_at_once = min(n_workers, max(1, len(unfinished) + n_new + n_baselines_left))
-    return train_seconds * (1 + (evaluated / trained if trained else 0.0)) / n_at_once
 
+    def __init__(self, plan: SearchPlan, calibration: Calibration) -> None:
+        self._plan = plan
+        self._calibration = calibration
+        self._shares: dict[int, _Share] = {}
+        self._n: Counter[str] = Counter()
+        self._flops: Counter[str] = Counter()  # whole numbers: what is added and taken away again leaves nothing
+        self._flops_left: Counter[str] = Counter()
+        self._n_designs = self._n_unfinished = self._n_ended = 0
+        self._ended = self._train_seconds = self._evaluation_seconds = 0.0
 
-def _share_left(plan: SearchPlan, trial: TrialRecord) -> float:
-    """Return how much of a full training is on average still before a trial that runs, or was cut short."""
-    start = trial.examples / plan.n_full_examples
-    return max(0.0, expected(None if trial.baseline else plan.halving, start=start).share)
+    def put(self, record: TrialRecord) -> None:
+        """Take in a new trial, or a trial's new state; one that continues another stands for both."""
+        for number in (record.number, record.continues):
+            if number is not None and (known := self._shares.pop(number, None)) is not None:
+                self._count(known, -1)
+        if record.outcome is not Outcome.INFEASIBLE and record.baseline != "base":
+            self._shares[record.number] = self._share(record)
+            self._count(self._shares[record.number], 1)
 
+    def remaining_seconds(self, *, n_baselines_left: int, n_workers: int) -> float | None:
+        """Predict how long the search still takes; None where nothing was started, or ever timed.
 
-def _share_of_new(plan: SearchPlan, designs: Sequence[TrialRecord]) -> float:
-    """Return how much of a full training a proposed design takes: as those that have ended did, once there are many."""
-    ended = [t.examples / plan.n_full_examples for t in designs if t.outcome in (Outcome.COMPLETE, Outcome.STOPPED)]
-    return (N_EXPECTED * expected(plan.halving).share + sum(ended)) / (N_EXPECTED + len(ended))
+        Args:
+            n_baselines_left: Baselines that wait.
+            n_workers: Workers that share what is left.
+        """
+        seconds = {name: self._calibration.seconds_per_flop(name) for name, n in self._n.items() if n}
+        known = {name: speed for name, speed in seconds.items() if speed is not None}
+        if not known:
+            return None
+        mean = sum(speed * self._flops[name] for name, speed in known.items()) / sum(self._n[name] for name in known)
+        left = sum(speed * self._flops_left[name] for name, speed in known.items())
+        n_new = max(0, self._plan.n_trials - self._n_designs)
+        share_of_new = (N_EXPECTED * expected(self._plan.halving).share + self._ended) / (N_EXPECTED + self._n_ended)
+        train_seconds = left + mean * (n_new * share_of_new + n_baselines_left)
+        n_at_once = min(n_workers, max(1, self._n_unfinished + n_new + n_baselines_left))
+        evaluation = self._evaluation_seconds / self._train_seconds if self._train_seconds > 0 else 0.0
+        return train_seconds * (1 + evaluation) / n_at_once
+
+    def _share(self, record: TrialRecord) -> _Share:
+        is_unfinished = record.outcome in (Outcome.RUNNING, Outcome.INTERRUPTED)
+        done = record.examples / self._plan.n_full_examples
+        halving = None if record.baseline else self._plan.halving
+        left = max(0.0, expected(halving, start=done).share) if is_unfinished else 0.0
+        has_ended = not record.baseline and record.outcome in (Outcome.COMPLETE, Outcome.STOPPED)
+        return _Share(
+            quantization=record.design.quantization,
+            is_design=not record.baseline,
+            is_unfinished=is_unfinished,
+            flops=record.estimate.train_flops,
+            flops_left=round(record.estimate.train_flops * left),
+            ended=done if has_ended else None,
+            train_seconds=record.measured.train_seconds,
+            evaluation_seconds=record.measured.evaluation_seconds,
+        )
+
+    def _count(self, share: _Share, by: int) -> None:
+        self._n[share.quantization] += by
+        self._flops[share.quantization] += by * share.flops
+        self._flops_left[share.quantization] += by * share.flops_left
+        self._n_designs += by * share.is_design
+        self._n_unfinished += by * share.is_unfinished
+        self._train_seconds += by * share.train_seconds
+        self._evaluation_seconds += by * share.evaluation_seconds
+        if share.ended is not None:
+            self._n_ended += by
+            self._ended += by * share.ended

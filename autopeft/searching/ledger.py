@@ -5,8 +5,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 from autopeft.searching.calibration import Calibration
-from autopeft.searching.forecast import remaining_seconds
-from autopeft.searching.pareto import compared, eligible
+from autopeft.searching.forecast import Forecast
+from autopeft.searching.pareto import Front, compared, eligible
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.rungs import Rung, RungEntry
 from autopeft.spec.design import Design
@@ -17,8 +17,8 @@ from autopeft.spec.trial import Outcome, TrialRecord
 class Ledger:
     """Every trial of a study by number, and the questions that the loop asks of them.
 
-    What is asked after every event is kept up to date by `put`: a study of thousands of trials would spend its time
-    counting them otherwise.
+    What is asked after every event is kept up to date by `put`, which looks at no other trial: a study of thousands
+    of them would spend its time counting them otherwise.
 
     Args:
         first_here: Number of the first trial on the present device.
@@ -34,11 +34,14 @@ class Ledger:
         self.calibration = Calibration(
             n_full_examples=plan.n_full_examples, seconds_per_flop=plan.seconds_per_flop, first_trial=first_here
         )
+        self._forecast = Forecast(plan, self.calibration)
         self._counts: Counter[Outcome] = Counter()
         self._n_started = 0
         self._running: dict[int, TrialRecord] = {}
         self._baselines: dict[int, TrialRecord] = {}
         self._complete: dict[int, TrialRecord] = {}
+        self._front = Front(plan.objectives)
+        self._evaluation_seconds = 0.0
         self._best: float | None = None
         self._roots: dict[int, int] = {}
         self._continued: set[int] = set()
@@ -46,7 +49,7 @@ class Ledger:
         self._n_events = 0
         rules = plan.halving
         self._rungs = () if rules is None else tuple(Rung(rules) for _ in rules.rungs)
-        self._stopped: tuple[dict[int, TrialRecord], ...] = tuple({} for _ in self._rungs)
+        self._stopped: dict[int, TrialRecord] = {}
         for record in records:
             self.put(record)
 
@@ -56,6 +59,7 @@ class Ledger:
         self.records[number] = record
         self._n_events = max([self._n_events, *(event + 1 for event in record.events)])
         self.calibration.put(record)
+        self._forecast.put(record)
         self._n_started += _counts_as_started(record) - (before is not None and _counts_as_started(before))
         self._counts[record.outcome] += 1
         if before is None:
@@ -63,8 +67,9 @@ class Ledger:
             self._roots[number] = number if record.continues is None else self._roots[record.continues]
             if record.continues is not None:
                 self._continued.add(record.continues)
-                for stopped in self._stopped:
-                    stopped.pop(record.continues, None)
+                self._stopped.pop(self._roots[number], None)
+                for rung in self._rungs:
+                    rung.leave(self._roots[number])
         else:
             self._counts[before.outcome] -= 1
         if record.outcome is Outcome.RUNNING:
@@ -73,6 +78,9 @@ class Ledger:
             self._running.pop(number, None)
         if record.outcome is Outcome.COMPLETE:
             self._complete[number] = record
+            self._front.put(record)
+            seconds = record.measured.evaluation_seconds / (len(record.rungs) + 1)
+            self._evaluation_seconds = max(self._evaluation_seconds, seconds)
         if eligible([record]):
             score = record.scores[self._plan.metric.name]
             self._best = score if self._best is None else min(self._best, score, key=self._plan.metric.loss)
@@ -92,8 +100,9 @@ class Ledger:
         for rung, score in zip(self._rungs, record.rungs, strict=False):
             rung.put(RungEntry.of(record, score, root=self.root(record), metric=metric, cost=cost))
         waits = record.outcome is Outcome.STOPPED and record.number not in self._continued
-        if waits and 0 < len(record.rungs) <= len(self._stopped):
-            self._stopped[len(record.rungs) - 1][record.number] = record
+        if waits and 0 < len(record.rungs) <= len(self._rungs):
+            self._stopped[self.root(record)] = record
+            self._rungs[len(record.rungs) - 1].stop(self.root(record))
 
     def root(self, record: TrialRecord) -> int:
         """Return the number of the trial that a chain of continued trials began with."""
@@ -103,8 +112,12 @@ class Ledger:
         """Return whether a trial has had a design at these learning rates."""
         return _identity(design, learning_rates) in self._known
 
+    def n_running(self) -> int:
+        """Return how many trials run, or are about to."""
+        return len(self._running)
+
     def running(self) -> list[TrialRecord]:
-        """Return the trials that run."""
+        """Return the trials that run, or are about to."""
         return list(self._running.values())
 
     def has_tried(self, baseline: Baseline) -> bool:
@@ -141,31 +154,27 @@ class Ledger:
 
         All are of the last rung that has any, in the order in which they were stopped.
         """
-        for rung, stopped in zip(reversed(self._rungs), reversed(self._stopped), strict=True):
-            chosen = rung.chosen()
-            if found := [record for number, record in stopped.items() if self._roots[number] in chosen]:
-                return found
-        return []
+        found = next((found for rung in reversed(self._rungs) if (found := rung.promotable())), [])
+        return [self._stopped[root] for root in found]
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
         return compared(list(self._complete.values()), self._plan.objectives)
 
+    def n_compared(self) -> int:
+        """Return how many trials the final check would score now."""
+        baselines = {number for number in self._baselines if number in self._complete}
+        return len(self._front.numbers() | baselines)
+
     def evaluation_seconds(self) -> float:
         """Return the longest time that one evaluation of a complete trial has taken, on average over its rungs."""
-        complete = self._complete.values()
-        return max((r.measured.evaluation_seconds / (len(r.rungs) + 1) for r in complete), default=0.0)
+        return self._evaluation_seconds
 
     def progress(self, *, elapsed_seconds: float, n_refused: int, n_workers: int) -> Progress:
         """Return how far the search is, and how long it may still take on as many workers."""
         counts = self._counts
-        remaining = remaining_seconds(
-            self._plan,
-            self.calibration,
-            [record for number, record in self.records.items() if number not in self._continued],
-            n_baselines_left=sum(not self.has_tried(baseline) for baseline in self._plan.baselines),
-            n_workers=n_workers,
-        )
+        n_baselines_left = sum(not self.has_tried(baseline) for baseline in self._plan.baselines)
+        remaining = self._forecast.remaining_seconds(n_baselines_left=n_baselines_left, n_workers=n_workers)
         if remaining is not None and self._plan.timeout_seconds is not None:
             remaining = min(remaining, max(0.0, self._plan.timeout_seconds - elapsed_seconds))
         return Progress(

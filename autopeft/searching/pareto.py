@@ -64,6 +64,31 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]
     return tuple(record for _, record in ordered)
 
 
+class Front:
+    """The front of trials that come one by one.
+
+    A trial is held against the front alone, not against all that came before it.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+        self._trials: dict[tuple[float, ...], int] = {}
+
+    def put(self, record: TrialRecord) -> None:
+        """Take in a trial; only a feasible one that trained in full can be on the front."""
+        if not eligible([record]):
+            return
+        point = losses(record, self._objectives)
+        if any(_dominates(other, point) for other in self._trials):
+            return
+        self._trials = {other: trial for other, trial in self._trials.items() if not _dominates(point, other)}
+        self._trials[point] = min(record.number, self._trials.get(point, record.number))
+
+    def numbers(self) -> set[int]:
+        """Return the numbers of the trials on the front; of equal ones the earliest."""
+        return set(self._trials.values())
+
+
 def compared(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Return what the final check scores: the front, and the finished baselines that it is compared with."""
     front = pareto_front(records, objectives)

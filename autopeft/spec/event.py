@@ -13,6 +13,7 @@ class EventKind(StrEnum):
 
     STARTED = "started"
     RUNG = "rung"
+    RETRIED = "retried"
     FINISHED = "finished"
     REFUSED = "refused"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.executors.simulated import SimulatedExecutor
+from autopeft.executors.simulated import Faults, SimulatedExecutor
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import SearchPlan
@@ -142,6 +142,7 @@ class Bench:
         should_stop: Callable[[], bool] = lambda: False,
         halving: EarlyStopping | None = EarlyStopping(),  # noqa: B008
         on_event: Callback = lambda _: None,
+        faults: Faults | None = None,
         **plan: object,
     ) -> StudyStore:
         store = self.store()
@@ -152,7 +153,9 @@ class Bench:
             lambda segment: max(1.0, (segment.stop - segment.start) / 100),
             n_workers=n_workers,
             should_stop=should_stop,
+            faults=faults,
         )
+        self.executor = executor
         loop = SearchLoop(
             SearchPlan(
                 objectives=self.objectives,
