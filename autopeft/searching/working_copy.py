@@ -20,7 +20,7 @@ class WorkingCopy:
     """A folder and the address that it belongs to."""
 
     def __init__(self, path: Path, mirror: Mirror) -> None:
-        self.path = path
+        self.path = path.resolve()
         self.mirror = mirror
         self._put: dict[str, tuple[int, int]] = {}  # size and time of change of what is known to be at the address
 
@@ -66,18 +66,20 @@ class WorkingCopy:
 
     def put(self, path: Path, content: bytes) -> None:
         """Bring a file to the address that has just been written here. Raises what `Mirror.put` raises."""
-        name = path.relative_to(self.path).as_posix()
+        if not path.resolve().is_relative_to(self.path):
+            return  # an export, say
+        name = self._name(path)
         self.mirror.put(name, content)
         self._known(name)
 
     def remove(self, path: Path) -> None:
         """Remove a file at the address."""
-        self.mirror.remove(path.relative_to(self.path).as_posix())
+        self.mirror.remove(self._name(path))
 
     def publish(self) -> None:
         """Bring every file to the address that is not known to be there as it is."""
         for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
+            name = self._name(path)
             hidden = any(part.startswith(".") for part in Path(name).parts)
             ours = name == _JOURNAL or name.endswith((".tmp", ".lock")) or "damaged" in Path(name).parts
             if path.is_file() and not hidden and not ours and self._put.get(name) != _state(path):
@@ -135,6 +137,9 @@ class WorkingCopy:
         for path in [self.path / "study.json", self.path / _JOURNAL, *ours]:
             if path not in kept:
                 path.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return path.resolve().relative_to(self.path).as_posix()
 
     def _known(self, name: str) -> None:
         self._put[name] = _state(self.path / name)

@@ -1,0 +1,235 @@
+"""A machine goes with its disks: the study lies at an address, and another machine goes on from there."""
+
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+import autopeft
+from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError, StudyMismatchError
+from autopeft.searching import mirror
+from autopeft.searching.folder import StudyFolder
+from autopeft.searching.mirror import Mirror
+from autopeft.searching.retention import clean
+from autopeft.searching.working_copy import WorkingCopy
+from autopeft.spec.location import working_folder
+from autopeft.spec.model import ModelSummary
+from autopeft.spec.study import make_study
+from autopeft.spec.trial import Outcome
+from tests.faults.driver import check_whole, complete, kill, records, search, start, wait_for_size
+
+N_TRIALS = 25
+
+
+def copy_of(location: str, folder: Path) -> Path:
+    """Return a working folder that a reader on yet another machine makes."""
+    study = StudyFolder.at(location, str(folder))
+    study.fetch(everything=True)
+    return study.path
+
+
+def test_each_kill_is_followed_by_another_machine(tmp_path: Path, summary: ModelSummary) -> None:
+    location, moments = f"file://{tmp_path}/store/study", random.Random(3)
+    known: dict[int, Any] = {}
+    for machine in range(5):
+        work_dir = tmp_path / f"machine-{machine}"
+        process = start(location, summary, n_trials=N_TRIALS, work_dir=str(work_dir))
+        journal = work_dir / "study" / "study.journal"
+        wait_for_size(process, journal, 1)  # brought from the address, or begun
+        before = journal.stat().st_size
+        wait_for_size(process, journal, before + moments.randrange(1, 8_000))
+        time.sleep(moments.random() * 0.01)
+        kill(process)
+        process.join()
+        assert process.exitcode == -9, "the study must be long enough"
+        now = complete(records(copy_of(location, tmp_path / f"reader-{machine}"), summary))
+        assert {number: now[number] for number in known} == known
+        known = now
+    process = start(location, summary, n_trials=N_TRIALS, work_dir=str(tmp_path / "last"))
+    process.join()
+    assert process.exitcode == 0
+    after = complete(check_whole(copy_of(location, tmp_path / "reader"), summary, n_trials=N_TRIALS))
+    assert {number: after[number] for number in known} == known
+    assert after == complete(check_whole(tmp_path / "last" / "study", summary, n_trials=N_TRIALS))
+
+
+def test_the_address_is_the_truth(tmp_path: Path, summary: ModelSummary) -> None:
+    """What a machine has written for itself alone was never counted, and does not come back with it."""
+    location = "memory://truth/study"
+    search(location, summary, n_trials=4, work_dir=str(tmp_path / "a"))
+    StudyFolder(tmp_path / "a" / "study").checkpoints.path.joinpath("99-1.sha256-" + "0" * 32 + ".safetensors").touch()
+    with (tmp_path / "a" / "study" / "study.journal").open("ab") as file:
+        file.write(b"not at the address\n")
+    search(location, summary, n_trials=6, work_dir=str(tmp_path / "b"))
+    search(location, summary, n_trials=7, work_dir=str(tmp_path / "a"))
+    check_whole(tmp_path / "a" / "study", summary, n_trials=7)
+    assert not StudyFolder(tmp_path / "a" / "study").checkpoints.files(99)
+    names = Mirror(location).names()
+    assert sum(name.startswith("journal/") for name in names) > 1
+    assert "lock.json" not in names
+    search(location, summary, n_trials=7, work_dir=str(tmp_path / "c"))
+    assert sum(name.startswith("journal/") for name in Mirror(location).names()) <= 2
+
+
+def test_the_journal_survives_a_stop_anywhere_in_its_compaction() -> None:
+    lines = [f"line {n}\n".encode() for n in range(6)]
+    whole = b"".join(lines)
+
+    class StopHereError(Exception):
+        pass
+
+    for n_steps in range(len(lines) + 1):
+        store = Mirror(f"memory://compaction/{n_steps}")
+        for n, line in enumerate(lines):
+            store.append_journal(len(b"".join(lines[:n])), line)
+        steps = 0
+
+        def count(*_: Any, n_steps: int = n_steps) -> None:
+            nonlocal steps
+            steps += 1
+            if steps > n_steps:
+                raise StopHereError
+
+        class Stopping(Mirror):
+            def put(self, name: str, content: bytes, count: Any = count) -> None:
+                count()
+                super().put(name, content)
+
+            def remove(self, name: str, count: Any = count) -> None:
+                count()
+                super().remove(name)
+
+        try:
+            Stopping(store.uri).compact_journal(store.names(), whole)
+            assert len(store.names()) == 1
+        except StopHereError:
+            pass
+        assert store.journal(store.names()) == whole
+
+
+def test_a_part_that_is_missing_ends_the_journal_before_it() -> None:
+    store = Mirror("memory://gap/study")
+    store.append_journal(0, b"one\n")
+    store.append_journal(4, b"two\n")
+    store.append_journal(8, b"three\n")
+    store.remove("journal/000000000000004")
+    assert store.journal(store.names()) == b"one\n"
+
+
+def test_one_search_at_a_time_holds_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.05)
+    first, second = Mirror("memory://held/study"), Mirror("memory://held/study")
+    first.acquire()
+    with pytest.raises(StudyLockedError, match=r"process \d+ on .* holds memory://held/study; wait for it"):
+        second.acquire()
+    assert second.is_held()
+    first.release()
+    assert not second.is_held()
+    second.acquire()
+    second.release()
+
+
+def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "SILENCE_SECONDS", 0.5)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/silent/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}')
+    late = Mirror("memory://silent/study")
+    with caplog.at_level(logging.WARNING, "autopeft"):
+        late.acquire()
+    assert "process 7 on far" in caplog.text
+    files.pipe_file("/silent/study/lock.json", b'{"host": "near", "pid": 8, "token": "another"}')
+    for _ in range(100):
+        time.sleep(0.05)
+        if late._taken_by:
+            break
+    with pytest.raises(StudyLockedError, match=r"process 8 on near .*has taken this one's place"):
+        late.put("study.json", b"{}")
+    late.release()
+    assert files.exists("/silent/study/lock.json"), "it is the other's"
+
+
+def test_what_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mirror, "PAUSES_SECONDS", (0.0, 0.0))
+    (tmp_path / "file").write_bytes(b"")
+    store = Mirror(f"file://{tmp_path}/file/study")
+    with pytest.raises(StorageError, match=r"must be reachable, but to write x failed with \w+: .*the same command"):
+        store.put("x", b"1")
+    with pytest.raises(StudyError, match="fsspec knows, but got 'nowhere://x/y'"):
+        Mirror("nowhere://x/y")
+    with pytest.raises(MissingDependencyError, match="gcsfs"):
+        Mirror("gs://bucket/study")
+
+
+def test_names_that_leave_the_folder_are_left_alone(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/bad/study/study.json", b"{}")
+    files.store["/bad/study/../../outside"] = files.store["/bad/study/study.json"]
+    assert set(Mirror("memory://bad/study").names()) == {"study.json"}
+
+
+def test_a_working_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "thesis.tex").write_text("mine")
+    with pytest.raises(StudyMismatchError, match="has content of its own; give another work_dir"):
+        WorkingCopy.make(tmp_path / "study", "memory://a/study")
+    WorkingCopy.make(tmp_path / "other", "memory://a/study")
+    with pytest.raises(StudyMismatchError, match="belongs to memory://a/study and not to memory://b/study"):
+        WorkingCopy.make(tmp_path / "other", "memory://b/study")
+
+
+def test_where_an_address_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    folders = {working_folder(f"s3://{bucket}/runs/x") for bucket in "ab"}
+    assert len(folders) == 2
+    assert all(folder.name == "x" and folder.is_relative_to("/cache/autopeft/studies") for folder in folders)
+    spec = make_study({"model": "m", "data": "d", "output_dir": "s3://b/runs/", "study_name": "x", "work_dir": "w"})
+    assert (spec.location, spec.folder) == ("s3://b/runs/x", Path("w/x"))
+    with pytest.raises(StudyError, match="must hold no password"):
+        make_study({"model": "m", "data": "d", "output_dir": "ftp://me:secret@host/runs"})
+
+
+def test_what_is_removed_goes_at_the_address_too(tmp_path: Path) -> None:
+    location = "memory://clean/study"
+    folder = StudyFolder.at(location, str(tmp_path))
+    folder.acquire()
+    path = folder.checkpoints.save(1, 10, b"x")
+    folder.release()
+    assert f"checkpoints/{path.name}" in Mirror(location).names()
+    folder.remove(path)
+    assert f"checkpoints/{path.name}" not in Mirror(location).names()
+
+
+@pytest.mark.slow
+def test_a_study_at_an_address_from_search_to_load(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    location = f"file://{tmp_path}/store"
+    first = autopeft.search(**{**study, "output_dir": location, "work_dir": str(tmp_path / "a"), "n_trials": 1})
+    assert isinstance(first, autopeft.SearchResult)
+    second = autopeft.search(**{**study, "output_dir": location, "work_dir": str(tmp_path / "b"), "n_trials": 2})
+    assert isinstance(second, autopeft.SearchResult)
+    assert second.state.trials[: len(first.state.trials)] == first.state.trials
+    result = autopeft.open(f"{location}/tiny")
+    assert result.state.trials == second.state.trials
+    assert result.state.tests == second.state.tests
+    best = result.best()
+    assert not list(result.state.folder.rglob("*.safetensors")), "weights come when they are asked for"
+    target = result.export(best, tmp_path / "adapter")
+    model, _ = autopeft.load(target)
+    same, _ = autopeft.load(f"{location}/tiny/adapters/{best.number}")
+    assert {n: t.sum() for n, t in model.state_dict().items()} == {n: t.sum() for n, t in same.state_dict().items()}
+    for name in ("report.html", "front.json", "front.png", "study.json", "search.log", "lock.json"):
+        assert (tmp_path / "store" / "tiny" / name).is_file() == (name != "lock.json")
+    assert not any(t.outcome is Outcome.RUNNING for t in result.state.trials)
+    kept = list((tmp_path / "store").rglob("checkpoints/*"))
+    gone = clean(f"{location}/tiny")
+    assert gone
+    assert len(list((tmp_path / "store").rglob("checkpoints/*"))) == len(kept) - len(gone)
