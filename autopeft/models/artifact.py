@@ -7,6 +7,7 @@ Nothing in it is ever unpickled.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from autopeft.errors import ArtifactError
-from autopeft.models import peft_gate
+from autopeft.errors import ArtifactError, AutopeftError, DesignError
+from autopeft.models import adapter_files, peft_gate
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, open_checkpoint
 from autopeft.models.loading import Checkpoint, Head, read_tokenizer
@@ -31,6 +31,11 @@ DESCRIPTION_FILE = "autopeft.json"
 TENSOR_FILE = "adapter.safetensors"
 MERGED = "merged"
 """The `format` of a model into which a design was folded."""
+FORMATS = ("peft", "autopeft", MERGED)
+_AUTO_CLASS = re.compile(r"AutoModel(For[A-Za-z0-9]{1,64})?")
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}==[A-Za-z0-9.+!_-]{1,99}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME_LENGTH = 4096
 
 
 def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -85,8 +90,9 @@ def load(
         ModelError: The base cannot be loaded.
     """
     export = read_export(Path(path))
-    checkpoint = export.find_base(base_model)
     number_type = find_dtype(dtype)
+    checkpoint = export.find_base(base_model)
+    rehearse(export, checkpoint)
     quantization = "none" if export.is_merged else export.design.quantization
     quantized = quantization != "none"
     base = open_checkpoint(
@@ -103,11 +109,32 @@ def load(
     return model.requires_grad_(False).eval(), read_tokenizer(checkpoint.folder)
 
 
+def rehearse(export: "Export", checkpoint: Checkpoint) -> None:
+    """Open an export on the meta device, where nothing takes memory: what does not fit is refused before loading.
+
+    Raises:
+        ArtifactError, DesignError, ModelError: The design does not fit the base model, or the tensors the design.
+    """
+    base = open_checkpoint(checkpoint, quantization="none", device_map={"": "meta"})
+    if export.is_merged:
+        return
+    try:
+        state = export.read_state(base.model)
+        if state is None:
+            peft_gate.check_stock(export.read_stock_settings(), export.read_stock_tensors())
+        else:
+            attach(base, export.design, restored=True, inference=True).load_state(state)
+    except (AutopeftError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise ArtifactError(f"{export.folder} cannot be opened: {error}; export the adapter again") from error
+
+
 def _attach_trained(base: Base, export: "Export") -> torch.nn.Module:
     """Return the base's model with the trained design, which peft attaches where only it knows the names."""
     state = export.read_state(base.model)
     if state is None:
-        return _open_stock(base.model, export.folder)
+        return _open_stock(base.model, export)
     attached = attach(base, export.design, restored=True, inference=True)
     attached.load_state(state)
     model: torch.nn.Module = attached.model
@@ -148,7 +175,7 @@ class Export:
             ModelError: There are none.
         """
         if self.is_merged:
-            return Checkpoint(name=str(self.folder), folder=self.folder, head=self.head)
+            return Checkpoint(name=str(self.folder), folder=locate(str(self.folder.absolute())), head=self.head)
         name = base_model or self.base_model
         folder = locate(name)
         if fingerprint(folder) != self.fingerprint:
@@ -165,7 +192,7 @@ class Export:
             ArtifactError: They are damaged, or not there.
         """
         if not self.is_stock:
-            return read_tensors(self.folder / TENSOR_FILE)
+            return read_tensors(self.folder, TENSOR_FILE)
         (kind,) = self.design.kinds
         technique = block_class(kind)
         assert issubclass(technique, Technique)
@@ -173,7 +200,11 @@ class Export:
 
     def read_stock_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by peft's names; a folder with a pickle instead is refused. Raises ArtifactError."""
-        return read_tensors(self.folder / peft_gate.TENSOR_FILE)
+        return read_tensors(self.folder, peft_gate.TENSOR_FILE)
+
+    def read_stock_settings(self) -> dict[str, Any]:
+        """Return peft's own description of the adapter. Raises ArtifactError where it is damaged, or not there."""
+        return _read_json(self.folder, peft_gate.CONFIG_FILE)
 
 
 def read_export(folder: Path) -> Export:
@@ -184,22 +215,42 @@ def read_export(folder: Path) -> Export:
     """
     description = read_description(folder)
     try:
-        origin = description["base_model"]
+        origin, form = description["base_model"], description["format"]
+        name, auto_class, labels = origin["name"], origin["auto_class"], origin["labels"]
+        _require(form in FORMATS, "format", form)
+        _require(isinstance(name, str) and "\0" not in name and 0 < len(name) <= _MAX_NAME_LENGTH, "name", name)
+        _require(_is_like(_AUTO_CLASS, auto_class), "auto_class", auto_class)
+        _require(_is_like(_FINGERPRINT, origin["fingerprint"]), "fingerprint", origin["fingerprint"])
+        _require(isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels", labels)
+        _require(len(set(labels)) == len(labels), "labels", labels)
         _require_techniques(folder, description)
+        design = Design.from_dict(description["design"])
+        _require(form != "peft" or len(design.kinds) == 1, "design", "several techniques in a stock adapter")
         return Export(
             folder=folder,
             description=description,
-            design=Design.from_dict(description["design"]),
-            head=Head(auto_class=origin["auto_class"], labels=tuple(origin["labels"])),
-            base_model=str(origin["name"]),
-            fingerprint=str(origin["fingerprint"]),
-            is_stock=description["format"] == "peft",
-            is_merged=description["format"] == MERGED,
+            design=design,
+            head=Head(auto_class=auto_class, labels=tuple(labels)),
+            base_model=name,
+            fingerprint=origin["fingerprint"],
+            is_stock=form == "peft",
+            is_merged=form == MERGED,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, AutopeftError) and not isinstance(error, DesignError):
+            raise
         raise ArtifactError(
-            f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r}; export the adapter again"
+            f"{DESCRIPTION_FILE} of {folder} is damaged: {error!r:.500}; export the adapter again"
         ) from error
+
+
+def _require(holds: bool, key: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{key} cannot be {value!r:.100}")
+
+
+def _is_like(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _require_techniques(folder: Path, description: Mapping[str, Any]) -> None:
@@ -207,8 +258,11 @@ def _require_techniques(folder: Path, description: Mapping[str, Any]) -> None:
     kinds = {kind for block in description["design"]["blocks"] for kind in block}
     if unknown := sorted(kinds - set(block_kinds())):
         package = description.get("packages", {}).get(unknown[0])
-        way = f"run pip install {package}" if package else "import the module that registers it first"
-        raise ArtifactError(f"{folder} needs the technique {unknown[0]!r}, which autopeft does not know here; {way}")
+        named = _is_like(_PACKAGE, package)
+        way = f"run pip install {package}, if you trust it" if named else "import the module that registers it first"
+        raise ArtifactError(
+            f"{folder} needs the technique {unknown[0]!r:.100}, which autopeft does not know here; {way}"
+        )
 
 
 def _stock_files(attached: Attached) -> dict[str, bytes]:
@@ -228,13 +282,13 @@ def _stock_files(attached: Attached) -> dict[str, bytes]:
     )
 
 
-def _open_stock(model: Any, folder: Path) -> torch.nn.Module:
+def _open_stock(model: Any, export: "Export") -> torch.nn.Module:
     try:
-        return peft_gate.open_stock(model, folder)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        return peft_gate.open_stock(model, export.folder, export.read_stock_tensors())
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError | AutopeftError):
             raise
-        raise ArtifactError(f"peft cannot open the adapter in {folder}: {error}; export it again") from error
+        raise ArtifactError(f"peft cannot open the adapter in {export.folder}: {error}; export it again") from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -243,35 +297,47 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: The folder is not an export, or is damaged.
     """
-    file = folder / DESCRIPTION_FILE
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ArtifactError(f"an exported adapter is a folder, but no folder is at {str(folder)!r}; check the path")
-    if not file.is_file():
+    if adapter_files.find_file(folder, DESCRIPTION_FILE) is None:
         hint = ""
         if (folder / peft_gate.CONFIG_FILE).is_file():
             hint = "; this is a stock peft folder of other origin: open it with peft.PeftModel.from_pretrained"
         raise ArtifactError(f"an exported adapter must have {DESCRIPTION_FILE}, but {str(folder)!r} has none{hint}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        version = description["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}; export the adapter again") from error
+    description = _read_json(folder, DESCRIPTION_FILE)
+    version = description.get("schema_version")
+    if version is None:
+        raise ArtifactError(f"{DESCRIPTION_FILE} of {folder} is damaged: no schema_version; export the adapter again")
     if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"schema_version of {file} must be {SCHEMA_VERSION}, but is {version!r}; use the autopeft that wrote it"
+            f"schema_version of {folder / DESCRIPTION_FILE} must be {SCHEMA_VERSION}, but is {version!r:.100}; use the "
+            "autopeft that wrote it"
         )
-    assert isinstance(description, dict)
     return description
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of an exported folder's file. Raises ArtifactError where it is damaged, or not there."""
-    if not file.is_file():
-        raise ArtifactError(f"an exported adapter must have its tensors, but {file} is not there; export it again")
+    file = adapter_files.find_file(folder, name)
+    if file is None:
+        raise ArtifactError(
+            f"an exported adapter must have its tensors, but {folder / name} is not there; export it again"
+        )
+    return adapter_files.read_tensors(file)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    file = adapter_files.find_file(folder, name)
+    if file is None:
+        raise ArtifactError(f"an exported adapter must have {name}, but {folder} has none; export it again")
+    return adapter_files.read_json(file)
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}; export the adapter again") from error
+        return path.is_dir()
+    except OSError:  # a name that no system takes
+        return False
 
 
 def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:

@@ -36,7 +36,7 @@ _WORDS = {"attention": "attention", "cross_attention": "cross-attention", "mlp":
 def _places(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
-    if not isinstance(value, Sequence) or not value or not set(value) <= set(PLACES):
+    if not isinstance(value, Sequence) or not value or not all(place in PLACES for place in value):
         raise ValueError(f"must be one or more of {', '.join(PLACES)}")
     return tuple(place for place in PLACES if place in value)
 

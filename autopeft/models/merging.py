@@ -15,7 +15,7 @@ import torch
 
 from autopeft.errors import ArtifactError, DesignError
 from autopeft.models import peft_gate
-from autopeft.models.artifact import DESCRIPTION_FILE, MERGED, Export, cast, find_dtype, read_export
+from autopeft.models.artifact import DESCRIPTION_FILE, MERGED, Export, cast, find_dtype, read_export, rehearse
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, open_checkpoint
 from autopeft.models.loading import Checkpoint, quiet, read_tokenizer
@@ -94,6 +94,7 @@ def merge(
             f"a merged model goes to a new or an empty folder, but {target} has content; choose another"
         )
     checkpoint = export.find_base(base_model)
+    rehearse(export, checkpoint)
     base = _open(checkpoint, export.design)
     _restore(export, base).merge()
     cast(base.model, number_type)

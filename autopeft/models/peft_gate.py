@@ -1,6 +1,7 @@
 """The only module that uses peft: its target table, its injected layers, its file format."""
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,6 +33,47 @@ _TASKS = {
     "AutoModel": "FEATURE_EXTRACTION",
 }
 """peft's task by class of transformers."""
+_STOCK_TYPES = ("LORA", "ADALORA", "OFT", "IA3", "PREFIX_TUNING")
+"""What is opened by peft itself; the others are read into modules of our own."""
+_STOCK_NAMES = frozenset({"peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "bias"})
+_STOCK_SIZES = frozenset(
+    {
+        "r",
+        "init_r",
+        "oft_block_size",
+        "num_virtual_tokens",
+        "num_layers",
+        "num_attention_heads",
+        "token_dim",
+        "num_transformer_submodules",
+        "encoder_hidden_size",
+    }
+)
+"""Settings that memory follows from: no larger than some side of a tensor in the file, or small."""
+_STOCK_PATHS = frozenset({"target_modules", "modules_to_save", "feedforward_modules"})
+_STOCK_PATTERNS = frozenset({"rank_pattern", "alpha_pattern"})
+_STOCK_NUMBERS = frozenset(
+    {
+        "inference_mode",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "fan_in_fan_out",
+        "target_r",
+        "total_step",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "beta1",
+        "beta2",
+        "orth_reg_weight",
+        "use_cayley_neumann",
+    }
+)
+_SMALL = 4096
+_MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+"""Of a module; peft takes the keys of patterns, and a target that is no list, for regular expressions."""
 
 
 def default_targets(model_type: str) -> tuple[str, ...]:
@@ -160,9 +202,59 @@ def stock_files(
     }
 
 
-def open_stock(model: "PreTrainedModel", folder: Path) -> nn.Module:
-    """Return the model with the stock adapter in a folder, ready for inference."""
-    from peft import PeftModel
+def check_stock(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check what a stock adapter says of itself before peft acts on it: its settings may import code, or take memory.
+
+    Raises:
+        ArtifactError: A setting is none that `stock_files` writes.
+    """
+    from peft import get_peft_config
+
+    kind = settings.get("peft_type")
+    if kind not in _STOCK_TYPES:
+        raise ArtifactError(f"peft_type must be one of {', '.join(_STOCK_TYPES)}, but {CONFIG_FILE} says {kind!r:.100}")
+    required = {"total_step": 1} if kind == "ADALORA" else {}
+    defaults = get_peft_config({"peft_type": kind, **required}).to_dict()
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for name, value in settings.items():
+        if name in _STOCK_NAMES:
+            legal = isinstance(value, str | None)
+        elif name in _STOCK_SIZES:
+            legal = value is None or (type(value) is int and 0 <= value <= max(largest, _SMALL))
+        elif name in _STOCK_PATHS:
+            legal = value is None or (isinstance(value, list) and all(_is_path(path) for path in value))
+        elif name in _STOCK_PATTERNS:
+            legal = not value or (
+                isinstance(value, dict) and all(_is_pattern(*item, largest) for item in value.items())
+            )
+        elif name in _STOCK_NUMBERS:
+            legal = isinstance(value, bool | int | float | None)
+        else:
+            legal = name in defaults and json.dumps(value) == json.dumps(defaults[name], default=_plain)
+        if not legal:
+            raise ArtifactError(
+                f"{CONFIG_FILE} must say what autopeft writes, but has {name[:100]!r} as {value!r:.100}; open it with "
+                "peft.PeftModel.from_pretrained if you trust it"
+            )
+
+
+def _is_path(path: Any) -> bool:
+    return isinstance(path, str) and _MODULE_PATH.fullmatch(path) is not None
+
+
+def _is_pattern(path: Any, value: Any, largest: int) -> bool:
+    """Return whether a path has a rank, an alpha, or which of its ranks are in use."""
+    is_number = isinstance(value, int | float) and 0 <= value <= max(largest, _SMALL)
+    return _is_path(path) and (is_number or (isinstance(value, list) and len(value) <= max(largest, _SMALL)))
+
+
+def open_stock(model: "PreTrainedModel", folder: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return the model with the stock adapter in a folder, ready for inference; `check_stock` must have passed.
+
+    Raises:
+        ArtifactError: The tensors of its file are not those that the adapter has.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
 
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 for a property that has a new name there.
@@ -170,6 +262,10 @@ def open_stock(model: "PreTrainedModel", folder: Path) -> nn.Module:
         # It takes the ranks that its own AdaLoRA writes for patterns of LoRA, and says so before it applies them.
         warnings.filterwarnings("ignore", message=r".*rank_pattern keys did not match.*lora_E", category=RuntimeWarning)
         opened: nn.Module = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
+    expected = get_peft_model_state_dict(opened, adapter_name=ADAPTER_NAME, save_embedding_layers=False).keys()
+    if differing := sorted(expected ^ tensors.keys()):
+        where = "lacks" if differing[0] in expected else "has no place for"
+        raise ArtifactError(f"an adapter must hold exactly the tensors of its design, but it {where} {differing[0]}")
     return opened
 
 

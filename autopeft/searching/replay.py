@@ -163,7 +163,7 @@ def _start(trial: TrialRecord, state: StudyState, verdicts: Verdicts, successors
         says = f"started as the baseline {trial.baseline}" if trial.baseline else "proposed by the sampler"
         yield Step(kind="start", says=says, event=trial.first_event, values={})
         return
-    earlier = next((t for t in state.trials if t.number == trial.continues), None)
+    earlier = state.trials[trial.continues] if 0 <= trial.continues < len(state.trials) else None
     values: dict[str, Any] = {"continues": trial.continues}
     if earlier is None or not _may_continue(trial, earlier) or successors[earlier.number] > 1:
         says = f"continues trial {trial.continues}, which is no unfinished trial of this design, or is continued twice"

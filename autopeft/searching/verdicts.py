@@ -1,6 +1,5 @@
 """What the rungs of a study decided, derived again from its record in the order in which scores came in."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from autopeft.searching.rungs import Rung, RungEntry
@@ -27,8 +26,7 @@ class Verdicts:
             self._roots[trial.number] = self._roots.get(before, before)
         self._derived: dict[tuple[int, int], Verdict] = {}
         self._continuations: dict[int, Verdict] = {}
-        places = Counter(event for trial in state.trials for event in self._own_events(trial))
-        self.is_shared = any(count > 1 for count in places.values())
+        self.is_shared = len({trial.driver for trial in state.trials}) > 1
         self._derive()
 
     def of_rung(self, trial: TrialRecord, rung: int) -> Verdict | None:
@@ -46,10 +44,6 @@ class Verdicts:
         for index, score in enumerate(trial.rungs):
             if trial.continues is None or _order(score.event) > _order(trial.first_event):
                 yield index, score
-
-    def _own_events(self, trial: TrialRecord) -> Iterator[int]:
-        yield from (event for event in (trial.first_event, trial.last_event) if event is not None)
-        yield from (score.event for _, score in self.own_scores(trial) if score.event is not None)
 
     def _derive(self) -> None:
         """Put the scores into the rungs in their order, and ask the rungs whenever the search asked them."""

@@ -12,7 +12,15 @@ from importlib.metadata import entry_points
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autopeft.errors import DesignError
 from autopeft.spec.messages import explain, one_of
@@ -32,9 +40,16 @@ FOUR_BIT: tuple[Quantization, ...] = ("nf4", "fp4", "nf4-dq")
 QUANTIZED: tuple[Quantization, ...] = ("int8", *FOUR_BIT)
 
 
+MAX_NUMBER = 2**53
+"""Of any setting: larger ones are no floating-point numbers."""
+
+
 def _indices(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-        return tuple(sorted(set(value)))
+        found = tuple(value)
+        if not all(isinstance(index, int) and not isinstance(index, bool) for index in found):
+            raise ValueError("layers must be all, or whole numbers counted from 0")
+        return tuple(sorted(set(found)))
     return value
 
 
@@ -76,6 +91,15 @@ class Block(BaseModel):
     slow_start: ClassVar[bool] = False
 
     layers: Layers = "all"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_numbers(cls, settings: Any) -> Any:
+        if isinstance(settings, Mapping):
+            for name, value in settings.items():
+                if isinstance(value, int) and abs(value) > MAX_NUMBER:
+                    raise ValueError(f"{name} must be at most {MAX_NUMBER:,}")
+        return settings
 
     @field_validator("layers")
     @classmethod

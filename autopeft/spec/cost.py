@@ -230,8 +230,8 @@ def _limit(name: str, value: str | float) -> int | float:
         if share is not None:
             if name != "trainable_params":
                 raise ValueError("must be an amount: only trainable_params can be a percentage, of the base model")
-            if not share > 0:
-                raise ValueError("must be above 0%")
+            if not 0 < share <= 1000:
+                raise ValueError("must be above 0% and at most 100,000%")
             return share
         amount = parse_bytes(value) if name in ("peak_memory", "adapter_bytes") else parse_count(value)
     except (ValueError, TypeError) as error:

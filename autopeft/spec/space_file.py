@@ -28,7 +28,7 @@ from autopeft.spec.design import QUANTIZATIONS
 from autopeft.spec.learning_rates import HEAD, TABLE, prior
 from autopeft.spec.messages import nearest, one_of, unknown_key
 from autopeft.spec.space import SearchSpace
-from autopeft.spec.yaml_file import YamlFile, read_yaml
+from autopeft.spec.yaml_file import YamlFile, read_yaml, read_yaml_file
 
 _RANGE_KEYS = ("int", "float", "log")
 _LAYERS = "all, a list of lists of layer numbers, {any: per_layer}, {last: ...}, {groups: 4} or {same_as: block}"
@@ -53,7 +53,7 @@ def load_space(name: str) -> SearchSpace:
         return _Reader(read_yaml(text, name=f"{name}.yaml", error=SpaceError), name).space()
     path = Path(name)
     if path.is_file():
-        return _Reader(read_yaml(path.read_text(encoding="utf-8"), name=str(path), error=SpaceError), path.stem).space()
+        return _Reader(read_yaml_file(path, error=SpaceError), path.stem).space()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise SpaceError(
             f"space must be a file that exists, but got {name!r}; or name one of {', '.join(shipped_spaces())}"
@@ -256,7 +256,10 @@ class _Reader:
                 case "any" if argument == "per_layer":
                     return AnyLayers()
                 case "last":
-                    return LastLayers(self._param(f"{key}.last", argument))
+                    counts = self._param(f"{key}.last", argument)
+                    if not all(_is_count(count) for count in counts.extremes(1)):
+                        raise self._error(key, f"last must be whole numbers, but got {_plain(argument)!r}")
+                    return LastLayers(counts)
                 case "same_as":
                     if argument not in names:
                         raise self._error(key, f"same_as {one_of(names, argument)}")

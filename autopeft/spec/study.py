@@ -322,9 +322,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
         _override(values, override)
     for key in ("model", "data", "space"):
         value = values.get(key)
-        if isinstance(value, str) and (path.parent / value).exists():
+        if isinstance(value, str) and _exists(path.parent / value):
             values[key] = str(path.parent / value)
     return make_study(values, file=file)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no system takes
+        return False
 
 
 def _override(values: dict[str, Any], text: str) -> None:

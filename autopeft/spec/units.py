@@ -1,6 +1,8 @@
 """Sizes, counts, shares and durations as people write them."""
 
+import math
 import re
+import sys
 
 _BYTES = {
     "b": 1,
@@ -15,18 +17,23 @@ _BYTES = {
 }
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z%]*)", re.IGNORECASE)
+_SEVERAL = re.compile(r"(?:[0-9.]+\s*(?:d|h|min|m|s)\s*){2,}", re.IGNORECASE)
 
 
 def _parse(text: str | float, units: dict[str, int], example: str) -> float:
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, int | float | str):
         raise ValueError(f"must be a number or a text such as {example!r}")
-    if isinstance(text, int | float):
-        return float(text)
-    match = _NUMBER.fullmatch(text)
-    if match is None or match[2].lower() not in units:
-        raise ValueError(f"must be a number or a text such as {example!r}")
-    return float(match[1]) * units[match[2].lower()]
+    if isinstance(text, str):
+        match = _NUMBER.fullmatch(text.strip())
+        if match is None or match[2].lower() not in units:
+            raise ValueError(f"must be a number or a text such as {example!r}")
+        amount = float(match[1]) * units[match[2].lower()]
+    else:
+        amount = float(text) if abs(text) < sys.float_info.max else math.inf
+    if not math.isfinite(amount):
+        raise ValueError(f"must be finite, such as {example!r}")
+    return amount
 
 
 def parse_bytes(text: str | float) -> int:
@@ -41,7 +48,7 @@ def parse_count(text: str | float) -> int:
 
 def parse_seconds(text: str | float) -> float:
     """Read a duration: `2h`, `30m`, `90s`, `1h30m`, or plain seconds. Raises ValueError."""
-    if isinstance(text, str) and re.fullmatch(r"(?:\s*[0-9.]+\s*(?:d|h|min|m|s)\s*){2,}", text, re.IGNORECASE):
+    if isinstance(text, str) and _SEVERAL.fullmatch(text.strip()):
         return sum(_parse(part, _SECONDS, "2h") for part in re.findall(r"[0-9.]+\s*[a-z]+", text, re.IGNORECASE))
     return _parse(text, _SECONDS, "2h")
 

@@ -14,7 +14,6 @@ start of V, the penalty with its factor 0.01; z_n is what an adapter adds, witho
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from torch import nn
 
 from autopeft.errors import ArtifactError, DesignError
+from autopeft.models.adapter_files import find_file, read_json
 from autopeft.models.artifact import DESCRIPTION_FILE, TENSOR_FILE, read_tensors
 from autopeft.models.blocks.adapter import Adapter
 from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck, named
@@ -69,12 +69,15 @@ def _read_member(value: Any) -> Any:
         return value
     if not isinstance(value, str | Path):
         raise ValueError("an adapter to fuse must be the path of an exported folder")
-    folder = Path(value).expanduser()
-    description, tensors = folder / DESCRIPTION_FILE, folder / TENSOR_FILE
-    if not description.is_file():
+    try:
+        folder = Path(value).expanduser()
+        description, tensors = find_file(folder, DESCRIPTION_FILE), find_file(folder, TENSOR_FILE)
+    except RuntimeError as error:  # no home folder
+        raise ValueError(str(error)) from None
+    if description is None:
         raise ValueError(f"an adapter to fuse must be an exported folder with {DESCRIPTION_FILE}; export it first")
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
+        content = read_json(description)
         design, base = Design.from_dict(content["design"]), str(content["base_model"]["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{DESCRIPTION_FILE} is damaged ({error}): export the adapter again") from None
@@ -82,7 +85,7 @@ def _read_member(value: Any) -> Any:
         raise ValueError(
             f"only designs of adapter blocks can be fused, but this one is {design.describe()}: export another design"
         )
-    if not tensors.is_file():
+    if tensors is None:
         raise ValueError(f"an exported adapter must have its tensors, but {TENSOR_FILE} is missing: export it again")
     blocks = [block for block in design.blocks if isinstance(block, Adapter)]
     if any(block.gate for block in blocks):
@@ -308,8 +311,9 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: The folder is not there any more, or holds something else.
     """
-    file = Path(member.folder).expanduser() / TENSOR_FILE
-    if not file.is_file():
+    folder = Path(member.folder).expanduser()
+    file = find_file(folder, TENSOR_FILE)
+    if file is None:
         raise ArtifactError(
             f"a new training of a fusion needs the adapters that it fuses, but {member.folder} is not there; put it "
             "back, or load an export of a trained fusion, which holds them"
@@ -319,7 +323,7 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
             f"an adapter must be the one that the design was made with, but {member.folder} has changed since; make "
             "the design anew, from the path"
         )
-    return read_tensors(file)
+    return read_tensors(folder, TENSOR_FILE)
 
 
 def _sha256(file: Path) -> str:
