@@ -182,8 +182,9 @@ class SearchLoop:
     def _send_out(self, records: Sequence[TrialRecord]) -> None:
         """Give trials to the executor; one that continues another gets a copy of its checkpoint first."""
         segments = [self._segment(record) for record in records]
-        saved = [s for s in segments if s.checkpoint is not None and not self._folder.checkpoints.files(s.trial)]
-        _at_once(lambda s: self._folder.checkpoints.save(s.trial, s.start, s.checkpoint), saved)
+        checkpoints = self._folder.checkpoints
+        copies = [(s.trial, s.start, s.checkpoint) for s in segments if s.checkpoint and not checkpoints.files(s.trial)]
+        _at_once(lambda copy: checkpoints.save(*copy), copies)
         for segment in segments:
             self._executor.submit(segment)
 
