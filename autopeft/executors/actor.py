@@ -12,8 +12,8 @@ from autopeft.executors.base import MeasuredWorker, SegmentWorker
 from autopeft.executors.versions import versions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 
-Recipe = tuple[Callable[[Any], SegmentWorker], Any]
-"""An importable function that makes a worker, and the value that it makes it from."""
+Recipe = tuple[Callable[[Any], SegmentWorker], Any, str]
+"""An importable function that makes a worker, the value that it makes it from, and the driver's working folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class SegmentActor:
     def __init__(self, recipe: Recipe) -> None:
         # A terminal sends Ctrl-C to every process in it; the driver alone answers it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        make_worker, setup = recipe
+        make_worker, setup, folder = recipe
+        go_to(folder)
         self._stop_until = -1
         self._worker: SegmentWorker | None = None
         self._failure = ""
@@ -102,6 +103,12 @@ class SegmentActor:
     def stop(self, number: int) -> None:
         """Ask the `number`-th segment and those before it to end; later ones are not meant."""
         self._stop_until = max(self._stop_until, number)
+
+
+def go_to(folder: str) -> None:
+    """Work where the driver does, if there is such a folder here: paths that are relative to it then mean the same."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def _text(error: Exception) -> str:

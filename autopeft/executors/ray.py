@@ -8,6 +8,7 @@ object store: workers on one node read the same (read-only) memory. Which worker
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -70,7 +71,7 @@ class RayExecutor:
         self._should_stop = should_stop
         self._hang_seconds = hang_seconds
         actor = ray.remote(concurrency_groups={"control": 1})(SegmentActor).options(**cluster.placement)
-        recipe = ray.put((make_worker, setup))
+        recipe = ray.put((make_worker, setup, os.getcwd()))
         self._began = self._last_seen = self.now()
         # Workers beyond what the cluster has room for are not counted on until they come up.
         n_soon = cluster.n_ready

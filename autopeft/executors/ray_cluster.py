@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, StudyError
+from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, ModelError, StudyError
+from autopeft.executors.actor import go_to
 from autopeft.executors.shares import Share, share_out
 from autopeft.executors.versions import check_versions, versions
 from autopeft.spec.study import RayOptions
@@ -100,10 +101,15 @@ class RayCluster:
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a function once where workers run, and return its answer; autopeft's errors come back as they are."""
-        task = ray.remote(max_retries=0)(function).options(**self.placement)
+        task = ray.remote(max_retries=0)(_call_in).options(**self.placement)
         try:
-            return ray.get(task.remote(*args, **kwargs))  # type: ignore[no-any-return]
+            return ray.get(task.remote(os.getcwd(), function, args, kwargs))  # type: ignore[no-any-return]
         except RayTaskError as error:
+            if isinstance(error.cause, ModelError) and self._options.address is not None:
+                raise ModelError(
+                    f"{error.cause}; that was on a node of the cluster: a model folder must have the same path on "
+                    "every node, or give a hub id"
+                ) from None
             if isinstance(error.cause, AutopeftError):
                 raise error.cause from None
             raise ExecutorError(f"{function.__name__} failed on a worker of Ray: {last_line(str(error))}") from error
@@ -158,6 +164,11 @@ class RayCluster:
         check_versions(versions(), there)
 
 
+def _call_in(folder: str, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    go_to(folder)
+    return function(*args, **kwargs)
+
+
 def _start(address: str | None) -> None:
     """Join the Ray at an address, or start a local one, without a word in the user's terminal."""
     if address is not None:
@@ -170,8 +181,21 @@ def _start(address: str | None) -> None:
             ray.init(**quiet, **(local if address is None else {"address": address}))
     except (Exception, SystemExit) as error:  # Ray ends the process where a cluster does not answer
         where = "a local Ray cannot be started" if address is None else f"the Ray at {address!r} cannot be joined"
-        reason = last_line(str(error)).rstrip(".")
-        raise ExecutorError(f"{where}: {reason}; see executor.address, or take executor=local") from error
+        raise ExecutorError(f"{where}: {_why_not(error)}; see executor.address, or take executor=local") from error
+
+
+def _why_not(error: BaseException) -> str:
+    """Return why a Ray was not joined, in a line."""
+    text = str(error).strip()
+    if text.startswith("Version mismatch"):  # Ray's own check: the cluster's versions, then those of this process
+        return " ".join(text.split())
+    reason = last_line(text).rstrip(".") or type(error).__name__
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        # At a given address Ray sends no token unless it is told to, and what it then says names no reason.
+        reason += (
+            " (where the cluster asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+        )
+    return reason
 
 
 def _check_reachable(address: str) -> None:

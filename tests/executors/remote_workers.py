@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,11 @@ class Steady:
 
 
 class Troubled(Steady):
-    """Does what the seed of a segment says: 1 dies, 2 raises, 3 is out of memory, 4 hangs; else it works."""
+    """Does what the seed of a segment says: else it works.
+
+    1 dies, 2 raises, 3 says that it is out of memory, 4 hangs, 5 has too little memory by a real limit, 6 raises what
+    can't be pickled.
+    """
 
     def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
         match segment.seed:
@@ -49,7 +55,46 @@ class Troubled(Steady):
                 return self.answer(segment, SegmentStatus.OUT_OF_MEMORY, 0)
             case 4:
                 time.sleep(60)
+            case 5:
+                allocate_beyond_a_limit()
+            case 6:
+                raise UnpicklableError
         return super().run(segment, should_stop)
+
+
+class UnpicklableError(Exception):
+    """Holds an open file, which no pickle can."""
+
+    def __init__(self) -> None:
+        super().__init__("such a thing cannot travel", open(os.devnull))  # noqa: SIM115
+
+
+def allocate_beyond_a_limit() -> None:
+    """Ask for 4 GiB where the system lets this process have 256 MiB more than it has."""
+    import resource
+
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize() + 2**28, resource.RLIM_INFINITY))
+    np.ones(2**29)
+
+
+class Sized(Steady):
+    """Says that its device has 8 GiB, and that it keeps a base of 1 GiB loaded once it has run a segment."""
+
+    def device_bytes(self) -> int:
+        return 8 * 2**30
+
+    def held_bytes(self) -> dict[str, int]:
+        return {"none": 2**30} if self.n_segments else {}
+
+    def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
+        began = time.monotonic()  # one machine, one clock
+        result = super().run(segment, should_stop)
+        return replace(result, scores={**result.scores, "began": began, "ended": time.monotonic()})
+
+
+def make_sized(_: None) -> Sized:
+    return Sized()
 
 
 def make_steady(data: NDArray[np.float64] | None) -> Steady:

@@ -19,6 +19,7 @@ from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 from tests.executors.remote_workers import (
     break_down,
     make_nothing,
+    make_sized,
     make_steady,
     make_troubled,
     refuse,
@@ -136,6 +137,8 @@ def test_a_request_to_stop_reaches_a_running_worker(make: Make) -> None:
         (1, SegmentStatus.LOST, "process died"),
         (2, SegmentStatus.FAILED, "a worker must not raise"),
         (3, SegmentStatus.OUT_OF_MEMORY, ""),
+        (5, SegmentStatus.OUT_OF_MEMORY, "Unable to allocate"),
+        (6, SegmentStatus.FAILED, "such a thing cannot travel"),
     ],
 )
 def test_a_worker_that_breaks_is_replaced_and_others_are_not_harmed(
@@ -173,6 +176,42 @@ def test_a_worker_that_hangs_is_given_up_long_after_its_deadline(make: Make) -> 
     assert "hung" in result.error
     wait_until(lambda: not is_alive(pid))
     assert run(executor, segment(2))[2].status is SegmentStatus.DONE
+
+
+def test_without_a_deadline_the_expected_time_says_when_a_worker_hangs(make: Make) -> None:
+    executor = make(1, hang_seconds=1.0)
+    run(executor, segment(0))
+    result = run(executor, segment(1, seed=4, expected_seconds=0.01))[1]
+    assert (result.status, result.examples) == (SegmentStatus.LOST, 0)
+    assert "hung" in result.error
+
+
+def test_memory_is_promised_once_and_what_fits_nowhere_comes_back(make: Make) -> None:
+    """Two workers on a node of 8 GiB: 512 MiB go to each process."""
+    executor = make(2, make_worker=make_sized)
+    start(executor)
+    gib = 2**30
+    results = run(executor, segment(0, stop=40, memory_bytes=5 * gib), segment(1, stop=40, memory_bytes=3 * gib))
+    assert all(result.status is SegmentStatus.DONE for result in results.values())
+    first, second = sorted(results.values(), key=lambda result: result.scores["began"])
+    assert second.scores["began"] >= first.scores["ended"], "together they would need 8 GiB and two processes"
+    results = run(executor, segment(2, stop=100, memory_bytes=4 * gib), segment(3, stop=100, memory_bytes=3 * gib))
+    first, second = sorted(results.values(), key=lambda result: result.scores["began"])
+    assert second.scores["began"] < first.scores["ended"], "together they fit"
+    (refused,) = run(executor, segment(4, start=3, memory_bytes=20 * gib)).values()
+    assert (refused.status, refused.examples) == (SegmentStatus.OUT_OF_MEMORY, 3)
+    assert "fits no device of the cluster: needs 20.0 GiB, largest has 8.0 GiB" in refused.error
+
+
+def test_while_one_waits_for_room_others_go_on_and_both_end(make: Make) -> None:
+    executor = make(2, make_worker=make_sized)
+    start(executor)
+    executor.submit(segment(0, stop=100, memory_bytes=4 * 2**30))
+    executor.submit(segment(1, memory_bytes=6 * 2**30))
+    assert executor.free() == 0, "the node is kept clear for what waits"
+    order = [result.trial for _ in range(2) for result in executor.wait()]
+    assert order == [0, 1]
+    assert executor.free() == 2
 
 
 def test_the_time_that_a_worker_takes_to_start_counts(make: Make) -> None:
