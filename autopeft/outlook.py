@@ -61,7 +61,9 @@ def dry_run(study: PreparedStudy) -> DryRun:
     warning = memory_warning(study)
     # Where the budget leaves nothing of the sample, the search trains designs such as the smallest.
     sample = within or estimates or [study.estimator(study.smallest()[0])]
-    slow = f"every estimate takes a dry run: {costing.obstacle}" if costing.obstacle else ""
+    slow = [f"every estimate takes a dry run: {costing.obstacle}"] if costing.obstacle else []
+    if len(estimates) < len(light):
+        slow.append(f"in {SAMPLE_SECONDS:.0f} s {len(estimates)} of {len(light)} designs were held against every limit")
     return DryRun(
         size=study.space.size(study.model),
         feasible_share=len(light) / max(1, n_drawn) * len(within) / max(1, len(estimates)),
@@ -69,7 +71,7 @@ def dry_run(study: PreparedStudy) -> DryRun:
         n_estimated=len(estimates),
         predicted_seconds=_predicted_seconds(study, sample),
         limits=study.limits,
-        notes=(*([f"warning: {warning}"] if warning else []), *([slow] if slow else []), *study.notes),
+        notes=(*([f"warning: {warning}"] if warning else []), *slow, *study.notes),
     )
 
 

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from autopeft.costs.fit import Fit, LargestBatch, SpaceFit
 from autopeft.costs.sample import QUANTILES, CostSample
+from autopeft.estimation.costing import MARGIN
+from autopeft.estimation.fast import VERSION as FAST
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.units import format_bytes, format_moment
@@ -56,6 +58,12 @@ def sample_table(sample: CostSample) -> list[str | PlainTable]:
         if seconds := sample.step_seconds:
             rows.append(("training step, predicted", *map(format_moment, seconds.values())))
         parts += [PlainTable(("", *QUANTILES), rows, left=("",)), ""]
+    if n_fast := sample.n_estimated_by.get(FAST):
+        n_dry_runs = len(sample.costs) - n_fast
+        parts.append(
+            f"estimates {n_fast} put together from their parts (memory and FLOPs within {MARGIN:.0%}), {n_dry_runs} by "
+            "dry runs"
+        )
     if sample.limits and sample.costs:
         over = ", ".join(f"{name} {count}" for name, count in sample.n_over.items())
         parts.append(f"budget    {format_limits(sample.limits)}")

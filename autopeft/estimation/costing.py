@@ -64,7 +64,8 @@ class Costing:
             DesignError: The design is illegal on this model.
         """
         estimate = self._full(design)
-        self._n_wasted += any(over > 0 for over in excess(self._limits, estimate).values())
+        over = excess(self._limits, estimate)
+        self._n_wasted += over.pop("trainable_params", 0.0) <= 0 and any(value > 0 for value in over.values())
         return estimate
 
     def trainable_params(self, design: Design) -> int:

@@ -1,5 +1,6 @@
 """What is said before a search trains anything: whether its device is large enough, and how long it takes."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from autopeft import outlook, preparation
 from autopeft.outlook import dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
-from autopeft.spec.space import SearchSpace
+from autopeft.spec.space import RandomChooser, SearchSpace
 from autopeft.spec.study import make_study
 
 
@@ -51,3 +52,21 @@ def test_predicted_time_follows_what_the_designs_of_the_space_compute(study: dic
     assert speed is not None
     timed = ready.estimator(preparation.timed_design())
     assert speed * timed.train_flops == pytest.approx(ready.step_seconds["fp32/sdpa"] * ready.workload.n_steps)
+
+
+def test_the_feasible_share_is_that_of_every_draw(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "N_DRAWS", 60)
+    space = SearchSpace.from_dict({"blocks": {"lora": {"rank": [1, 2, 4], "layers": {"last": {"int": [1, "n"]}}}}})
+    ready = replace(prepared({**study, "budget": {}}), space=space)
+    chooser = RandomChooser(random.Random(ready.spec.seed))
+    designs = [space.draw(chooser, ready.model).design for _ in range(60)]
+    peaks = sorted(ready.estimator(design).peak_memory for design in designs)
+    for limit in (peaks[0] - 1, peaks[20], peaks[-1]):
+        answer = dry_run(replace(ready, limits={"peak_memory": limit}))
+        assert answer.n_drawn == answer.n_estimated == 60
+        assert answer.feasible_share == sum(peak <= limit for peak in peaks) / 60
+
+
+def test_why_every_estimate_is_slow_is_said(study: dict[str, Any]) -> None:
+    ready = prepared({**study, "training": {**study["training"], "checkpointing": True}})
+    assert any("again in the backward pass" in note for note in dry_run(ready).notes)

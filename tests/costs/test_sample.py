@@ -9,6 +9,7 @@ from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.sample import NOTHING_TRAINS, CostSample, sample_costs
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
+from autopeft.estimation.fast import VERSION as FAST
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
@@ -32,8 +33,8 @@ def costs(llama_config: str) -> ModelCosts:
 
 
 def test_every_draw_is_counted_once(costs: ModelCosts):
-    seen: list[tuple[int, int]] = []
-    sample = sample_costs(costs, SPACE, SETTING, n_samples=40, seed=3, progress=lambda _, i, n: seen.append((i, n)))
+    seen: list[tuple[str, int, int]] = []
+    sample = sample_costs(costs, SPACE, SETTING, n_samples=40, seed=3, progress=lambda *done: seen.append(done))
     chooser = RandomChooser(random.Random(3))
     drawn = [SPACE.draw(chooser, costs.summary).design for _ in range(40)]
     kinds = Counter(
@@ -48,13 +49,39 @@ def test_every_draw_is_counted_once(costs: ModelCosts):
     assert len(sample.costs) == kinds.pop("legal")
     assert sample.n_illegal == kinds
     assert sample.n_drawn == 40
-    assert seen == [(index, 40) for index in range(40)]
+    estimated = [(index, n) for what, index, n in seen if what == "estimating designs of small"]
+    assert estimated == [(index, 40) for index in range(40)]
 
 
 def test_the_same_seed_draws_the_same_designs(costs: ModelCosts):
     first, again, other = (sample_costs(costs, SPACE, SETTING, n_samples=12, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_many_designs_are_summed_up_and_those_that_are_shown_are_dry_runs(costs: ModelCosts):
+    full = costs.at(SETTING)
+    limits = {
+        "peak_memory": full(Design.from_dict({"blocks": [{"lora": {"rank": 4, "roles": ["query"]}}]})).peak_memory
+    }
+    few = sample_costs(costs, SPACE, SETTING, n_samples=9, seed=3)
+    assert few.n_estimated_by == {full.version: len(few.costs)}, "it takes longer to learn what so few are made of"
+    many = sample_costs(costs, SPACE, SETTING, n_samples=60, seed=3)
+    n_shown = sum(design in {shown for shown, _ in many.extremes()} for design, _ in many.costs)
+    assert many.n_estimated_by == {FAST: len(many.costs) - n_shown, full.version: n_shown}
+    assert all(estimate == full(design) for design, estimate in many.extremes())
+    for design, estimate in many.costs:
+        assert estimate.trainable_params == full(design).trainable_params
+        assert estimate.peak_memory == pytest.approx(full(design).peak_memory, rel=0.03)
+    near = sample_costs(costs, SPACE, SETTING, n_samples=60, seed=3, limits=limits)
+    exact = [full(design).peak_memory <= limits["peak_memory"] for design, _ in near.costs]
+    assert near.feasible_share == sum(exact) / len(exact), "near the limit dry runs decide"
+
+
+def test_what_is_slow_is_said_with_the_reason(llama_config: str):
+    slow = Setting(sequence_length=16, batch_size=2, task="causal-lm", checkpointing=True)
+    sample = sample_costs(ModelCosts(llama_config, task="causal-lm"), SPACE, slow, n_samples=2)
+    assert any("dry run" in note and "again in the backward pass" in note for note in sample.notes)
 
 
 def test_fewer_than_one_draw_is_refused(costs: ModelCosts):
