@@ -12,6 +12,7 @@ from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, TERMINATED, explain_erro
 from autopeft.cli.dashboard import PORT, beside
 from autopeft.spec.cost import format_limits
 from autopeft.spec.location import is_uri
+from autopeft.spec.storage_url import password_of
 
 if TYPE_CHECKING:
     from autopeft.outlook import DryRun
@@ -83,7 +84,9 @@ def search(
         return
     with ExitStack() as stack:
         if dashboard or dashboard_port is not None:
-            address = stack.enter_context(beside(StudyFolder.at(spec.location, spec.work_dir).path, dashboard_port))
+            folder = StudyFolder.at(spec.location, spec.work_dir).path
+            password = None if spec.storage is None else password_of(spec.storage)
+            address = stack.enter_context(beside(folder, dashboard_port, password=password))
             console.print(f"dashboard {address}  (for as long as the search runs)", highlight=False)
         console.print(f"checking {study}", highlight=False)
         result = run_study(spec, progress=True, on_ready=_print_ready)

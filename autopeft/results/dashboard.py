@@ -67,6 +67,9 @@ class _Shown(BaseStorage):
         """Return what is added to the record as it is now."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Make sure that the record can be read; raises an error that `is_outage` knows where it cannot be now."""
+
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the attributes in the record and the added ones."""
         return {**super().get_study_system_attrs(study_id), **self._additions()}  # type: ignore[safe-super]
@@ -118,6 +121,11 @@ class DatabaseView(_Shown, _CachedStorage):
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return the study with the attributes in the record and the added ones."""
         return [study for study in super().get_all_studies() if study.study_name == self._spec.study_name]
+
+    def check(self) -> None:
+        """Make sure that the record can be read; raises an error that `is_outage` knows where it cannot be now."""
+        assert self._store.database is not None
+        self._store.database.check()
 
     def _stamp(self) -> Hashable:
         return self._store.stamp()
@@ -176,11 +184,14 @@ class StudyApp:
         self._lock = threading.Lock()
         self._app: WSGIApplication = not_yet
         self._shown: Hashable = None
+        self._check = lambda: None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         try:
-            return self._current()(environ, start_response)
+            app = self._current()
+            self._check()
+            return app(environ, start_response)
         except Exception as error:
             if is_outage(error):
                 return no_answer(environ, start_response)
@@ -207,9 +218,8 @@ class StudyApp:
                     assert spec is not None
                     path = self._folder.path
                     view = StudyView(path) if spec.storage is None else DatabaseView(path, spec)
-                    app = self._wsgi(view, artifact_store=_files(path))
-                    app.catchall = False  # a database that is away is answered for above
-                    self._app, self._shown = app, shown
+                    self._check = view.check
+                    self._app, self._shown = self._wsgi(view, artifact_store=_files(path)), shown
             return self._app
 
     def _spec(self) -> StudySpec | None:

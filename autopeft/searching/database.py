@@ -86,7 +86,7 @@ class Database:
         self.storage = self._connect(writes=writes)
 
     def _connect(self, *, writes: bool) -> RDBStorage:
-        from sqlalchemy import create_engine, text
+        from sqlalchemy import create_engine, inspect, text
         from sqlalchemy.exc import SQLAlchemyError
 
         arguments: dict[str, Any] = {"pool_pre_ping": True}  # a connection that a restart has cut is found before use
@@ -95,21 +95,21 @@ class Database:
             address = address.replace("postgresql://", "postgresql+psycopg://", 1)
             arguments["connect_args"] = _connect_arguments(self._password, writes=writes)
         try:
-            if not self.is_shared or not writes:
-                return RDBStorage(address, arguments, skip_table_creation=not writes)
             engine = create_engine(address, **arguments)
-            with engine.begin() as connection:  # two drivers that begin at once would make the tables twice
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _number("autopeft")})
-                storage = RDBStorage(address, arguments)
-            engine.dispose()
-            return storage
+            try:
+                with engine.begin() as connection:
+                    if not writes and not inspect(connection).has_table("studies"):
+                        raise KeyError(f"{self.url} holds no study yet")
+                    if self.is_shared and writes:  # two drivers that begin at once would make the tables twice
+                        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _number("autopeft")})
+                    return RDBStorage(address, arguments, skip_table_creation=not writes)
+            finally:
+                engine.dispose()
         except ImportError as error:
             raise MissingDependencyError(
                 f"a storage at {self.url} needs the package psycopg, but: {error}; pip install 'autopeft[postgresql]'"
             ) from None
         except (SQLAlchemyError, StorageInternalError) as error:
-            if not writes and any(sign in str(error) for sign in ("UndefinedTable", "no such table")):
-                raise KeyError(f"{self.url} holds no study yet") from None
             raise self._unusable(error) from None
 
     def _unusable(self, error: Exception) -> StorageError:
@@ -230,6 +230,11 @@ class Database:
             ).one()
         return float(now), float(started)
 
+    def check(self) -> None:
+        """Ask the database for a sign of life. Raises an error that `is_outage` knows where there is none."""
+        with self.storage.engine.connect():  # a connection that was open before is asked first
+            pass
+
     def seen(self, drivers: Iterable[str]) -> dict[str, "Sign"]:
         """Return what there is to see of other drivers, by name."""
         assert self._study is not None
@@ -286,10 +291,13 @@ def _number(name: str) -> int:
 
 def is_outage(error: BaseException | None) -> bool:
     """Return whether a database that does not answer is at the bottom of an error."""
-    from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
     while error is not None:
-        if isinstance(error, OperationalError | InterfaceError | StorageError):
+        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError | StorageError):
+            return True
+        # What the server itself refuses has a code; what has none went wrong on the way to it.
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") is None:
             return True
         error = error.__cause__
     return False

@@ -26,6 +26,7 @@ from autopeft.searching.hypervolume import FACT
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import StudyState
+from autopeft.spec.study import StudySpec
 from autopeft.spec.trial import Outcome
 from tests.results.generated import HEAD, Builder, fill
 
@@ -35,11 +36,11 @@ BOX = {
 }
 
 
-def write_study(state: StudyState) -> Path:
-    """Write a state as a search leaves it on disk."""
+def describe(state: StudyState, spec: StudySpec | None = None) -> None:
+    """Write the study file of a state as a search leaves it on disk."""
     values = {
         "schema_version": 1,
-        "spec": state.spec.to_dict(),
+        "spec": (spec or state.spec).to_dict(),
         "model": state.model.to_dict(),
         "training": state.training.model_dump(mode="json"),
         "metric": state.metric,
@@ -49,6 +50,11 @@ def write_study(state: StudyState) -> Path:
         "facts": {**state.facts, FACT: BOX},
     }
     (state.folder / "study.json").write_text(json.dumps(values))
+
+
+def write_study(state: StudyState) -> Path:
+    """Write a state as a search leaves it on disk."""
+    describe(state)
     store = StudyStore.create(state.folder / "study.journal", name=state.spec.study_name, objectives=state.objectives)
     for record in state.trials:
         store.add(record, {"lora.rank": record.number % 9}, {"lora.rank": IntDistribution(0, 8)})

@@ -60,7 +60,7 @@ class Driver:
         return "".join(self.errors)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 90.0) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen"
@@ -143,16 +143,17 @@ def test_a_killed_driver_resumes_from_its_own_checkpoints(database: str, tmp_pat
 
 
 def test_a_server_that_restarts_is_waited_for(database: str, server: Server, tmp_path: Path) -> None:
-    drivers = [Driver(database, tmp_path / name, n_trials=24, seconds=0.2, n_workers=2) for name in ("a", "b")]
-    for n_trained in (4, 10):
-        wait_for(lambda n=n_trained: all(driver.n_trained() >= n for driver in drivers))
+    drivers = [Driver(database, tmp_path / name, n_trials=20, seconds=0.3, n_workers=2) for name in ("a", "b")]
+    wait_for(lambda: all(driver.n_trained() for driver in drivers))
+    for n_trained in (4, 16):
+        wait_for(lambda n=n_trained: sum(driver.n_trained() for driver in drivers) >= n)
         server.stop("immediate")
         time.sleep(1.0)
         server.start()
     said = [driver.end() for driver in drivers]
     store, records = read(database, tmp_path)
     store.close()
-    check(records, n_trials=24)
+    check(records, n_trials=20)
     assert not any("is gone" in r.reason for r in records), "while the server is away nobody is taken for dead"
     assert any("asked again" in text and "answers again" in text for text in said)
 
