@@ -199,7 +199,7 @@ def _read_design(text: str) -> Any:
     if not text.lstrip().startswith("{"):
         path = Path(text)
         if not path.is_file():
-            raise DesignError(f"--design must be JSON or a file that holds it, but got {text!r}")
+            raise DesignError(f"--design must be a JSON object, or a file that holds one, but got {text!r}")
         text = path.read_text(encoding="utf-8")
     try:
         values = json.loads(text)

@@ -182,7 +182,7 @@ def _set_pad_token(model: "PreTrainedModel", checkpoint: Checkpoint) -> None:
     if config.pad_token_id is None:
         token = _tokenizer_pad_token(checkpoint)
         if token is None:
-            end = config.eos_token_id
+            end = getattr(config, "eos_token_id", None)
             token = end[0] if isinstance(end, list | tuple) else end
         config.pad_token_id = token
     model.config.pad_token_id = config.pad_token_id

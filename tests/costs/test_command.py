@@ -86,7 +86,7 @@ def test_what_fits(llama_config: str, space: str):
         (["{model}", "--fit", "0"], "must be above 0, but got '0'"),
         (["{model}", "--fit", "1GiB", "--plot", "x.png"], "--plot draws the memory of one design"),
         (["{model}", "--fit", "1GiB", "--measure"], "--measure times --design, or predicts the time of --space"),
-        (["{model}", "--design", "none.json"], "--design must be JSON or a file that holds it, but got 'none.json'"),
+        (["{model}", "--design", "none.json"], "--design must be a JSON object, or a file that holds one, but"),
         (["{model}", "--design", "{"], "--design must be JSON, but"),
         (["{model}", "--design", LORA, "--plot", "x.txt"], "a plot must end in .png, .pdf, .svg, but got 'x.txt'"),
         (["{model}", "--design", LORA, "--plot", "no/x.png"], "a plot needs a folder that is there"),
