@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from autopeft.searching.folder import StudyFolder
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome
 from autopeft.tasks.prepare import prepare
+from tests.api.conftest import tiny_study
 from tests.tasks.generated import reviews
 
 
@@ -29,6 +31,14 @@ def search(study: dict[str, Any], **changes: Any) -> autopeft.SearchResult:
     result = autopeft.search(**{**study, **changes})
     assert isinstance(result, autopeft.SearchResult)
     return result
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_bert: str, reviews_csv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the runs of a finished study of one design; tests copy it."""
+    study = tiny_study(tiny_bert, reviews_csv, tmp_path_factory.mktemp("searched"), trainable_params="50%")
+    search(study, n_trials=1)
+    return Path(study["output_dir"])
 
 
 def test_a_search_answers_with_trained_adapters(study: dict[str, Any], tiny_bert: str) -> None:
@@ -105,8 +115,8 @@ def test_the_same_call_resumes_and_a_larger_one_goes_on(study: dict[str, Any]) -
         ({"objectives": ("macro_f1", "trainable_params")}, "objectives|metric"),
     ],
 )
-def test_a_changed_study_is_refused(study: dict[str, Any], change: dict[str, Any], what: str) -> None:
-    search(study, n_trials=1)
+def test_a_changed_study_is_refused(study: dict[str, Any], searched: Path, change: dict[str, Any], what: str) -> None:
+    shutil.copytree(searched, study["output_dir"])
     with pytest.raises(StudyMismatchError, match=f"goes on with the ({what}) it began with"):
         search(study, **change)
 
@@ -215,7 +225,7 @@ def test_a_signal_ends_a_search_cleanly(study: dict[str, Any], tmp_path: Path, n
     wait_for_trials(journal, 3)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert f"resume with: autopeft search {path}" in output
     trials = autopeft.open(journal.parent).state.trials
     assert not any(t.outcome is Outcome.RUNNING for t in trials)
