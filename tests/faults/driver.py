@@ -59,6 +59,7 @@ def a_search(
     work_dir: str | None = None,
     worker: KnownWorker | None = None,
     grace_seconds: float = 25.0,
+    timeout_seconds: float | None = None,
 ) -> Iterator[SearchLoop]:
     folder = StudyFolder.at(location, work_dir)
     bench = Bench(folder.path, model)
@@ -77,7 +78,7 @@ def a_search(
                 limits={},
                 n_full_examples=FULL,
                 n_trials=n_trials,
-                timeout_seconds=None,
+                timeout_seconds=timeout_seconds,
                 halving=EarlyStopping(),
                 seed=0,
                 test=True,
