@@ -115,13 +115,15 @@ def rehearse(export: "Export", checkpoint: Checkpoint) -> None:
     Raises:
         ArtifactError, DesignError, ModelError: The design does not fit the base model, or the tensors the design.
     """
+    if not export.is_merged:
+        export.read_file()  # damage shows at once
     base = open_checkpoint(checkpoint, quantization="none", device_map={"": "meta"})
     if export.is_merged:
         return
     try:
         state = export.read_state(base.model)
         if state is None:
-            peft_gate.check_stock(export.read_stock_settings(), export.read_stock_tensors())
+            peft_gate.check_stock(export.read_stock_settings(), export.read_file())
         else:
             attach(base, export.design, restored=True, inference=True).load_state(state)
     except (AutopeftError, torch.OutOfMemoryError):
@@ -192,15 +194,18 @@ class Export:
             ArtifactError: They are damaged, or not there.
         """
         if not self.is_stock:
-            return read_tensors(self.folder, TENSOR_FILE)
+            return self.read_file()
         (kind,) = self.design.kinds
         technique = block_class(kind)
         assert issubclass(technique, Technique)
-        return technique.from_peft(self.read_stock_tensors(), model)
+        return technique.from_peft(self.read_file(), model)
 
-    def read_stock_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by peft's names; a folder with a pickle instead is refused. Raises ArtifactError."""
-        return read_tensors(self.folder, peft_gate.TENSOR_FILE)
+    def read_file(self) -> dict[str, torch.Tensor]:
+        """Return the tensors as they are named in their file. Raises ArtifactError where it is damaged, or not there.
+
+        Those of a stock adapter have peft's names; a folder with a pickle in the place of the file is refused.
+        """
+        return read_tensors(self.folder, peft_gate.TENSOR_FILE if self.is_stock else TENSOR_FILE)
 
     def read_stock_settings(self) -> dict[str, Any]:
         """Return peft's own description of the adapter. Raises ArtifactError where it is damaged, or not there."""
@@ -284,7 +289,7 @@ def _stock_files(attached: Attached) -> dict[str, bytes]:
 
 def _open_stock(model: Any, export: "Export") -> torch.nn.Module:
     try:
-        return peft_gate.open_stock(model, export.folder, export.read_stock_tensors())
+        return peft_gate.open_stock(model, export.folder, export.read_file())
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError | AutopeftError):
             raise

@@ -77,6 +77,10 @@ class Attached:
                     f"a state must fit the design, but {name} has shape {tuple(state[name].shape)} instead of "
                     f"{tuple(tensor.shape)}"
                 )
+            if tensor.is_floating_point() != state[name].is_floating_point():
+                raise ArtifactError(
+                    f"a state must fit the design, but {name} has dtype {state[name].dtype} instead of {tensor.dtype}"
+                )
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(state[name])

@@ -142,7 +142,7 @@ def _restore(export: Export, base: Base) -> Attached:
     state = export.read_state(base.model)
     attached = attach(base, Design(blocks=export.design.blocks), restored=True, inference=True)
     if state is None:
-        peft_gate.restore(base.model, export.read_stock_tensors())
+        peft_gate.restore(base.model, export.read_file())
     else:
         attached.load_state(state)
     return attached

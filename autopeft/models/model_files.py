@@ -29,8 +29,8 @@ def locate(
     Raises:
         ModelError: There is no such model, or it is incomplete, or it wants to run its own code.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = _local(name)
+    if folder is None:
         folder = _fetch(name, revision, trust_remote_code, needs_weights)
     _check_config(name, folder, trust_remote_code)
     if needs_weights:
@@ -38,12 +38,26 @@ def locate(
     return folder
 
 
+def _local(name: str) -> Path | None:
+    """Return the local folder of that name, or None where there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name that no system takes, a user without a home
+        return None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that the weights are in, in order."""
+    """Return the safetensors files that the weights are in, in order. Raises ModelError where their index is none."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / name for name in names]
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if beyond := [name for name in names if name != Path(name).name]:
+                raise ValueError(f"{beyond[0]!r:.100} is no file beside it")
+            return [folder / name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{index} must say where each weight is, but it is damaged: {error}") from None
     single = folder / "model.safetensors"
     return [single] if single.is_file() else []
 
@@ -130,8 +144,10 @@ def _check_config(name: str, folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(f"a model folder must have a config.json, but {name!r} has none{hint}")
     try:
         config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json must be JSON, but that of {name!r} is not: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"config.json must hold an object, but that of {name!r} holds a {type(config).__name__}")
     if not trust_remote_code and "auto_map" in config and not _is_native(config):
         raise ModelError(
             f"{name!r} wants to run its own Python code, which autopeft does not do unasked; read that code, and if "

@@ -261,6 +261,8 @@ def open_stock(model: "PreTrainedModel", folder: Path, tensors: Mapping[str, tor
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         # It takes the ranks that its own AdaLoRA writes for patterns of LoRA, and says so before it applies them.
         warnings.filterwarnings("ignore", message=r".*rank_pattern keys did not match.*lora_E", category=RuntimeWarning)
+        # What it lacks is refused below.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         opened: nn.Module = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
     expected = get_peft_model_state_dict(opened, adapter_name=ADAPTER_NAME, save_embedding_layers=False).keys()
     if differing := sorted(expected ^ tensors.keys()):

@@ -151,8 +151,8 @@ class StudySpec(BaseModel):
     @field_validator("study_name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not name or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
-            raise ValueError("a study name is made of letters, digits, '-', '_' and '.'")
+        if not 0 < len(name) <= 100 or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
+            raise ValueError("a study name is made of 1 to 100 letters, digits, '-', '_' and '.'")
         return name
 
     @field_validator("output_dir")

@@ -51,7 +51,7 @@ class Adapter(BottleneckTechnique):
     # A prior, not a measurement: inside the range 3e-5 to 3e-3 that Houlsby et al. sweep.
     default_learning_rate: ClassVar[float] = 1e-3
 
-    experts: Annotated[int, Field(ge=1)] = 1
+    experts: Annotated[int, Field(ge=1, le=256)] = 1
 
     def describe(self) -> str:
         """Say the mode, the size, the variant and the places."""
