@@ -134,10 +134,9 @@ class SearchResult:
             )
         source = StudyFolder(self.state.folder).fetch_adapter(record.number)
         if not (source / "autopeft.json").is_file():
-            raise ResultError(
-                f"the adapter of trial {record.number} must be in {source}, but it is not there; "
-                "autopeft clean --adapters takes away those off the front"
-            )
+            elsewhere = f"the search {record.driver}, which trained it, has it in its own output_dir"
+            why = elsewhere if record.driver else "autopeft clean --adapters takes away those off the front"
+            raise ResultError(f"the adapter of trial {record.number} must be in {source}, but it is not there; {why}")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ResultError(f"an export goes to a new or an empty folder, but {target} has content; choose another")
         shutil.copytree(source, target, dirs_exist_ok=True)

@@ -50,6 +50,8 @@ def _how_far(state: StudyState) -> str:
     values = status_values(state)
     started = f"{values['n_started']} of {values['n_trials']} designs have started training"
     training = ", ".join(str(trial.number) for trial in state.chains if trial.outcome is Outcome.RUNNING)
+    if state.spec.storage is not None and training and not values["running"]:
+        return f"No search is running here: {started}; trial {training} runs elsewhere, or was cut off there."
     if values["running"]:
         return f"A search is running: {started}{f', trial {training} now' if training else ''}."
     if training:
