@@ -72,7 +72,7 @@ GATES = {
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "ray": {"executors"},
-    "transformers": {"models", "tasks", "training"},
+    "transformers": {"models", "estimation/generation.py", "tasks", "training"},
     "torch": {"models", "estimation", "tasks", "training", "prediction", "doctor"},
     "datasets": {"tasks"},
     "plotly": {"results"},

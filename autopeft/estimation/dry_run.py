@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any, Self
 
 import torch
@@ -18,15 +19,17 @@ from autopeft.estimation.attribution import Attribution
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
+from autopeft.estimation.generation import N_SAMPLES, cache_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
 from autopeft.estimation.optimizers import state_bytes, step_bytes
 from autopeft.estimation.repeats import Repeat, few_layers, find_repeats
+from autopeft.estimation.representatives import Unattached
 from autopeft.estimation.trace import Event, Trace, summarize
 from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.estimation.unrolling import unrolled
 from autopeft.models.attach import Attached
 from autopeft.models.checkpointing import RUN, checkpoint_layers
-from autopeft.models.losses import token_loss, token_rows
+from autopeft.models.losses import few_pieces, token_loss, token_rows
 from autopeft.spec.training import OptimizerName, Precision
 
 Step = Callable[[StorageTracker, Trace, Mapping[str, torch.Tensor], torch.Tensor], None]
@@ -84,17 +87,33 @@ class Machine:
         return nullcontext(), CudaKernels() if self.device == "cuda" else nullcontext()
 
 
+class UnlikeLayersError(Exception):
+    """Layers that were taken to do the same do not: the design must be attached to all of them."""
+
+
 class DryRun:
     """An attached model on fake tensors, inside a `with` block; its steps can be run one after the other."""
 
     tracker_class: type[StorageTracker] = StorageTracker
 
-    def __init__(self, attached: Attached, machine: Machine, *, whole: bool = False, names: bool = False) -> None:
+    def __init__(
+        self,
+        attached: Attached,
+        machine: Machine,
+        *,
+        unattached: Unattached | None = None,
+        padded: bool = True,
+        whole: bool = False,
+        names: bool = False,
+    ) -> None:
         """Prepare for steps.
 
         Args:
             attached: On the meta device.
             machine: Where the steps run.
+            unattached: What the design would have in layers that it was not attached to.
+            padded: Whether there is padding in the batches: without any, models leave their masks out, and need less
+                (up to 22 % in bf16 with eager attention).
             whole: Whether every layer is run, also where a few speak for all: it takes longer and says the same.
             names: Whether events say which module they are of.
         """
@@ -105,8 +124,13 @@ class DryRun:
         self._mode = FakeTensorMode()
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []
+        self._padded = padded
         self._names = names
-        self._repeats = () if whole else find_repeats(self._model, attached.base.summary)
+        self._whole = whole or names
+        self._unattached = unattached or Unattached()
+        self._repeats = self._unattached.repeats
+        if unattached is None and not whole:
+            self._repeats = find_repeats(self._model, attached.base.summary)
 
     def __enter__(self) -> Self:
         """Swap the weights."""
@@ -130,8 +154,7 @@ class DryRun:
 
         Source: `Trainer._step` in `autopeft.training.loop`.
 
-        Omits: the norms of gradients that clipping makes (a few bytes for each tensor). A batch
-            without padding, whose mask models leave out, needs less: up to 22 % in bf16 with eager attention.
+        Omits: the norms of gradients that clipping makes (a few bytes for each tensor).
         """
         if not self._trainable:
             return StepCost(peak_bytes=0, at_peak={}, flops=0, attention_flops=0)
@@ -154,13 +177,35 @@ class DryRun:
         self._model.eval()
         return self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False)
 
+    def generation_step(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> StepCost:
+        """Return the cost of the higher of two forward passes that write: of prompts, and of the last token.
+
+        Source: `_sample` in transformers' generation/utils.py: the scores of the token before live on, in fp32.
+
+        Args:
+            n_prompt_tokens: Of each prompt.
+            n_cached_tokens: Whose keys and values are there when the last token is written.
+        """
+        self._model.eval()
+        passes = [
+            self._events(partial(self._write, n_cached), batch_size=N_SAMPLES, n_tokens=n_tokens, trains=False)
+            for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens + 1))
+        ]
+        return max((self.cost(events) for events in passes), key=lambda cost: cost.peak_bytes)
+
     def _events(self, step: Step, *, batch_size: int, n_tokens: int, trains: bool) -> list[Event]:
-        """Return what happens to storages in a step; of layers that repeat a few are run, where that says all."""
+        """Return what happens to storages in a step; of layers that repeat a few are run, where that says all.
+
+        Raises:
+            UnlikeLayersError: It does not, and there is nothing attached to the others.
+        """
         shape = {"batch_size": batch_size, "n_tokens": n_tokens}
         if self._repeats:
             whole = unrolled(self._traced(step, self._repeats, trains=trains, **shape), self._repeats)
             if whole is not None:
                 return whole
+            if self._unattached.repeats:
+                raise UnlikeLayersError("layers must do the same where a few of them are to speak for all")
         return self._traced(step, (), trains=trains, **shape)
 
     def _traced(
@@ -177,6 +222,7 @@ class DryRun:
             flops=flop_formulas(),
             replacements=replacements(),
             observer=trace,
+            padded=self._padded,
         )
         with ExitStack() as undo:
             if attribution is not None:
@@ -184,12 +230,16 @@ class DryRun:
                 attribution.own(states, "optimizer")
                 attribution.own(batch, "inputs")
             tracker.register(tensors_of(self._model), "base")
+            tracker.register(self._unattached.frozen, "base")
             tracker.register(self._trainable, "trainable")
+            tracker.register(self._unattached.trainable, "trainable")
             tracker.register(states, "optimizer")
             tracker.register(batch, "activations")
             for hook in tracker.watch_gradients(self._trainable):
                 undo.callback(hook.remove)
             undo.enter_context(few_layers(self._model, repeats, trace, tracker.settle))
+            if not self._whole:
+                undo.enter_context(few_pieces())
             with tracker:
                 step(tracker, trace, inputs, labels)
             events = list(trace.events)
@@ -220,6 +270,26 @@ class DryRun:
         with torch.no_grad(), self._machine.forward():
             self._score(self._model(**inputs), labels)
 
+    def _write(
+        self,
+        n_cached: int,
+        _tracker: StorageTracker,
+        trace: Trace,
+        inputs: Mapping[str, torch.Tensor],
+        _labels: torch.Tensor,
+    ) -> None:
+        trace.begin("evaluation")
+        base, ids = self._attached.base, inputs["input_ids"]
+        asked: dict[str, Any] = {**inputs, "input_ids": ids[:, n_cached:], "past_key_values": cache_of(base, n_cached)}
+        if "logits_to_keep" in signature(self._model.forward).parameters:
+            asked["logits_to_keep"] = 1
+        size = base.summary.vocabulary_size
+        before = torch.empty(N_SAMPLES, size, device=self._device) if n_cached else None
+        with torch.no_grad(), self._machine.forward():
+            scores = self._model(**asked, use_cache=True).logits[:, -1].to(dtype=torch.float32, copy=True)
+            del before
+            scores.argmax(dim=-1)
+
     def cost(self, events: list[Event]) -> StepCost:
         """Return what the events of a step come to."""
         summary = summarize(events)
@@ -238,7 +308,7 @@ class DryRun:
 
     def _sizes(self) -> list[int]:
         """Return how many numbers are in each tensor that trains."""
-        return [tensor.numel() for tensor in self._trainable]
+        return [tensor.numel() for tensor in (*self._trainable, *self._unattached.trainable)]
 
     def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         return batch_for(self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device)

@@ -1,18 +1,22 @@
 """What a design costs on a model, a workload and a device: the estimate that budgets are checked against."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TypeVar
 
 import torch
 
 from autopeft.errors import DesignError, ModelError
+from autopeft.estimation import generation
 from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
-from autopeft.estimation.dry_run import DryRun, Machine, StepCost
+from autopeft.estimation.dry_run import DryRun, Machine, StepCost, UnlikeLayersError
 from autopeft.estimation.explanation import Explanation, explain
 from autopeft.estimation.fake_weights import storage_bytes, tensors_of
 from autopeft.estimation.quantized import quantize_meta
-from autopeft.models.attach import Attached, attach
+from autopeft.estimation.representatives import Layers, Unattached, attach_meta, attached_to_few
+from autopeft.models.attach import Attached
 from autopeft.models.base import Base
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
@@ -24,6 +28,7 @@ VERSION = "dry-run-2"
 """Changes whenever an estimate may: trials of one study must be comparable."""
 
 _DEVICES = ("cpu", "cuda")
+Answer = TypeVar("Answer")
 
 
 class Estimator:
@@ -83,6 +88,7 @@ class Estimator:
             checkpointing=checkpointing,
         )
         self._base_bytes: dict[Quantization, int] = {}
+        self._layers: dict[Quantization, Layers] = {}
         self._estimates: dict[str, Estimate] = {}
         self._n_trainable: dict[str, int] = {}
 
@@ -131,8 +137,7 @@ class Estimator:
             DesignError: The design is illegal on this model.
         """
         if design.key not in self._n_trainable:
-            with self._attach(design) as attached:
-                self._n_trainable[design.key] = attached.n_trainable
+            self._n_trainable[design.key] = self._with_few(design, _n_trainable)
         return self._n_trainable[design.key]
 
     def lower_bound(self, design: Design) -> Mapping[str, int]:
@@ -149,8 +154,7 @@ class Estimator:
         Raises:
             DesignError: The design is illegal on this model.
         """
-        with self._attach(design) as attached:
-            return self._steps(attached)
+        return self._with_few(design, self._steps)
 
     def explain(self, design: Design) -> Explanation:
         """Return what the memory of both steps is made of: by module at the peak, and over time.
@@ -159,7 +163,10 @@ class Estimator:
             DesignError: The design is illegal on this model.
         """
         workload, n_tokens = self._workload, self._workload.max_tokens
-        with self._attach(design) as attached, DryRun(attached, self._machine, names=True) as run:
+        with (
+            self._attach(design) as attached,
+            DryRun(attached, self._machine, padded=self._workload.padded, names=True) as run,
+        ):
             trains = attached.n_trainable > 0
             training = run.training_events(batch_size=workload.batch_size, n_tokens=n_tokens) if trains else []
             evaluation = run.evaluation_events(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens)
@@ -167,37 +174,80 @@ class Estimator:
 
     def _attach(self, design: Design) -> Attached:
         self.check(design)
-        # New tensors are made on the meta device even where a library, copying a layer, does not say so.
-        with torch.device("meta"):
-            return attach(self.base(design.quantization), design, checkpointing=self._machine.checkpointing)
+        return attach_meta(self.base(design.quantization), design, checkpointing=self._machine.checkpointing)
 
-    def _steps(self, attached: Attached) -> tuple[StepCost, StepCost]:
+    def _with_few(self, design: Design, use: Callable[[Attached, Unattached], Answer]) -> Answer:
+        """Return what a function makes of a design that is attached to as few layers as say all."""
+        self.check(design)
+        base = self.base(design.quantization)
+        design.check(base.summary)
+        if design.quantization not in self._layers:
+            self._layers[design.quantization] = Layers(base)
+        repeats = self._layers[design.quantization].repeats(design)
+        if repeats:
+            checkpointing = self._machine.checkpointing
+            with (
+                suppress(UnlikeLayersError),
+                attached_to_few(base, design, repeats, checkpointing=checkpointing) as few,
+            ):
+                if few is not None:
+                    return use(*few)
+        with self._attach(design) as attached:
+            return use(attached, Unattached())
+
+    def _run(self, attached: Attached, unattached: Unattached) -> DryRun:
+        few = unattached if unattached.repeats else None
+        return DryRun(attached, self._machine, unattached=few, padded=self._workload.padded)
+
+    def _steps(self, attached: Attached, unattached: Unattached) -> tuple[StepCost, StepCost]:
         workload, n_tokens = self._workload, self._workload.max_tokens
-        with DryRun(attached, self._machine) as run:
+        with self._run(attached, unattached) as run:
             return (
                 run.training_step(batch_size=workload.batch_size, n_tokens=n_tokens),
                 run.evaluation_step(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens),
             )
 
+    def generation(self, design: Design) -> StepCost | None:
+        """Return what writing samples costs, or None where the model writes none.
+
+        Raises:
+            DesignError: The design is illegal on this model.
+        """
+        return self._with_few(design, self._generation)
+
+    def _generation(self, attached: Attached, unattached: Unattached) -> StepCost | None:
+        lengths = generation.lengths(attached.base, self._workload)
+        if lengths is None:
+            return None
+        n_prompt, n_cached = lengths
+        n_added = sum(block.n_input_tokens for block in attached.design.blocks)
+        with self._run(attached, unattached) as run:
+            return run.generation_step(n_prompt_tokens=n_prompt, n_cached_tokens=n_cached + n_added)
+
     def _estimate(self, design: Design) -> Estimate:
         base_bytes = self._stored_bytes(design.quantization)
-        with self._attach(design) as attached:
-            training, evaluation = self._steps(attached)
-            peak = max(training, evaluation, key=lambda step: step.peak_bytes)
+
+        def estimate(attached: Attached, unattached: Unattached) -> Estimate:
+            training, evaluation = self._steps(attached, unattached)
+            writing = self._generation(attached, unattached)
+            steps = [training, evaluation] if writing is None else [training, evaluation, writing]
+            peak = max(steps, key=lambda step: step.peak_bytes)
             return Estimate(
-                trainable_params=attached.n_trainable,
+                trainable_params=_n_trainable(attached, unattached),
                 head_params=sum(parameter.numel() for parameter in attached.groups.get(HEAD, [])),
-                adapter_bytes=_adapter_bytes(attached),
+                adapter_bytes=_adapter_bytes(attached) + unattached.exported_bytes,
                 base_bytes=base_bytes,
                 peak_memory=peak.peak_bytes,
                 at_peak={str(category): n_bytes for category, n_bytes in peak.at_peak.items()},
                 step_flops=training.flops,
                 train_flops=_scale(training, self._workload, sum(block.n_input_tokens for block in design.blocks)),
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
-                serving=design.serving(attached.base.summary),
+                serving=design.serving(self.base("none").summary),
                 version=self.version,
                 reserved_memory=_reserved_bytes(training, evaluation),
             )
+
+        return self._with_few(design, estimate)
 
     def base(self, quantization: Quantization) -> Base:
         """Return the model on the meta device in a storage."""
@@ -223,6 +273,11 @@ def stored_bytes(base: Base) -> int:
     """Return the bytes of a base's frozen storages, without the modules that start from scratch."""
     new = {id(tensor) for path in base.summary.new_modules for tensor in base.model.get_submodule(path).parameters()}
     return storage_bytes(tensor for tensor in tensors_of(base.model) if id(tensor) not in new)
+
+
+def _n_trainable(attached: Attached, unattached: Unattached) -> int:
+    """Return how many parameters train, in all layers."""
+    return attached.n_trainable + sum(tensor.numel() for tensor in unattached.trainable)
 
 
 def _adapter_bytes(attached: Attached) -> int:

@@ -92,14 +92,17 @@ def flop_formulas() -> Mapping[Any, Formula]:
 
 
 def replacements() -> Mapping[Any, Callable[..., Any]]:
-    """Return, by operator packet, stand-ins for operators whose result's shape depends on data, and for LSTMs.
+    """Return, by operator packet, stand-ins for operators whose result's shape depends on data, LSTMs and experts.
 
     Omits: the columns with outliers that int8 products multiply in full precision.
     """
-    recurrent = {_aten.mkldnn_rnn_layer: lstm_layer}
+    everywhere: dict[Any, Callable[..., Any]] = {
+        _aten.mkldnn_rnn_layer: lstm_layer,
+        _aten._grouped_mm: _grouped_product,
+    }
     if not hasattr(torch.ops.bitsandbytes, "int8_vectorwise_quant"):
-        return recurrent
-    return recurrent | {
+        return everywhere
+    return everywhere | {
         torch.ops.bitsandbytes.int8_vectorwise_quant: _int8_quantize,
         torch.ops.bitsandbytes.int8_mixed_scaled_mm: _int8_product,
     }
@@ -239,6 +242,17 @@ def _int8_product(
     hidden: torch.Tensor, _quantized: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return hidden.new_empty((*hidden.shape[:-1], weight.shape[0])), hidden.new_empty(0)
+
+
+def _grouped_product(
+    left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any, **__: Any
+) -> torch.Tensor:
+    """Return what products of rows with the weights of their experts give; torch's stand-in takes bf16 alone."""
+    if left.dim() == 2 and right.dim() == 2 and offsets is not None:  # a gradient for each expert's weight
+        return left.new_empty((len(offsets), left.shape[0], right.shape[1]))
+    if left.dim() == 3 and right.dim() == 3:
+        return left.new_empty((*left.shape[:2], right.shape[-1]))
+    return left.new_empty((left.shape[-2], right.shape[-1]))
 
 
 _QUANTIZED_SCRATCH: Mapping[str, Formula] = {

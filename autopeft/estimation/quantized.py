@@ -84,6 +84,7 @@ def quantize_meta(base: Base, quantization: Quantization, precision: Precision) 
     model = copy.deepcopy(base.model)
     convert_layers(model, config)
     settle(model, quantization)
+    model.train(base.model.training)  # converted layers are new, and new modules train
     for module in model.modules():
         _pack(module)
     return Base(

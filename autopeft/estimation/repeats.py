@@ -5,7 +5,7 @@ one without), the middle ones all do the same. A step then runs a few at either 
 `autopeft.estimation.unrolling` writes down what the others would have done.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +39,9 @@ class Repeat:
     count: int
 
     @property
-    def n_skipped(self) -> int:
-        """Return how many layers need not be run."""
-        return (self.count - N_FIRST - N_LAST) * self.period
+    def skipped(self) -> range:
+        """Return the indices of the layers that need not be run."""
+        return range(self.start + N_FIRST * self.period, self.stop - N_LAST * self.period)
 
     @property
     def stop(self) -> int:
@@ -51,23 +51,30 @@ class Repeat:
 
 def find_repeats(model: nn.Module, summary: ModelSummary) -> tuple[Repeat, ...]:
     """Return the repeats of a model with whatever is attached, in order, without overlap."""
-    found = []
-    for path in dict.fromkeys(layer.path.rpartition(".")[0] for layer in summary.layers):
-        layers = model.get_submodule(path)
-        if isinstance(layers, nn.ModuleList):
-            found += _repeats_in(path, structures(list(layers)), 0, len(layers))
-    return tuple(found)
+    return repeats_among(kinds_of_layers(model, summary))
 
 
-def _repeats_in(path: str, kinds: Sequence[int], start: int, stop: int) -> list[Repeat]:
+def kinds_of_layers(model: nn.Module, summary: ModelSummary) -> dict[str, list[int]]:
+    """Return a number for each layer of each list, by its path: the same for layers that do the same."""
+    paths = dict.fromkeys(layer.path.rpartition(".")[0] for layer in summary.layers)
+    lists = {path: model.get_submodule(path) for path in paths}
+    return {path: structures(list(each)) for path, each in lists.items() if isinstance(each, nn.ModuleList)}
+
+
+def repeats_among(kinds: Mapping[str, Sequence[Hashable]]) -> tuple[Repeat, ...]:
+    """Return the repeats of lists of layers, given by path, whose layers are alike where their kinds are equal."""
+    return tuple(repeat for path, each in kinds.items() for repeat in _repeats_in(path, each, 0, len(each)))
+
+
+def _repeats_in(path: str, kinds: Sequence[Hashable], start: int, stop: int) -> list[Repeat]:
     """Return the repeat that saves the most layers between two indices, and those before and after it."""
-    best = max(_candidates(path, kinds, start, stop), key=lambda repeat: repeat.n_skipped, default=None)
-    if best is None or best.n_skipped <= 0:
+    best = max(_candidates(path, kinds, start, stop), key=lambda repeat: len(repeat.skipped), default=None)
+    if best is None or not best.skipped:
         return []
     return [*_repeats_in(path, kinds, start, best.start), best, *_repeats_in(path, kinds, best.stop, stop)]
 
 
-def _candidates(path: str, kinds: Sequence[int], start: int, stop: int) -> Iterator[Repeat]:
+def _candidates(path: str, kinds: Sequence[Hashable], start: int, stop: int) -> Iterator[Repeat]:
     for period in range(1, (stop - start) // (N_FIRST + N_LAST) + 1):
         first = start
         for index in range(start, stop - period + 1):

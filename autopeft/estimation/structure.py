@@ -16,8 +16,11 @@ _PLAIN = (bool, int, float, complex, bytes, type(None), torch.dtype, torch.devic
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 """Of a layer, in a path."""
 _INDEX_NAMES = frozenset(("layer_idx", "layer_id", "layer_index", "layer_number", "index"))
+_SET_BY_FORWARD = frozenset(("compute_type_is_set", "compute_dtype"))
+"""What a 4-bit layer notes when it first runs: it tells those that an earlier dry run ran from the others."""
 _OWN_NAMES = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks", "training"}
 """What every module has, and what is looked at by other ways or says nothing."""
+_IGNORED = _OWN_NAMES | _INDEX_NAMES | _SET_BY_FORWARD
 
 
 def structures(layers: Sequence[nn.Module]) -> list[int]:
@@ -53,7 +56,7 @@ class _Reader:
         settings = {
             name: value
             for name, value in vars(module).items()
-            if name not in _OWN_NAMES and name not in _INDEX_NAMES and not (isinstance(value, dict) and not value)
+            if name not in _IGNORED and not (isinstance(value, dict) and not value)
         }
         return (
             type(module),

@@ -21,6 +21,9 @@ class Workload:
         n_steps: Optimizer steps of a full training.
         n_examples: Examples seen by a full training: epochs x training split.
         n_train_tokens: Tokens of a full training, padding included.
+        padded: Whether a batch can have padding: not where all examples have the largest length, as pieces of long
+            texts do. Models then leave their masks out and need less, so that a batch with padding is the bound
+            wherever there can be one.
     """
 
     batch_size: int
@@ -29,6 +32,7 @@ class Workload:
     n_steps: int
     n_examples: int
     n_train_tokens: int
+    padded: bool = True
 
     @classmethod
     def uniform(cls, *, batch_size: int, n_tokens: int, n_steps: int = 1) -> "Workload":

@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,7 +109,7 @@ class Bench:
         n = 2 * setting.batch_size
         result = made.run(Segment(trial=0, design=design, learning_rates={}, seed=0, stop=n, full=n))
         if result.measured.peak_memory is None:
-            raise SystemExit(f"{setting}: {result.status}: {result.error}")
+            raise RuntimeError(f"{result.status}: {result.error}")
         return result.measured.peak_memory
 
     def _step_peak(self, setting: Setting, design: Design) -> int:
@@ -199,7 +200,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 def measure_all(settings: list[Setting], path: Path, minutes: float) -> None:
     """Measure what is not written down yet, and write each down at once."""
-    done = [run["setting"] for run in read_runs(path)]
+    done = [run["setting"] for run in read_runs(path) if "failed" not in run]
     todo = sorted((setting for setting in settings if setting.to_dict() not in done), key=order)
     path.parent.mkdir(parents=True, exist_ok=True)
     stop = time.monotonic() + 60 * minutes
@@ -209,7 +210,13 @@ def measure_all(settings: list[Setting], path: Path, minutes: float) -> None:
             if time.monotonic() > stop:
                 print(f"time is over: {len(todo) - number + 1} settings are left; the same command goes on")
                 return
-            run = {"setting": setting.to_dict(), **bench.run(setting)}
+            run_started = time.monotonic()
+            run: dict[str, Any] = {"setting": setting.to_dict()}
+            try:
+                run |= bench.run(setting)
+            except Exception as error:  # one setting that fails must not cost the others
+                run["failed"] = "".join(traceback.format_exception(error))
+            run["total_seconds"] = round(time.monotonic() - run_started, 2)
             file.write(json.dumps(run) + "\n")
             file.flush()
             print(f"{number:>3}/{len(todo)} {line_of(run)}", flush=True)

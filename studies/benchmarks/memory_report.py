@@ -37,6 +37,8 @@ def line_of(run: Run) -> str:
         f"{setting['model']:8}{setting['technique'][:40]:41}{setting['quantization']:5}{setting['precision']:5}"
         f"{setting['kernel']:6}{setting['batch_size']:>3} x {setting['length']:<4}{setting['threads']}t {memory:13} "
     )
+    if "failed" in run:
+        return f"{what} failed: {run['failed'].strip().splitlines()[-1]}"
     if "refused" in run:
         return f"{what} refused: {run['refused']}"
     measured, predicted = (run[name] / 2**20 for name in ("measured", "predicted"))
@@ -45,7 +47,7 @@ def line_of(run: Run) -> str:
 
 def report(runs: Sequence[Run], path: Path) -> None:
     """Print the table, and write it and every run as JSON beside the runs' file, with the plot."""
-    counted = [run for run in runs if "refused" not in run]
+    counted = [run for run in runs if "measured" in run]
     if not counted:
         print("nothing has been measured yet")
         return
@@ -73,6 +75,12 @@ def report(runs: Sequence[Run], path: Path) -> None:
         "runs": [{**run, "error": error_of(run), "error_above_base": error_above_base(run)} for run in counted],
         "refused": [run for run in runs if "refused" in run],
     }
+    done = [run["setting"] for run in counted]
+    failed = [run for run in runs if "failed" in run and run["setting"] not in done]
+    if failed:
+        print(f"\n{len(failed)} failed; the same command tries them again:")
+    for run in failed:
+        print(line_of(run))
     written = path.with_suffix(".json")
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     plot(counted, path.with_suffix(".png"))

@@ -74,7 +74,14 @@ class RealRun:
     """A design on a base with weights, and the bare loop around it."""
 
     def __init__(
-        self, attached: Attached, precision: str, *, batch_size: int, n_tokens: int, optimizer: str = "adamw"
+        self,
+        attached: Attached,
+        precision: str,
+        *,
+        batch_size: int,
+        n_tokens: int,
+        optimizer: str = "adamw",
+        padded: bool = True,
     ) -> None:
         self.attached = attached
         self.model = attached.model
@@ -86,7 +93,7 @@ class RealRun:
         )
         for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
             tensor.fill_(7 if name.endswith("input_ids") else 1)
-        if "attention_mask" in self.inputs:  # without any padding, models leave their mask out
+        if padded and "attention_mask" in self.inputs:  # without any padding, models leave their mask out
             self.inputs["attention_mask"][:, n_tokens // 2 :] = 0
 
     def autocast(self) -> Any:
@@ -94,7 +101,7 @@ class RealRun:
 
     def train(self) -> None:
         with self.autocast():
-            loss = self._loss(self.model(**self.inputs).logits)
+            loss = self._loss(self.model(**self.inputs))
         penalty = self.attached.penalty()
         if penalty is not None:
             loss = loss + penalty
@@ -105,10 +112,7 @@ class RealRun:
 
     def evaluate(self) -> None:
         with torch.inference_mode(), self.autocast():
-            if self.attached.base.head.labels:
-                self.model(**self.inputs).logits.float().argmax(dim=-1)
-            else:
-                token_rows(self.model(**self.inputs).logits, self.labels)
+            self._score(self.model(**self.inputs))
 
     def training_peak(self) -> int:
         """Return the peak of the second step, when the optimizer has its state."""
@@ -125,10 +129,17 @@ class RealRun:
         labels = () if self.attached.base.head.labels else (self.labels,)
         return self._resident(*labels) + allocated_peak(self.evaluate)
 
-    def _loss(self, logits: torch.Tensor) -> torch.Tensor:
+    # Both hold all that the model returned, as tasks do: an encoder-decoder's has the encoder's output too.
+    def _loss(self, outputs: Any) -> torch.Tensor:
         if self.attached.base.head.labels:
-            return torch.nn.functional.cross_entropy(logits.float(), self.labels)
-        return token_loss(logits, self.labels)
+            return torch.nn.functional.cross_entropy(outputs.logits.float(), self.labels)
+        return token_loss(outputs.logits, self.labels)
+
+    def _score(self, outputs: Any) -> None:
+        if self.attached.base.head.labels:
+            outputs.logits.float().argmax(dim=-1)
+        else:
+            token_rows(outputs.logits, self.labels)
 
     def _resident(self, *more: torch.Tensor) -> int:
         return storage_bytes([*model_tensors(self.model), *self.inputs.values(), *more])
