@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import ceil, isfinite
-from typing import TypeVar
 
 from optuna.trial import TrialState
 
@@ -27,8 +27,6 @@ from autopeft.spec.design import Design
 from autopeft.spec.event import Callback, Event, EventKind, Progress
 from autopeft.spec.trial import Outcome, RungScore, Segment, SegmentResult, SegmentStatus, TrialRecord
 
-T = TypeVar("T")
-
 MAX_FAILURES_IN_A_ROW = 5
 """Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
 MAX_RETRIES = 2
@@ -37,6 +35,8 @@ BATCH_SECONDS = 0.25
 """How long designs are proposed before those that have been are sent out, where many workers wait."""
 N_WRITERS = 16
 """Files that are written at the same time: each waits for the disk, and disks make many durable at once."""
+_LAST_FILE = "autopeft.json"
+"""Of an adapter: a folder that has it is whole."""
 _WAIT_SECONDS = 2.0
 """How long a driver with nothing to do waits before it looks again whether another one has died."""
 
@@ -90,16 +90,17 @@ class SearchLoop:
             ExecutorError: Workers cannot be started.
         """
         self._adopt()
+        results: Sequence[SegmentResult] = ()
         try:
             while True:
-                self._fill_workers()
+                self._go_on(results)
+                results = ()
                 if not self._running_here() and (self._refusal or self._ending() or self._executor.free() > 0):
                     if self._ending() or not self._store.may_inherit():
                         break
                     time.sleep(_WAIT_SECONDS)
                     continue
-                self._take(self._executor.wait())
-                self._check_failures()
+                results = self._executor.wait()
         except (SearchError, ExecutorError):
             self._interrupt(self._running_here(), "the search ended with an error")
             raise
@@ -157,34 +158,56 @@ class SearchLoop:
         """Return whether a trial can go on, or be scored, with what this driver has in its folder."""
         return record.driver == self._store.driver or bool(self._folder.checkpoints.files(record.number))
 
-    def _fill_workers(self) -> None:
-        """Give every free worker a trial, in batches; note why no more can be proposed, if so."""
-        more = True
-        while more and not self._ending() and (n_free := self._executor.free()) > 0:
-            batch: list[TrialRecord] = []
-            until = self._executor.now() + BATCH_SECONDS
-            try:
-                with self._store.turn(), self._store.together():  # a batch is written in one append
-                    self._take_in()
-                    while more and len(batch) < n_free and (not batch or self._executor.now() < until):
-                        record = self._find_next()
-                        batch += [] if record is None else [self._ledger.put(record)]
-                        more = record is not None
-            except BudgetError as error:
-                self._refusal, more = error, False
+    def _go_on(self, results: Sequence[SegmentResult]) -> None:
+        """Take in what has come back, and give every free worker a trial.
+
+        What results brought is made durable first. Then what it means and who comes next is written in one append, and
+        only then workers and people hear of it.
+        """
+        _at_once([job for result in results for job in self._files(result)])
+        _at_once([job for result in results for job in self._files_that_come_last(result)])
+        with self._store.together():
+            for result in results:
+                self._handle(result)
+            self._check_failures()
+            batch, more = self._next_batch()
+        while True:
             # What takes longest decides when all are done, and workers that must first start up take what comes last.
             self._send_out(sorted(batch, key=self._seconds_left_of, reverse=True))
             self._tell()
+            if not more:
+                break
+            batch, more = self._next_batch()
         if self._ending():
             self._interrupt(self._ready, "the search ended")
             self._ready.clear()
+
+    def _next_batch(self) -> tuple[list[TrialRecord], bool]:
+        """Return trials for workers that wait, and whether more of them wait than the time for one batch allowed.
+
+        Where no more can be proposed, it is noted why.
+        """
+        batch: list[TrialRecord] = []
+        n_free = 0 if self._ending() else self._executor.free()
+        until, more = self._executor.now() + BATCH_SECONDS, n_free > 0
+        try:
+            with self._store.turn(), self._store.together():
+                if more:
+                    self._take_in()
+                while more and len(batch) < n_free and (not batch or self._executor.now() < until):
+                    record = self._find_next()
+                    batch += [] if record is None else [self._ledger.put(record)]
+                    more = record is not None
+        except BudgetError as error:
+            self._refusal, more = error, False
+        return batch, more and len(batch) < n_free
 
     def _send_out(self, records: Sequence[TrialRecord]) -> None:
         """Give trials to the executor; one that continues another gets a copy of its checkpoint first."""
         segments = [self._segment(record) for record in records]
         checkpoints = self._folder.checkpoints
         copies = [(s.trial, s.start, s.checkpoint) for s in segments if s.checkpoint and not checkpoints.files(s.trial)]
-        _at_once(lambda copy: checkpoints.save(*copy), copies)
+        _at_once([partial(checkpoints.save, *copy) for copy in copies])
         for segment in segments:
             self._executor.submit(segment)
 
@@ -327,23 +350,30 @@ class SearchLoop:
         stops = self._plan.stops(record)
         return stops[min(len(record.rungs), len(stops) - 1)]
 
-    def _take(self, results: Sequence[SegmentResult]) -> None:
-        """Take in what has come back: first what it brought is made durable, then what it means is written."""
-        _at_once(self._keep, results)
-        with self._store.together():
-            for result in results:
-                self._handle(result)
-        self._tell()
-
-    def _keep(self, result: SegmentResult) -> None:
-        """Write the files that a segment brought; called in several threads."""
+    def _files(self, result: SegmentResult) -> list[Callable[[], object]]:
+        """Return what writes the files that a segment brought, in any order."""
+        jobs: list[Callable[[], object]] = []
         if result.checkpoint is not None:
-            self._folder.checkpoints.save(result.trial, result.examples, result.checkpoint)
+            save = self._folder.checkpoints.save
+            jobs.append(partial(save, result.trial, result.examples, result.checkpoint))
         if result.error:
-            self._folder.write(self._folder.log(result.trial), result.error.encode())
-        if result.status is SegmentStatus.DONE and result.examples >= self._plan.n_full_examples:
-            self._folder.write_adapter(result.trial, result.artifact)
-            self._folder.write_json(self._folder.predictions("validation", result.trial), list(result.predictions))
+            jobs.append(partial(self._folder.write, self._folder.log(result.trial), result.error.encode()))
+        if self._is_full(result):
+            files = {name: content for name, content in result.artifact.items() if name != _LAST_FILE}
+            jobs += [partial(self._folder.write_adapter, result.trial, {name: files[name]}) for name in files]
+            predictions = self._folder.predictions("validation", result.trial)
+            jobs.append(partial(self._folder.write_json, predictions, list(result.predictions)))
+        return jobs
+
+    def _files_that_come_last(self, result: SegmentResult) -> list[Callable[[], object]]:
+        """Return what writes the file that tells that an adapter's others are there."""
+        if not self._is_full(result) or _LAST_FILE not in result.artifact:
+            return []
+        return [partial(self._folder.write_adapter, result.trial, {_LAST_FILE: result.artifact[_LAST_FILE]})]
+
+    def _is_full(self, result: SegmentResult) -> bool:
+        is_done = result.status is SegmentStatus.DONE and all(map(isfinite, result.scores.values()))
+        return is_done and result.examples >= self._plan.n_full_examples
 
     def _handle(self, result: SegmentResult) -> None:
         record, status = self._ledger.records[result.trial], result.status
@@ -500,15 +530,14 @@ def _first_trial_on(device: str, store: StudyStore) -> int:
     return int(known["first_trial"])
 
 
-def _at_once(write: Callable[[T], object], items: Sequence[T]) -> None:
-    """Call `write` with each item, several at a time."""
-    if len(items) <= 1:
-        for item in items:
-            write(item)
-        return
-    with ThreadPoolExecutor(max_workers=N_WRITERS) as writers:
-        for _ in writers.map(write, items):  # raises what the first of them raised
-            pass
+def _at_once(jobs: Sequence[Callable[[], object]]) -> None:
+    """Do jobs that wait for a disk, several at a time."""
+    if len(jobs) == 1:
+        jobs[0]()
+    elif jobs:
+        with ThreadPoolExecutor(max_workers=min(N_WRITERS, len(jobs))) as writers:
+            for done in [writers.submit(job) for job in jobs]:
+                done.result()  # raises what the job raised
 
 
 def _ended(record: TrialRecord, outcome: Outcome, reason: str = "") -> TrialRecord:
