@@ -8,6 +8,7 @@ Peak memory and FLOPs are put together from what a dry run of a model of one lay
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
@@ -171,6 +172,9 @@ class FastEstimator:
                 break
             progress(number, len(parts))
             self._learn(quantization, block)
+        for stored in self._storages.values():
+            with suppress(DesignError):  # designs that lengthen the inputs get a dry run
+                stored.memory.get_ready()
 
     def knows(self, design: Design) -> bool:
         """Return whether every part of a design was measured, so that its cost takes no more than its sum."""
@@ -215,7 +219,8 @@ class FastEstimator:
         if quantization not in self._storages:
             machine = self._full.machine
             short = quantize_meta(self._short, quantization, machine.precision)
-            memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers)
+            like = None if quantization == "none" else self._stored("none").memory
+            memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers, like)
             rest = _bytes(self._full.base(quantization)) - _bytes(short)
             layer_bytes = rest // max(1, self._summary.n_layers - 1)
             self._storages[quantization] = _Stored(memory=memory, layer_bytes=layer_bytes)

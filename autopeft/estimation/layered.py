@@ -8,7 +8,8 @@ import numpy as np
 from autopeft.errors import DesignError
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.profile import Bytes
-from autopeft.estimation.shares import BACKWARD, EVALUATION, FORWARD, Frame, Share, Shares, ShareTable
+from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, Frame, Share, ShareTable
+from autopeft.estimation.shares import Shares
 from autopeft.models.base import Base
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
@@ -57,7 +58,14 @@ class LayeredMemory:
     Arrays of a layer's stretches have the axes [passes, layers, stretches].
     """
 
-    def __init__(self, base: Base, workload: Workload, machine: Machine, n_layers: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        workload: Workload,
+        machine: Machine,
+        n_layers: int,
+        like: "LayeredMemory | None" = None,
+    ) -> None:
         """Learn the model itself.
 
         Args:
@@ -65,22 +73,25 @@ class LayeredMemory:
             workload: Shapes of the batches.
             machine: Where the steps run.
             n_layers: Of the model.
+            like: The same over the unquantized base, where this one is quantized: what size and length change is
+                learned there.
 
         Raises:
             ModelError: A layer does not call each of its linear maps once.
         """
         self._n_layers = n_layers
-        self._shares = Shares(base, workload, machine)
-        self._longer: Shares | None = None
+        self._like = like
+        self._shares: Shares = Shares(base, workload, machine, None if like is None else like._shares)
         self.start_bytes = self._shares.start_bytes
         self._known: list[Share] = []
-        self._known_longer: list[Share] = []
         self._turns: list[tuple[int, str]] = []
         self._changes_input: list[bool] = []
         self._numbers: dict[Hashable, tuple[int, ...]] = {}
         self._blocks: list[tuple[Block, Hashable]] = []
         self._table: ShareTable | None = None
         self._table_longer: ShareTable | None = None
+        self._n_longer = 0
+        self._lengthens = False
         self._layers: dict[object, tuple[Bytes, int]] = {}
         self._rows: dict[tuple[int, int], tuple[Bytes, Bytes]] = {}
 
@@ -96,6 +107,7 @@ class LayeredMemory:
         """
         if block.whole_model:
             self._shares.prompted(block, key)
+            self._lengthens = True
         elif key not in self._numbers:
             found = self._shares.of(block, key)
             self._numbers[key] = tuple(range(len(self._known), len(self._known) + len(found)))
@@ -104,6 +116,15 @@ class LayeredMemory:
             self._changes_input += [bool(share.diverts.any()) for share in found]
             self._blocks.append((block, key))
             self._table = None
+
+    def get_ready(self) -> None:
+        """Learn what blocks add to longer inputs, where a block makes them longer.
+
+        Raises:
+            DesignError: The model has not one position more.
+        """
+        if self._lengthens and self._known:
+            self._longer_table()
 
     def steps(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> Steps:
         """Return what the steps of a design come to.
@@ -186,10 +207,11 @@ class LayeredMemory:
         table = self._known_table()
         net, high, flops = table.net[numbers], table.high[numbers], table.flops[numbers]
         if tokens != 1.0:
-            longer = self._longer_table()
-            net += (tokens - 1.0) * (longer.net[numbers] - net)
-            high = np.maximum(high + (tokens - 1.0) * (longer.high[numbers] - high), 0)
-            flops += (tokens - 1.0) * (longer.flops[numbers] - flops)
+            longer, n_tokens = self._longer_table(), self._shares.n_tokens
+            weight = (tokens - 1.0) * n_tokens / (self._shares.longer().n_tokens - n_tokens)
+            net += weight * (longer.net[numbers] - net)
+            high = np.maximum(high + weight * (longer.high[numbers] - high), 0)
+            flops += weight * (longer.flops[numbers] - flops)
         there = on[:, None, :, None]
         each = there * net[:, :, None]
         before = each.cumsum(axis=0)
@@ -266,14 +288,20 @@ class LayeredMemory:
         return self._table
 
     def _longer_table(self) -> ShareTable:
-        """Return the shares at twice the length: what they add is affine in it, as some keep what weights take."""
-        if self._longer is None:
-            self._longer = self._shares.at_twice_the_length()
-        if len(self._known_longer) < len(self._known):
-            self._known_longer = [share for block, key in self._blocks for share in self._longer.of(block, key)]
-            self._table_longer = ShareTable.of(self._known_longer)
-        assert self._table_longer is not None
+        """Return the shares at a longer length: what they add is affine in it, as some keep what weights take."""
+        if self._table_longer is None or self._n_longer < len(self._known):
+            longer = [share for number in range(len(self._blocks)) for share in self._longer(number)]
+            self._table_longer, self._n_longer = ShareTable.of(longer), len(longer)
         return self._table_longer
+
+    def _longer(self, number: int) -> tuple[Share, ...]:
+        """Return the shares of a block at a longer length."""
+        block, key = self._blocks[number]
+        if self._like is not None:
+            starts, ends = self._like._shares.of(block, key), self._like._shares.longer().of(block, key)
+            own = self._shares.of(block, key)
+            return tuple(share.moved(start, end) for share, start, end in zip(own, starts, ends, strict=True))
+        return self._shares.longer().of(block, key)
 
 
 def _turn(found: tuple[tuple[int, str], int, Bytes, int]) -> tuple[int, str]:

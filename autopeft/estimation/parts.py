@@ -139,9 +139,9 @@ def _tensors(attached: Attached, machine: Machine) -> dict[str, Sizes]:
     kept = sum(map(_bytes, attached.training_state().values()))
     sizes = {"": Sizes(kept_bytes=kept)}
     for kind, site in attached.sites.items():
-        for tensor in site.trainable:
-            kept = _kept_for(tensor, machine)
-            sizes[_name(names, kind, tensor)] = Sizes(tensor.numel(), _bytes(tensor), kept)
+        for parameter in site.trainable:
+            kept = _kept_for(parameter, machine)
+            sizes[_name(names, kind, parameter)] = Sizes(parameter.numel(), _bytes(parameter), kept)
         for frozen in site.frozen:
             sizes[_name(names, kind, frozen)] = Sizes(n_bytes=_bytes(frozen))
     for name, tensor in attached.exported_tensors().items():

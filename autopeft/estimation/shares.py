@@ -1,8 +1,7 @@
 """What blocks add to a layer, learned from a model of one layer; see `autopeft.estimation.profile`."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
+from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, INSIDE, Frame, Share
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.models.linear_technique import LinearTechnique
@@ -18,108 +18,6 @@ from autopeft.models.technique import Technique
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-
-FORWARD, BACKWARD, EVALUATION = range(3)
-_INSIDE = slice(1, -1)
-"""The stretches of a layer, of all that a profile has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one block adds to a layer that it is in.
-
-    Attributes:
-        net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
-        high: How far they go above what the layer itself needs; the same shape.
-        flops: What they compute besides; [all, attention] x the same shape.
-        keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
-        reads: Whether it keeps the input of a map, by map.
-        diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
-        turn: When it is attached, among the blocks of a layer.
-        first: The stretch from which on something that it brings needs a gradient.
-        computes: Whether the layer's own backward pass computes a stretch where nothing below trains.
-    """
-
-    net: Bytes
-    high: Bytes
-    flops: Bytes
-    keeps: Bytes
-    reads: Bytes
-    diverts: Bytes
-    turn: tuple[int, str]
-    first: int
-    computes: Bytes
-
-    def mix(self, other: "Share", weight: float) -> "Share":
-        """Return what lies between two sizes of a block, or beyond them."""
-        return replace(
-            self,
-            net=self.net + weight * (other.net - self.net),
-            high=np.maximum(self.high + weight * (other.high - self.high), 0),
-            flops=self.flops + weight * (other.flops - self.flops),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """The model itself, at one length of its sequences.
-
-    Attributes:
-        net: Like a profile's: with the stretches before and after the layers.
-        high: The same shape.
-        flops: Like a profile's.
-        tokens: Length of the sequences, relative to that without a prompt.
-    """
-
-    net: Bytes
-    high: Bytes
-    flops: Bytes
-    tokens: float = 1.0
-
-    @cached_property
-    def layer_flops(self) -> Bytes:
-        """Return those of a layer, [all, attention] x passes."""
-        total: Bytes = self.flops[:, :, _INSIDE].sum(axis=-1)
-        return total
-
-    @cached_property
-    def outer_flops(self) -> Bytes:
-        """Return those before and after the layers, [all, attention] x passes."""
-        total: Bytes = self.flops.sum(axis=-1) - self.layer_flops
-        return total
-
-    def mix(self, other: "Frame", weight: float) -> "Frame":
-        """Return what lies between two lengths, or beyond them."""
-        return Frame(
-            net=self.net + weight * (other.net - self.net),
-            high=self.high + weight * (other.high - self.high),
-            flops=self.flops + weight * (other.flops - self.flops),
-            tokens=self.tokens + weight * (other.tokens - self.tokens),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShareTable:
-    """All shares that are known, one upon the other, so that a design picks its own by their numbers."""
-
-    net: Bytes
-    high: Bytes
-    flops: Bytes
-    keeps: Bytes
-    reads: Bytes
-    computes: Bytes
-
-    @classmethod
-    def of(cls, shares: Sequence[Share]) -> "ShareTable":
-        """Stack shares; FLOPs are summed over stretches."""
-        return cls(
-            net=np.stack([share.net for share in shares]),
-            high=np.stack([share.high for share in shares]),
-            flops=np.stack([share.flops.sum(axis=-1) for share in shares]),
-            keeps=np.stack([share.keeps for share in shares]),
-            reads=np.stack([share.reads for share in shares]),
-            computes=np.stack([share.computes for share in shares]),
-        )
 
 
 class Shares:
@@ -133,13 +31,14 @@ class Shares:
         diverting: What changes where what a map multiplies is kept besides its input, [maps, passes, stretches].
     """
 
-    def __init__(self, base: Base, workload: Workload, machine: Machine) -> None:
+    def __init__(self, base: Base, workload: Workload, machine: Machine, like: "Shares | None" = None) -> None:
         """Learn the model itself.
 
         Args:
             base: One layer of the model, on the meta device, in the storage that the designs have.
             workload: Shapes of the batches.
             machine: Where the steps run.
+            like: The same over the unquantized base: what the size of a block changes is the same over every storage.
 
         Raises:
             ModelError: A layer does not call each of its linear maps once.
@@ -147,6 +46,8 @@ class Shares:
         self._base = base
         self._workload = workload
         self._machine = machine
+        self._like = like
+        self._longer: Shares | None = None
         self._live_profile = self._profile(None)
         if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
             raise ModelError(
@@ -169,17 +70,24 @@ class Shares:
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
 
-    def at_twice_the_length(self) -> "Shares":
-        """Return what the same model shows at sequences that are twice as long.
+    def longer(self) -> "Shares":
+        """Return what the same model shows at longer sequences: twice as long, where it has the positions.
 
         Raises:
-            DesignError: The model has not so many positions.
+            DesignError: It has not one position more.
         """
-        longer = replace(self._workload, max_tokens=2 * self._workload.max_tokens)
-        n_positions = self._base.summary.n_positions
-        if n_positions is not None and longer.max_tokens > n_positions:
-            raise DesignError("what a prompt changes is seen at twice the length, but the model has no such positions")
-        return Shares(self._base, longer, self._machine)
+        if self._longer is None:
+            n_tokens, n_positions = self._workload.max_tokens, self._base.summary.n_positions
+            longer = 2 * n_tokens if n_positions is None else min(2 * n_tokens, n_positions)
+            if longer <= n_tokens:
+                raise DesignError("what a prompt changes is seen at longer inputs, but the model has no such positions")
+            self._longer = Shares(self._base, replace(self._workload, max_tokens=longer), self._machine)
+        return self._longer
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the length of the sequences."""
+        return self._workload.max_tokens
 
     def of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
         """Return what a block adds, in as many shares as it has independent places; `key` is its `without_layers`."""
@@ -190,12 +98,12 @@ class Shares:
     def prompted(self, block: Block, key: Hashable) -> Frame:
         """Return the model with a prompt before its input; `key` is its `without_layers`."""
         if key not in self._frames:
-            self._frames[key] = self._between(block, lambda block: self._frame(self._profile(block)))
+            self._frames[key] = self._between(block, Shares._measure_frame)
         return self._frames[key]
 
     def _share(self, block: Block) -> Share:
         everywhere = self._everywhere(block)
-        share: Share = self._between(everywhere, self._measure)
+        share: Share = self._between(everywhere, Shares._measure)
         if everywhere is block or not isinstance(block, LinearTechnique) or block.roles == "all":
             return share
         return self._restrict(share, block.roles)
@@ -210,24 +118,30 @@ class Shares:
             return widened
         return block
 
-    def _between(self, block: Block, measure: Callable[[Block], Any]) -> Any:
-        """Return a block's share from those of two other sizes: what it adds is affine in the size.
+    def _between(self, block: Block, measure: Callable[["Shares", Block], Any]) -> Any:
+        """Return a block's share, or frame, from those of two other sizes: what it adds is affine in the size.
 
         A size beyond those that were measured is measured.
         """
         known = self._measured.setdefault(variant(block), {})
-        size = getattr(block, block.size_field) if block.size_field else 0
-        if not known or not min(known) <= size <= max(known):
-            known[size] = measure(block)
+        field = block.size_field
+        size = getattr(block, field) if field else 0
         if size in known:
+            return known[size]
+        if known and field and self._like is not None:
+            ((other, found),) = known.items()
+            start = block.model_copy(update={field: other})
+            return found.moved(self._like._between(start, measure), self._like._between(block, measure))
+        if not known or not min(known) <= size <= max(known):
+            known[size] = measure(self, block)
             return known[size]
         low, high = max(s for s in known if s < size), min(s for s in known if s > size)
         return known[low].mix(known[high], (size - low) / (high - low))
 
     def _measure(self, block: Block) -> Share:
         profile, live = self._profile(block), self._live_profile
-        net = (profile.net - live.net)[:, _INSIDE]
-        high = (profile.high - live.high)[:, _INSIDE]
+        net = (profile.net - live.net)[:, INSIDE]
+        high = (profile.high - live.high)[:, INSIDE]
         keeps = np.array([float(group in profile.kept) for group in self._groups])
         for number, group in enumerate(self._groups):
             if group in profile.kept and group not in live.kept:
@@ -239,7 +153,7 @@ class Shares:
         return Share(
             net=net,
             high=np.maximum(high, 0),
-            flops=(profile.flops - live.flops)[..., _INSIDE],
+            flops=(profile.flops - live.flops)[..., INSIDE],
             keeps=keeps,
             reads=np.array([float(role in profile.kept) for role in self._roles]),
             diverts=diverts,
@@ -300,6 +214,9 @@ class Shares:
         n_bytes = self._live_profile.read[role]
         change[[FORWARD, BACKWARD], self._begins[role]] = n_bytes, -n_bytes
         return change
+
+    def _measure_frame(self, block: Block) -> Frame:
+        return self._frame(self._profile(block))
 
     def _frame(self, profile: Profile) -> Frame:
         net = profile.net.copy()
