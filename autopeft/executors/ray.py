@@ -97,7 +97,10 @@ class RayExecutor:
         n_soon = sum(self._comes_soon(worker) for worker in self._workers)
         # What still waits has found no idle worker and counts on those that start; so much may wait for memory.
         free = idle + max(0, n_soon - len(self._waiting))
-        return max(0, min(free, 2 * self.n_workers - len(self._waiting) - self._n_running()))
+        n_in_hand = len(self._waiting) + self._n_running()
+        # Where no worker is in sight, one segment is taken all the same: it waits for the first that comes.
+        least = 1 if self._workers and not n_in_hand else 0
+        return max(least, min(free, 2 * self.n_workers - n_in_hand))
 
     def submit(self, segment: Segment) -> None:
         """Send a segment out, or keep it until a worker has room for it. Raises RuntimeError where none is free."""
@@ -166,7 +169,9 @@ class RayExecutor:
         if not self._waiting:
             return []
         now = self.now()
-        nowhere = set() if any(map(self._comes_soon, self._workers)) else set(self._plan().nowhere)
+        # Only once all that are counted on have started, and some have, is it known what the largest device is.
+        known = self._started() and not any(map(self._comes_soon, self._workers))
+        nowhere = set(self._plan().nowhere) if known else set()
         results, kept = [], []
         for position, job in enumerate(self._waiting):
             deadline = job.segment.deadline_seconds

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.study import RayOptions
-from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from autopeft.tasks.prepare import prepare
 from autopeft.training.worker import Worker, WorkerSetup, make_worker
 
@@ -92,6 +93,55 @@ def test_a_worker_on_ray_trains_to_the_same_losses(study: dict[str, Any], tiny_b
         assert there.measured.peak_memory == here.measured.peak_memory
 
 
+class Counting(Worker):
+    """Says with each segment how many base models its process has loaded so far, and which it holds."""
+
+    def run(self, segment: Segment, should_stop: Callable[[], bool] = lambda: False) -> SegmentResult:
+        result = super().run(segment, should_stop)
+        held = {f"held_{name}": float(n) for name, n in self.held_bytes().items()}
+        return replace(result, scores={"n_loads": float(N_LOADS[0]), "pid": float(os.getpid()), **held})
+
+
+N_LOADS = [0]
+
+
+def make_counting(setup: WorkerSetup) -> Counting:
+    """Count every load of a base model in this process, whoever asks for it."""
+    from autopeft.training import worker
+
+    load = worker.load_base
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        N_LOADS[0] += 1
+        return load(*args, **kwargs)
+
+    worker.load_base = counted
+    return Counting(setup)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_loads_a_base_once_for_each_quantization(study: dict[str, Any], tiny_bert: str) -> None:
+    training = autopeft.Training(**study["training"], device="cpu")
+    splits = autopeft.Splits(**study["splits"])
+    data = prepare(study["data"], model=tiny_bert, columns=study["columns"], splits=splits, training=training)
+    setup = WorkerSetup(model=tiny_bert, training=training, data=data)
+    executor = RayExecutor(RayCluster(RayOptions(cpus_per_worker=1), n_workers=1), make_counting, setup, lambda: False)
+    n_loads, held = [], {}
+    try:
+        for trial, base in enumerate(["none", "none", "nf4", "none", "nf4"]):
+            design = autopeft.Design.from_dict({"quantization": base, "blocks": [{"lora": {"rank": 1 + trial}}]})
+            rates = {"lora": 1e-2, "head": 1e-2}
+            executor.submit(Segment(trial=trial, design=design, learning_rates=rates, seed=0, stop=16, full=120))
+            (result,) = executor.wait()
+            assert result.status is SegmentStatus.DONE, result.error
+            n_loads.append(result.scores["n_loads"])
+            held = {name: n for name, n in result.scores.items() if name.startswith("held")}
+    finally:
+        executor.close()
+    assert n_loads == [1, 1, 2, 2, 2]
+    assert 0 < held["held_nf4"] < held["held_none"]
+
+
 def processes_of_ray(session: int) -> list[str]:
     """Return the command lines of living processes of a session that belong to a Ray."""
     found = []
@@ -143,3 +193,41 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
             break
         time.sleep(0.1)
     assert not processes_of_ray(process.pid)
+
+
+def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: dict[str, Any], tmp_path: Path) -> None:
+    """Two nodes of one worker each; one is killed while both train. What it trained goes on elsewhere."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    study = {**study, "training": {**study["training"], "epochs": 4}, "n_trials": 6}
+    study |= {"executor": {"type": "ray", "address": cluster.address, "workers": 2, "cpus_per_worker": 1}}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(study))
+    journal = Path(study["output_dir"]) / "tiny" / "study.journal"
+    process = None
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autopeft", "search", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        for _ in range(3000):
+            if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 5):
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[0]
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        output, _ = process.communicate(timeout=280)
+    finally:
+        if process is not None:
+            process.kill()
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    trials = autopeft.open(journal.parent).state.trials
+    assert n_designs(trials) == 6
+    assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED, Outcome.OUT_OF_MEMORY) for t in trials)
+    assert sum(t.n_retries for t in trials) <= 1, "at most one segment ran on the node"
