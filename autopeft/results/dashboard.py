@@ -7,7 +7,7 @@ that cannot write.
 
 import threading
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ class StudyApp:
         self._lock = threading.Lock()
         self._app: WSGIApplication = not_yet
         self._shown: Hashable = None
-        self._check = lambda: None
+        self._check: Callable[[], None] = lambda: None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""

@@ -84,6 +84,8 @@ class Database:
         self._beating: threading.Thread | None = None
         self._study: optuna.Study | None = None
         self.storage = self._connect(writes=writes)
+        if writes and not self.is_shared:
+            _log.warning(f"{self.url} is for one search at a time; several share a study in PostgreSQL")
 
     def _connect(self, *, writes: bool) -> RDBStorage:
         from sqlalchemy import create_engine, inspect, text

@@ -210,10 +210,11 @@ def test_a_database_that_is_away_is_said_on_the_page(
     assert capfd.readouterr().err == ""
 
 
-def test_a_sqlite_file_of_one_driver(state: StudyState, tmp_path: Path) -> None:
+def test_a_sqlite_file_of_one_driver(state: StudyState, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     store = create(url, state)
     assert store.driver == ""
+    assert "is for one search at a time" in caplog.text
     for record in state.trials[:4]:
         store.add(record)
     store.close()
