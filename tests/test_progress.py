@@ -1,17 +1,19 @@
 """What a person sees while a search runs, and what becomes of callbacks that fail."""
 
 import io
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from autopeft.progress import call_each, show_progress, write_log
+from autopeft.progress import call_each, event_values, show_progress, write_events, write_log
 from autopeft.spec.event import Event, EventKind, Progress
-from autopeft.spec.trial import Outcome
+from autopeft.spec.trial import Outcome, RungScore, Verdict
 from tests.results.generated import Builder, lora
 
 FAR = Progress(
@@ -129,3 +131,47 @@ def test_a_notebook_gets_one_output_that_is_updated(events: list[Event], monkeyp
     assert [text for update, text in kinds if update][-1].startswith("3/8 designs, 1 done")
     line = {output["transient"]["display_id"] for output in outputs.outputs if output.get("transient")}
     assert len(line) == 1
+
+
+def test_events_are_lines_of_json(events: list[Event], tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    with write_events(path) as write:
+        for event in events:
+            write(event)
+            assert path.read_bytes().endswith(b"\n"), "whole lines, at once"
+    started, finished, failed = (json.loads(line) for line in path.read_text().splitlines())
+    assert [line["event"] for line in (started, finished, failed)] == ["started", "finished", "finished"]
+    assert datetime.fromisoformat(started["time"]).tzinfo == UTC
+    assert 0 <= started["seconds"] <= failed["seconds"]
+    assert finished["scores"] == dict(events[1].trial.scores)
+    assert finished["costs"]["trainable_params"] == 1000
+    assert (failed["outcome"], failed["reason"]) == ("failed", "ValueError: [bold]no[/bold]")
+
+
+def test_a_line_that_was_cut_short_goes_when_the_search_resumes(events: list[Event], tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    with write_events(path) as write:
+        write(events[0])
+    whole = path.read_bytes()
+    for torn in (b'{"time": "2026', b"x" * 200_000):
+        path.write_bytes(whole + torn)
+        with write_events(path) as write:
+            write(events[1])
+        first, second = path.read_text().splitlines()
+        assert first.encode() + b"\n" == whole
+        assert json.loads(second)["trial"] == events[1].trial.number
+
+
+def test_scores_that_are_not_finite_are_null(events: list[Event]) -> None:
+    trial = replace(events[1].trial, scores={"accuracy": float("nan"), "loss": float("inf")})
+    values = event_values(replace(events[1], trial=trial), seconds=1.0)
+    assert values["scores"] == {"accuracy": None, "loss": None}
+    json.dumps(values, allow_nan=False)
+
+
+def test_a_stopped_trial_says_what_its_rung_compared(events: list[Event]) -> None:
+    verdict = Verdict(goes_on=False, stratum=0, n_strata=1, place=3, n_compared=4, n_chosen=2, cut_loss=-0.8, n_known=4)
+    rung = RungScore(rung=0, examples=10, scores={"accuracy": 0.5}, event=7, verdict=verdict)
+    trial = replace(events[1].trial, outcome=Outcome.STOPPED, rungs=(rung,))
+    assert event_values(replace(events[1], trial=trial), seconds=1.0)["rung"]["place"] == 3
+    assert event_values(events[1], seconds=1.0)["rung"] is None
