@@ -92,7 +92,10 @@ class StudyFolder:
             StudyLockedError: Another search holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         if self._copy is not None:
             try:
                 self._copy.acquire()
