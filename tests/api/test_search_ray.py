@@ -200,7 +200,7 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    study = {**study, "training": {**study["training"], "epochs": 4}, "n_trials": 6}
+    study = {**study, "training": {**study["training"], "epochs": 4}, "n_trials": 3}
     study |= {"executor": {"type": "ray", "address": cluster.address, "workers": 2, "cpus_per_worker": 1}}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(study))
@@ -216,7 +216,7 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         for _ in range(3000):
-            if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 5):
+            if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 2):
                 break
             time.sleep(0.1)
         assert process.poll() is None, process.communicate()[0]
@@ -228,6 +228,6 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
         cluster.shutdown()
     assert process.returncode == 0, output
     trials = autopeft.open(journal.parent).state.trials
-    assert n_designs(trials) == 6
+    assert n_designs(trials) == 3
     assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED, Outcome.OUT_OF_MEMORY) for t in trials)
     assert sum(t.n_retries for t in trials) <= 1, "at most one segment ran on the node"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from autopeft.errors import ExecutorError, StudyError
-from autopeft.executors.ray_cluster import RayCluster
+from autopeft.executors.ray_cluster import RayCluster, _why_not
 from autopeft.spec.study import RayOptions
 
 
@@ -24,6 +24,23 @@ def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
 def test_what_ray_refuses_is_said_with_a_way_out() -> None:
     with pytest.raises(ExecutorError, match=r"Ray at 'nowhere' cannot be joined: .*; see executor.address"):
         _ = RayCluster(RayOptions(address="nowhere"), n_workers=1).share
+
+
+def test_rays_own_check_of_versions_is_told_in_a_line() -> None:
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.12.1"}, "this node")
+    said = _why_not(caught.value)
+    assert "\n" not in said
+    assert "cluster was started with: Ray: 2.1.0 Python: 3.12.1 This process" in said
+
+
+def test_a_token_that_may_be_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert "RAY_AUTH_MODE=token" in _why_not(ConnectionError("Failed to connect"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert _why_not(ConnectionError("Failed to connect.")) == "Failed to connect"
 
 
 def test_a_gpu_is_not_named_by_number() -> None:

@@ -51,3 +51,26 @@ def test_what_no_node_can_meet_is_refused(
 ) -> None:
     with pytest.raises(StudyError, match=says):
         share_out(nodes, n_workers, options)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "n_workers", "options", "device", "share", "n_now"),
+    [
+        (LAPTOP, 9, ANY, "auto", (1, 0), 8),
+        (GPU_NODE, 8, ANY, "auto", (4, 1), 4),
+        ([{"CPU": 0.0}], 4, RayOptions(cpus_per_worker=2, gpus_per_worker=0.5), "auto", (2, 0.5), 0),
+        ([], 4, ANY, "cuda", (1, 1), 0),
+        ([], 4, ANY, "auto", (1, 0), 0),
+    ],
+)
+def test_a_cluster_that_can_grow_is_asked_for_more_than_it_has(
+    nodes: list[dict[str, float]],
+    n_workers: int,
+    options: RayOptions,
+    device: str,
+    share: tuple[int, float],
+    n_now: int,
+) -> None:
+    found = share_out(nodes, n_workers, options, device, can_grow=True)
+    assert found == Share(n_cpus=share[0], n_gpus=share[1])
+    assert found.count(nodes) == n_now
