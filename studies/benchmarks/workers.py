@@ -9,7 +9,9 @@ all-MiniLM-L6-v2, the quickstart's reviews, each trained in full and evaluated) 
 
 Each way is alone on the machine while it runs. The rate is of a steady state: Ray has started, every worker has loaded
 its base and has trained each design for two steps. What that takes is reported beside it, and so is the rate from end
-to end: starting Ray, making the workers, the first steps, and the trials.
+to end: starting Ray, making the workers, the first steps, and the trials. At its end it prints three figures: how many
+times the trials of one worker two train, what an actor adds to a trial for each 5 seconds of it, and how long it takes
+until two workers have trained their first steps.
 
     python studies/benchmarks/workers.py --repeats 3 --trials 8
 """
@@ -52,6 +54,7 @@ BLOCKS = (
     [{"lora": {"rank": 4, "roles": "all", "layers": [3, 4, 5]}}],
     [{"prefix": {"length": 8}}, {"lora": {"rank": 2}}],
 )
+SEGMENT_SECONDS = 5.0
 RATES = {"lora": 1e-3, "adapter": 1e-3, "prefix": 1e-2, "head": 1e-3}
 
 
@@ -143,6 +146,21 @@ def summarize(results: dict[str, list[Times]], n_trials: int) -> dict[str, dict[
     return rows
 
 
+def figures(results: dict[str, list[Times]], n_trials: int) -> dict[str, float]:
+    """Return the three figures: medians over the repeats, of what ran in the same repeat."""
+    ratios = [one.trials / two.trials for one, two in zip(results["one"], results["two"], strict=True)]
+    # The same trials one after another, with and without an actor between: the difference is the actor's.
+    added = [(one.trials - here.trials) / n_trials for one, here in zip(results["one"], results["local"], strict=True)]
+    per_trial = statistics.median(own.trials for own in results["local"]) / n_trials
+    return {
+        "two_workers_to_one": round(statistics.median(ratios), 3),
+        "actor_seconds_a_segment": round(statistics.median(added), 4),
+        "actor_share_of_5_seconds": round(statistics.median(added) / SEGMENT_SECONDS, 4),
+        "seconds_a_segment": round(per_trial, 2),
+        "two_workers_start_seconds": round(statistics.median(own.ray + own.first for own in results["two"]), 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -169,15 +187,26 @@ def main() -> None:
         "one": lambda: time_ray(setup, arguments.trials, 1),
         "local": lambda: time_local(setup, arguments.trials),
     }
-    rows = summarize(measure(ways, arguments.repeats), arguments.trials)
+    results = measure(ways, arguments.repeats)
+    rows, found = summarize(results, arguments.trials), figures(results, arguments.trials)
     print(f"\n{'way':<7} {'trials/hour':>12} {'/ one':>7} {'start':>9} {'first':>9} {'end to end':>12}")
     for name, row in rows.items():
         print(
             f"{name:<7} {row['trials_per_hour']:>12} {row['ratio_to_one']:>6}x {row['ray_seconds']:>7} s"
             f" {row['first_seconds']:>7} s {row['trials_per_hour_end_to_end']:>12}"
         )
+    print(f"\ntwo workers train {found['two_workers_to_one']:.2f} times the trials of one (target: 1.7)")
+    print(
+        f"an actor adds {1000 * found['actor_seconds_a_segment']:+.0f} ms to a segment of "
+        f"{found['seconds_a_segment']:.1f} s: {found['actor_share_of_5_seconds']:+.2%} of 5 s (target: below 2 %)"
+    )
+    print(
+        f"two workers have trained their first steps after {found['two_workers_start_seconds']:.1f} s, "
+        "Ray's start included (target: 25 s)"
+    )
     record = {
         "schema_version": 1,
+        "figures": found,
         "trials": {"n": arguments.trials, "rows": arguments.rows, "epochs": 1, "batch_size": 16, "designs": BLOCKS},
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads_per_worker": 1},
         "chosen": {"precision": choice.training.precision, "kernel": choice.training.kernel},
