@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from autopeft.errors import DesignError
 from autopeft.estimation.estimator import Estimator
 from autopeft.estimation.fast import DRY_RUN, VERSION, FastEstimator
 from autopeft.spec.cost import Estimate, excess
@@ -16,6 +17,8 @@ dry run decides. Parameters and the bytes of exports are exact."""
 EXACT = ("trainable_params", "adapter_bytes")
 N_WASTED = 3
 """Designs that only a dry run refused, after which a search learns the fast path: few searches refuse so many."""
+N_CHECKED = 2
+"""Designs at most whose dry runs must agree with the fast path before it decides anything on a model."""
 N_WORTH_LEARNING = 20
 """Designs from which on it takes less time to learn what they are made of than to make their dry runs."""
 NOTE_SECONDS = 3.0
@@ -109,9 +112,22 @@ class Costing:
                 long.
         """
         designs = list(designs)
-        if self._is_learned or len(designs) >= N_WORTH_LEARNING:
-            self.fast.learn(designs, progress or _note())
-            self._is_learned = True
+        if not self._is_learned and len(designs) < N_WORTH_LEARNING:
+            return
+        self.fast.learn(designs, progress or _note())
+        if not self._is_learned:
+            self._check(designs[:: len(designs) // N_CHECKED + 1])
+        self._is_learned = True
+
+    def _check(self, designs: Iterable[Design]) -> None:
+        """Give the fast path up on a model where it is further from dry runs than it is trusted to be."""
+        for design in designs:
+            try:
+                told, full = self.fast(design).peak_memory, self._full(design).peak_memory
+            except DesignError:
+                continue
+            if abs(told / full - 1) > MARGIN:
+                self.fast.obstacle = f"what parts add up to is {told / full - 1:+.0%} off a dry run on this model"
 
     def quick(self, design: Design) -> Estimate:
         """Return what the fast path says, or a dry run where it can't or has not learned: the `version` tells which.

@@ -61,10 +61,13 @@ class _Stored:
     Attributes:
         memory: What steps of designs over it take.
         layer_bytes: Of a layer.
+        writing_bytes: The peak of writing samples with nothing attached; 0 where the model writes none. What blocks
+            need for a moment while it writes is left out: a few prompts are far from what training needs.
     """
 
     memory: LayeredMemory
     layer_bytes: int
+    writing_bytes: int
 
 
 class FastEstimator:
@@ -200,6 +203,8 @@ class FastEstimator:
         more = sizes.n_bytes - head.n_bytes + stored.layer_bytes * (self._summary.n_layers - 1)
         at_training, at_evaluation = stored.memory.start_bytes
         peak = at_evaluation + more + steps.evaluation_bytes
+        if stored.writing_bytes:
+            peak = max(peak, stored.writing_bytes + sizes.n_bytes - head.n_bytes)
         if n_params:
             peak = max(peak, at_training + more + sizes.kept_bytes - head.kept_bytes + steps.training_bytes)
         flops, attention_flops = steps.training_flops if n_params else (0.0, 0.0)
@@ -223,7 +228,9 @@ class FastEstimator:
             memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers, like)
             rest = _bytes(self._full.base(quantization)) - _bytes(short)
             layer_bytes = rest // max(1, self._summary.n_layers - 1)
-            self._storages[quantization] = _Stored(memory=memory, layer_bytes=layer_bytes)
+            writing = self._full.generation(Design(quantization=quantization))
+            writing_bytes = 0 if writing is None else writing.peak_bytes
+            self._storages[quantization] = _Stored(memory=memory, layer_bytes=layer_bytes, writing_bytes=writing_bytes)
         return self._storages[quantization]
 
     def _dry_run(self, design: Design, reason: str) -> Costs:

@@ -232,7 +232,8 @@ class Shares:
         design = Design(blocks=blocks, quantization=self._base.quantization)
         with torch.device("meta"):
             attached = attach(self._base, design)
-        with attached, ProfilingRun(attached, self._machine, live=live) as run:
+        padded = self._workload.padded
+        with attached, ProfilingRun(attached, self._machine, live=live, padded=padded) as run:
             return run.profile(self._workload)
 
 
