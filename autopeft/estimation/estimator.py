@@ -24,7 +24,7 @@ from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
-VERSION = "dry-run-2"
+VERSION = "dry-run-3"
 """Changes whenever an estimate may: trials of one study must be comparable."""
 
 _DEVICES = ("cpu", "cuda")
@@ -37,7 +37,7 @@ class Estimator:
     The design is really attached to the model on the meta device. Answers are kept by the design's key.
 
     Omits: memory outside of tensors (the Python process, the CUDA context), what an allocator reserves
-        beyond them, and what `autopeft.estimation.kernels` lists.
+        beyond them, what `autopeft.estimation.kernels` lists, and in what CUDA reserves the writing of samples.
     """
 
     version = VERSION
@@ -165,7 +165,7 @@ class Estimator:
         workload, n_tokens = self._workload, self._workload.max_tokens
         with (
             self._attach(design) as attached,
-            DryRun(attached, self._machine, padded=self._workload.padded, names=True) as run,
+            DryRun(attached, self._machine, names=True) as run,
         ):
             trains = attached.n_trainable > 0
             training = run.training_events(batch_size=workload.batch_size, n_tokens=n_tokens) if trains else []
@@ -197,15 +197,18 @@ class Estimator:
 
     def _run(self, attached: Attached, unattached: Unattached) -> DryRun:
         few = unattached if unattached.repeats else None
-        return DryRun(attached, self._machine, unattached=few, padded=self._workload.padded)
+        return DryRun(attached, self._machine, unattached=few)
 
     def _steps(self, attached: Attached, unattached: Unattached) -> tuple[StepCost, StepCost]:
-        workload, n_tokens = self._workload, self._workload.max_tokens
         with self._run(attached, unattached) as run:
-            return (
-                run.training_step(batch_size=workload.batch_size, n_tokens=n_tokens),
-                run.evaluation_step(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens),
-            )
+            return self._training_and_evaluation(run)
+
+    def _training_and_evaluation(self, run: DryRun) -> tuple[StepCost, StepCost]:
+        workload, n_tokens = self._workload, self._workload.max_tokens
+        return (
+            run.training_step(batch_size=workload.batch_size, n_tokens=n_tokens),
+            run.evaluation_step(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens),
+        )
 
     def generation(self, design: Design) -> StepCost | None:
         """Return what writing samples costs, or None where the model writes none.
@@ -213,23 +216,28 @@ class Estimator:
         Raises:
             DesignError: The design is illegal on this model.
         """
-        return self._with_few(design, self._generation)
 
-    def _generation(self, attached: Attached, unattached: Unattached) -> StepCost | None:
-        lengths = generation.lengths(attached.base, self._workload)
+        def generate(attached: Attached, unattached: Unattached) -> StepCost | None:
+            with self._run(attached, unattached) as run:
+                return self._generation(run, design)
+
+        return self._with_few(design, generate)
+
+    def _generation(self, run: DryRun, design: Design) -> StepCost | None:
+        lengths = generation.lengths(self.base(design.quantization), self._workload)
         if lengths is None:
             return None
         n_prompt, n_cached = lengths
-        n_added = sum(block.n_input_tokens for block in attached.design.blocks)
-        with self._run(attached, unattached) as run:
-            return run.generation_step(n_prompt_tokens=n_prompt, n_cached_tokens=n_cached + n_added)
+        n_added = sum(block.n_input_tokens for block in design.blocks)
+        return run.generation_step(n_prompt_tokens=n_prompt, n_cached_tokens=n_cached + n_added)
 
     def _estimate(self, design: Design) -> Estimate:
         base_bytes = self._stored_bytes(design.quantization)
 
         def estimate(attached: Attached, unattached: Unattached) -> Estimate:
-            training, evaluation = self._steps(attached, unattached)
-            writing = self._generation(attached, unattached)
+            with self._run(attached, unattached) as run:
+                training, evaluation = self._training_and_evaluation(run)
+                writing = self._generation(run, design)
             steps = [training, evaluation] if writing is None else [training, evaluation, writing]
             peak = max(steps, key=lambda step: step.peak_bytes)
             return Estimate(
@@ -237,7 +245,7 @@ class Estimator:
                 head_params=sum(parameter.numel() for parameter in attached.groups.get(HEAD, [])),
                 adapter_bytes=_adapter_bytes(attached) + unattached.exported_bytes,
                 base_bytes=base_bytes,
-                peak_memory=peak.peak_bytes,
+                peak_memory=peak.peak_bytes,  # whichever of the steps needs most
                 at_peak={str(category): n_bytes for category, n_bytes in peak.at_peak.items()},
                 step_flops=training.flops,
                 train_flops=_scale(training, self._workload, sum(block.n_input_tokens for block in design.blocks)),

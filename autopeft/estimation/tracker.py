@@ -48,7 +48,6 @@ class Observer(Protocol):
 
 _DEVICE = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
-_ALL = torch.ops.aten.all.default
 _SUM = torch.ops.aten.add.Tensor
 
 
@@ -95,7 +94,6 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops: Mapping[Any, Formula] = flop_registry,
         replacements: Mapping[Any, Callable[..., Any]] | None = None,
         observer: Observer | None = None,
-        padded: bool = True,
     ) -> None:
         """Start at zero.
 
@@ -104,7 +102,6 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops: By operator packet, its FLOPs.
             replacements: By operator packet, what to call in its place.
             observer: Who is told of every storage.
-            padded: Whether there is padding in the batch, so that models can't leave their masks out.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
@@ -117,8 +114,6 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._flops = flops
         self._replacements = replacements or {}
         self._sum: _Sum | None = None
-        self._padded = padded
-        self._whether_all: Any = None
         self.observer = observer
 
     @classmethod
@@ -178,14 +173,12 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _ITEM and _has_no_data(args[0]):
             # Models ask whether a mask is all ones, to leave it out: "no" keeps it.
-            return not self._padded and self._whether_all is not None and self._whether_all() is args[0]
+            return False
         kwargs = kwargs or {}
         self._settle_sum()
         before = self._total_bytes
         packet = func.overloadpacket
         result = self._replacements.get(packet, func)(*args, **kwargs)
-        if func is _ALL:
-            self._whether_all = weakref.ref(result)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()

@@ -21,9 +21,6 @@ class Workload:
         n_steps: Optimizer steps of a full training.
         n_examples: Examples seen by a full training: epochs x training split.
         n_train_tokens: Tokens of a full training, padding included.
-        padded: Whether a batch can have padding: not where all examples have the largest length, as pieces of long
-            texts do. Models then leave their masks out and need less, so that a batch with padding is the bound
-            wherever there can be one.
     """
 
     batch_size: int
@@ -32,7 +29,6 @@ class Workload:
     n_steps: int
     n_examples: int
     n_train_tokens: int
-    padded: bool = True
 
     @classmethod
     def uniform(cls, *, batch_size: int, n_tokens: int, n_steps: int = 1) -> "Workload":
@@ -74,7 +70,7 @@ class Estimate:
         adapter_bytes: Size of the exported adapter's tensors, new modules included.
         base_bytes: Storage of the frozen base at the design's quantization.
         peak_memory: Highest sum of live storage bytes over a training step and an evaluation step at
-            the study's batch size and longest batch.
+            the study's batch size and longest batch, and of a language model over the writing of samples.
         train_flops: Floating-point operations of the full training.
         inference_flops: Floating-point operations of the forward pass for one example of the longest length.
         version: Which estimator said so.

@@ -164,14 +164,13 @@ def workload(data: PreparedData, training: Training) -> Workload:
     `n_train_tokens` is that of seed 0: with other seeds the padding differs by a few parts in a thousand.
     """
     plan = Plan.of(data, training, seed=0)
-    lengths = [split.lengths for split in (data.train, data.validation, data.test) if len(split)]
-    max_tokens = padded_length(max(int(each.max()) for each in lengths), data.max_length)
+    splits = (data.train, data.validation, data.test)
+    longest = max(int(split.lengths.max()) for split in splits if len(split))
     return Workload(
         batch_size=min(training.batch_size, len(data.train)),
         evaluation_batch_size=min(training.evaluation_batch_size, len(data.validation)),
-        max_tokens=max_tokens,
+        max_tokens=padded_length(longest, data.max_length),
         n_steps=plan.n_steps,
         n_examples=plan.full,
         n_train_tokens=sum(len(batch.indices) * batch.n_tokens for batch in plan.batches()),
-        padded=any(int(each.min()) < max_tokens for each in lengths),
     )

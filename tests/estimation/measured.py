@@ -81,7 +81,6 @@ class RealRun:
         batch_size: int,
         n_tokens: int,
         optimizer: str = "adamw",
-        padded: bool = True,
     ) -> None:
         self.attached = attached
         self.model = attached.model
@@ -93,7 +92,7 @@ class RealRun:
         )
         for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
             tensor.fill_(7 if name.endswith("input_ids") else 1)
-        if padded and "attention_mask" in self.inputs:  # without any padding, models leave their mask out
+        if "attention_mask" in self.inputs:  # without any padding, models leave their mask out
             self.inputs["attention_mask"][:, n_tokens // 2 :] = 0
 
     def autocast(self) -> Any:

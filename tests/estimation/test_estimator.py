@@ -1,6 +1,5 @@
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -73,19 +72,6 @@ def test_peaks_are_those_of_real_steps(
     assert max(map(abs, errors.values())) < TOLERANCE, errors
     if precision == "fp32" and quantization != "int8":  # no kernel keeps a secret then
         assert max(map(abs, errors.values())) < 1e-4, errors
-
-
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_without_padding_models_leave_their_mask_out(
-    kernel: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
-):
-    estimating = estimator("bf16", kernel)
-    unpadded = estimating.resized(replace(estimating.workload, padded=False))
-    padded_step, step = (each.steps(design("lora"))[0] for each in (estimating, unpadded))
-    with attach(loaded("none", "bf16", kernel), design("lora")) as attached:
-        run = RealRun(attached, "bf16", batch_size=BATCH_SIZE, n_tokens=N_TOKENS, padded=False)
-        assert step.peak_bytes == pytest.approx(run.training_peak(), rel=TOLERANCE)
-    assert step.peak_bytes < padded_step.peak_bytes
 
 
 def test_full_fine_tuning_takes_the_weights_twice(
