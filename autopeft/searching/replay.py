@@ -220,7 +220,9 @@ def _check_rung(
     assert score.verdict is not None
     assert derived is not None
     assert rules is not None
-    if score.examples != round(rules.rungs[index] * state.n_full_examples):
+    # A segment ends with a whole batch: at its rung or a little after.
+    begin, *later = (round(fraction * state.n_full_examples) for fraction in (*rules.rungs[index:], 1.0))
+    if not begin <= score.examples <= later[0]:
         return False, "; but that is no rung of this study"
     if score.verdict != derived:
         if verdicts.is_shared and score.verdict.n_known != derived.n_known:
