@@ -48,7 +48,7 @@ def cache_of(base: Base, n_tokens: int) -> Any:
     return Cache(layers=[_Filled(n_tokens) for _ in range(n_layers)])
 
 
-class _Filled(DynamicLayer):
+class _Filled(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer that holds tokens already."""
 
     def __init__(self, n_tokens: int) -> None:

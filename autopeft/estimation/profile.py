@@ -268,8 +268,8 @@ class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
 class ProfilingRun(DryRun):
     """A dry run that keeps the curves of the step that it ran last."""
 
-    def __init__(self, attached: Attached, machine: Machine, *, live: bool, padded: bool) -> None:
-        super().__init__(attached, machine, padded=padded)
+    def __init__(self, attached: Attached, machine: Machine, *, live: bool) -> None:
+        super().__init__(attached, machine)
         self._live = live
         self.stretches: Stretches
         self._tracker: StretchTracker

@@ -232,8 +232,7 @@ class Shares:
         design = Design(blocks=blocks, quantization=self._base.quantization)
         with torch.device("meta"):
             attached = attach(self._base, design)
-        padded = self._workload.padded
-        with attached, ProfilingRun(attached, self._machine, live=live, padded=padded) as run:
+        with attached, ProfilingRun(attached, self._machine, live=live) as run:
             return run.profile(self._workload)
 
 

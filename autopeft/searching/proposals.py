@@ -48,7 +48,8 @@ class Proposals:
         self._sampler = sampler
         self._store = store
         self._ledger = ledger
-        self.n_refused: Counter[str] = Counter(store.fact("n_refused") or {})
+        self.n_refused = sum(map(Counter, store.parts("n_refused")), Counter[str]())
+        self._n_refused_here: Counter[str] = Counter(store.part("n_refused") or {})
 
     def next(self, on_refused: Callable[[TrialRecord], None]) -> tuple[Proposal, Estimate] | None:
         """Return the next proposal within the budget, with its estimate; None once the space is used up.
@@ -124,7 +125,8 @@ class Proposals:
 
     def _refuse(self, proposal: Proposal, reason: str, on_refused: Callable[[TrialRecord], None]) -> None:
         self.n_refused[reason] += 1
-        self._store.set_fact("n_refused", dict(self.n_refused))
+        self._n_refused_here[reason] += 1
+        self._store.set_part("n_refused", dict(self._n_refused_here))
         n_recorded = self._ledger.n_recorded_refusals()
         if reason in ("requirement", "illegal", "out_of_memory") and self.n_refused[reason] <= self._n_recorded_at_most:
             self._sampler.refuse(proposal, {reason: 1.0}, learn=True)

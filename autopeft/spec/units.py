@@ -79,9 +79,8 @@ def format_count(count: float) -> str:
 
 def format_moment(seconds: float) -> str:
     """Write what may be far below a second for people: 0.0123 becomes 12.3 ms."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
-        if abs(seconds) >= factor:
-            break
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+    factor, unit = next((pair for pair in units if abs(seconds) >= pair[0]), units[-1])
     return f"{seconds / factor:.3g} {unit}"
 
 
