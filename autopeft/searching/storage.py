@@ -421,7 +421,7 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         measured=Measured(**attributes["measured"]),
         examples=attributes["examples"],
         continues=attributes["continues"],
-        n_retries=attributes.get("n_retries", 0),  # absent in records of before 0.2
+        n_retries=attributes.get("n_retries", 0),  # older records lack it
         reason=attributes["reason"],
         baseline=attributes["baseline"],
         first_event=attributes.get("first_event"),

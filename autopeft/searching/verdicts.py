@@ -88,5 +88,5 @@ def place_words(verdict: Verdict, metric: Objective) -> str:
 
 
 def _order(event: int | None) -> int:
-    """Return a place in the order of events; what is of before 0.2 came before everything that has one."""
+    """Return a place in the order of events; what has none, in older records, came before everything that has one."""
     return -1 if event is None else event

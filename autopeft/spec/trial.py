@@ -150,7 +150,7 @@ class RungScore:
 
     Attributes:
         event: Place of the score in the order of the study's events; see `TrialRecord.first_event`.
-        verdict: What was decided; None in records of before 0.2, and where a search was killed between the two.
+        verdict: What was decided; None in older records, and where a search was killed between the two.
     """
 
     rung: int
@@ -177,7 +177,7 @@ class TrialRecord:
         started_at, ended_at: When, in seconds since 1970, where the record has kept it; not part of what makes
             two trials equal.
         first_event, last_event: Places of its start and of its end in the order of the study's events, from 0; None
-            in records of before 0.2. With those of the rungs they say what was known when something was decided.
+            in older records. With those of the rungs they say what was known when something was decided.
         driver: Name of the search that trains or trained it, where several share the study; its files are with that
             search. Not part of what makes two trials equal.
     """
