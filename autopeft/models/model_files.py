@@ -109,7 +109,8 @@ def _front_matter(text: str) -> Mapping[str, Any]:
     if start.strip() or "\n---" not in rest:
         return {}
     try:
-        values: Mapping[str, Any] = read_yaml(rest.partition("\n---")[0], name="README.md", error=ModelError).values
+        card = read_yaml(rest.partition("\n---")[0], name="README.md", error=ModelError, may_have_dates=True)
+        values: Mapping[str, Any] = card.values
         return values
     except ModelError:
         return {}

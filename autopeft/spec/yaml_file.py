@@ -72,12 +72,18 @@ def read_yaml_file(path: Path, *, error: type[AutopeftError]) -> YamlFile:
     return read_yaml(text, name=str(path), error=error)
 
 
-def read_yaml(text: str, *, name: str, error: type[AutopeftError]) -> YamlFile:
+def read_yaml(text: str, *, name: str, error: type[AutopeftError], may_have_dates: bool = False) -> YamlFile:
     """Parse one YAML document; nothing in it can run code, and it takes no more time and memory than its text.
+
+    Args:
+        text: The document.
+        name: What errors call it.
+        error: Their class.
+        may_have_dates: Whether it may hold values that JSON has not, such as dates; then it has no `plain` form.
 
     Raises:
         AutopeftError: Of the class `error`: the text is not YAML, its top level is no mapping, it is too large, too
-            deep or has too many aliases, or it has values that JSON has not, such as dates.
+            deep or has too many aliases, or it has values that JSON has not and may not have them.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -99,6 +105,8 @@ def read_yaml(text: str, *, name: str, error: type[AutopeftError]) -> YamlFile:
         raise error(f"{name}: has a value that cannot be read: {problem}") from None
     if not isinstance(values, Mapping):
         raise error(f"{name}: expected keys and values at the top level, but got {type(values).__name__}")
+    if may_have_dates:
+        return YamlFile(name=name, values=values)
     try:
         json.dumps(values)
     except (TypeError, ValueError, RecursionError) as problem:

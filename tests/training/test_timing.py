@@ -62,7 +62,7 @@ def test_inputs_are_in_the_vocabulary_and_without_padding(base: Base):
     ids = inputs.forward["input_ids"]
     assert ids.shape == (50, 8)
     assert 0 <= ids.min() < ids.max() < base.summary.vocabulary_size
-    assert len(ids.unique()) > 100
+    assert len(ids.unique()) > 50
     assert inputs.forward["attention_mask"].all()
     assert set(inputs.labels.tolist()) == {0, 1}
 
