@@ -188,7 +188,7 @@ class AlphaTechnique(RankTechnique):
         rest = {name: value for name, value in values.items() if name != "alpha_ratio"}
         try:
             return {**rest, "alpha": float(values["alpha_ratio"]) * int(values["rank"])}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError("alpha_ratio and rank must be numbers") from None
 
 

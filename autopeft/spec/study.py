@@ -27,7 +27,7 @@ from autopeft.spec.storage_url import check_storage, without_password
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
-from autopeft.spec.yaml_file import YamlFile, read_yaml, read_yaml_file
+from autopeft.spec.yaml_file import MAX_DEPTH, YamlFile, is_too_deep, read_yaml, read_yaml_file
 
 DEFAULT_YARDSTICK: dict[str, Any] = {
     "quantization": "none",
@@ -190,6 +190,13 @@ class StudySpec(BaseModel):
         if "quality" not in kinds or "cost" not in kinds:
             raise ValueError("a search needs at least one quality metric and one cost")
         return tuple(names)
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space_ends(cls, space: Any) -> Any:
+        if is_too_deep(space):
+            raise ValueError(f"a space may be {MAX_DEPTH} levels deep at most")
+        return space
 
     @field_validator("budget", mode="before")
     @classmethod

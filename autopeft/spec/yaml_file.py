@@ -44,6 +44,19 @@ class YamlFile:
         return f"{self.name}, line {lines[key]}" if key in lines else self.name
 
 
+def is_too_deep(values: Any) -> bool:
+    """Return whether mappings and lists stand more than `MAX_DEPTH` inside of each other."""
+    level = [values]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for node in level
+            if isinstance(node, Mapping | list | tuple)
+            for inner in (node.values() if isinstance(node, Mapping) else node)
+        ]
+    return bool(level)
+
+
 def _lines(prefix: str, node: Any) -> Iterator[tuple[str, int]]:
     position = getattr(node, "lc", None)
     if not isinstance(node, Mapping) or position is None:

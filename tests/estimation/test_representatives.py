@@ -39,7 +39,7 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
     "full and norms": [{"full": {"layers": [0, 1]}}, {"norms": {"layers": [2, 3, 4, 5, 6, 7, 8, 9], "outer": True}}],
     "hybrid": [{"lora": {"rank": 2}}, {"adapter": {"size": 4, "mode": "parallel"}}, {"prompt": {"length": 2}}],
 }
-FAST = ("lora of two ranks", "adalora", "full", "hybrid")
+FAST = ("lora of two ranks", "hybrid")
 
 
 def check(base: Base, blocks: list[dict[str, Any]], **settings: Any) -> None:
@@ -62,12 +62,17 @@ def check(base: Base, blocks: list[dict[str, Any]], **settings: Any) -> None:
         assert estimate.reserved_memory == replay(*events, workspaces=CUBLAS_WORKSPACES).reserved_bytes
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "blocks", [pytest.param(b, id=n, marks=() if n in FAST else pytest.mark.slow) for n, b in BLOCKS.items()]
 )
-def test_a_few_attached_layers_cost_what_all_do(blocks: list[dict[str, Any]], device: str, tmp_path: Path):
-    check(deep("llama", tmp_path, n_layers=13), blocks, device=device)
+def test_a_few_attached_layers_cost_what_all_do(blocks: list[dict[str, Any]], tmp_path: Path):
+    check(deep("llama", tmp_path, n_layers=13), blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "prefix in some", "full and norms", "hybrid"])
+def test_what_cuda_reserves_is_the_same_too(name: str, tmp_path: Path):
+    check(deep("llama", tmp_path, n_layers=13), BLOCKS[name], device="cuda")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])

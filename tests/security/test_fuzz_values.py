@@ -145,7 +145,7 @@ def use_study(values: Any) -> None:
     Budget(spec.budget).resolve(MODEL)
 
 
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_some_designs(seed: int) -> None:
     rng = random.Random(seed)
     refused(lambda: use_design(mutate(rng.choice(DESIGNS), rng, words=WORDS)))
@@ -153,7 +153,7 @@ def test_some_designs(seed: int) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=4000, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_designs(seed: int) -> None:
     rng = random.Random(seed)
     values = mutate(rng.choice(DESIGNS), rng, words=WORDS)
@@ -163,7 +163,7 @@ def test_designs(seed: int) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=1500, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_spaces(seed: int) -> None:
     rng = random.Random(seed)
     values = mutate(rng.choice(SPACES), rng, words=WORDS)
@@ -173,7 +173,7 @@ def test_spaces(seed: int) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=2500, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_studies(seed: int) -> None:
     rng = random.Random(seed)
     values = mutate(STUDY, rng, words=STUDY_WORDS)
@@ -183,7 +183,7 @@ def test_studies(seed: int) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=1000, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_study_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)
     parts = {"model": "bert", "data": "reviews.csv", **dict(rng.sample(sorted(STUDY.items()), 4))}
@@ -196,7 +196,7 @@ def test_study_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Non
 
 @pytest.mark.slow
 @settings(max_examples=500, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_space_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)
     text = "\n".join(f"{key}: {as_json(value)}" for key, value in rng.choice(SPACES).items())
@@ -209,7 +209,7 @@ def test_space_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Non
 
 @pytest.mark.slow
 @settings(max_examples=500, derandomize=True)
-@given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
+@given(content=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_bytes_in_the_place_of_a_file(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
     path.write_bytes(content)
@@ -219,7 +219,7 @@ def test_any_bytes_in_the_place_of_a_file(content: bytes, tmp_path_factory: pyte
 
 @pytest.mark.slow
 @settings(max_examples=500, derandomize=True)
-@given(SEEDS)
+@given(seed=SEEDS)
 def test_overrides(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)
     path = tmp_path_factory.getbasetemp() / "plain.yaml"
