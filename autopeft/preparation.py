@@ -131,6 +131,7 @@ class PreparedStudy:
             baselines=self._baselines(),
             seed=self.spec.seed,
             test=len(self.data.test) > 0,
+            test_size=len(self.data.test) / len(self.data.validation),
             device=self.device,
             memory_bytes=self.memory_bytes,
             seconds_per_flop=self.seconds_per_flop(),

@@ -6,12 +6,16 @@ from dataclasses import asdict
 from math import isfinite
 
 from autopeft.executors.base import Executor
+from autopeft.searching.clock import next_results
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.storage import StudyStore
+from autopeft.spec.state import TestScore
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus, TrialRecord
 
 MAX_TRIES = 3
 """How often a design is scored again whose worker was lost, the first time included."""
+_FACT = "tests/"
+"""Before the number of a design, the name of the fact that has its scores."""
 
 
 def score_on_test(
@@ -43,7 +47,7 @@ def score_on_test(
             n_running += 1
         if not n_running and not (waiting and goes_on()):
             return
-        for result in executor.wait():
+        for result in next_results(executor):
             n_running -= 1
             if result.error:
                 folder.write(folder.log(result.trial), result.error.encode())
@@ -51,6 +55,14 @@ def score_on_test(
                 waiting.append(by_number[result.trial])
             elif result.status is SegmentStatus.DONE:
                 _write(result, store, folder)
+
+
+def read_scores(store: StudyStore) -> dict[int, TestScore]:
+    """Return what designs have scored on the test split, by trial; each score is a fact of the study."""
+    # Older records have one fact for all, or one for each driver.
+    by_number = {number: scores for part in store.parts("tests") for number, scores in part.items()}
+    by_number |= {name.removeprefix(_FACT): scores for name, scores in store.facts(_FACT).items()}
+    return {int(number): TestScore(**scores) for number, scores in by_number.items()}
 
 
 def _write(result: SegmentResult, store: StudyStore, folder: StudyFolder) -> None:
@@ -62,4 +74,4 @@ def _write(result: SegmentResult, store: StudyStore, folder: StudyFolder) -> Non
         "scores": {name: value for name, value in result.scores.items() if isfinite(value)},
         "standard_errors": {name: value for name, value in result.standard_errors.items() if isfinite(value)},
     }
-    store.set_part("tests", {**(store.part("tests") or {}), str(result.trial): scores})
+    store.set_fact(f"{_FACT}{result.trial}", scores)

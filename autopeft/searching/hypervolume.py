@@ -60,6 +60,7 @@ class HypervolumePoint:
     Attributes:
         value: Share of the box that the trials so far dominate, from 0 to 1.
         elapsed_seconds: From the start of the study's first trial, pauses included; None where times are not known.
+            It never falls, also where the clock was set back.
     """
 
     trial: int
@@ -129,20 +130,30 @@ def hypervolume(records: Sequence[TrialRecord], objectives: Sequence[Objective],
 def hypervolume_history(state: StudyState) -> tuple[HypervolumePoint, ...]:
     """Return the hypervolume after each feasible trial that trained in full, in the order in which they ended.
 
-    Trials whose time of ending is not known come first, by number. Empty where the study file has no box: an
-    earlier version wrote it.
+    The order is that of the study's events: a clock that is set back changes no order. Trials of older records, which
+    have no events, come first, by the clock; of these, the ones whose time of ending is not known, by number. Empty
+    where the study file has no box: an earlier version wrote it.
     """
     if FACT not in state.facts:
         return ()
     box = Box(**state.facts[FACT])
-    start = min((trial.started_at for trial in state.trials if trial.started_at is not None), default=None)
+    start = next((trial.started_at for trial in state.trials if trial.started_at is not None), None)
     points: list[tuple[float, ...]] = []
     history = []
-    for trial in sorted(eligible(state.trials), key=lambda trial: (trial.ended_at or 0.0, trial.number)):
+    latest = 0.0
+    for trial in sorted(eligible(state.trials), key=_order_of_ending):
         points.append(_point(trial, state.objectives, box))
-        elapsed = None if start is None or trial.ended_at is None else trial.ended_at - start
+        elapsed = None
+        if start is not None and trial.ended_at is not None:
+            elapsed = latest = max(latest, trial.ended_at - start)
         history.append(HypervolumePoint(trial=trial.number, value=_dominated(points), elapsed_seconds=elapsed))
     return tuple(history)
+
+
+def _order_of_ending(trial: TrialRecord) -> tuple[int, float, int]:
+    if trial.last_event is None:
+        return 0, trial.ended_at or 0.0, trial.number
+    return 1, trial.last_event, trial.number
 
 
 def _dominated(points: Sequence[Sequence[float]]) -> float:

@@ -1,7 +1,7 @@
 """What the trials so far say: which run, which may go on, which are on the front."""
 
-from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
 
 from autopeft.searching.calibration import Calibration
@@ -37,7 +37,7 @@ class Ledger:
         self._forecast = Forecast(plan, self.calibration)
         self._counts: Counter[Outcome] = Counter()
         self._n_started = 0
-        self._running: dict[int, TrialRecord] = {}
+        self._running: defaultdict[str, dict[int, TrialRecord]] = defaultdict(dict)
         self._baselines: dict[int, TrialRecord] = {}
         self._complete: dict[int, TrialRecord] = {}
         self._front = Front(plan.objectives)
@@ -73,9 +73,9 @@ class Ledger:
         else:
             self._counts[before.outcome] -= 1
         if record.outcome is Outcome.RUNNING:
-            self._running[number] = record
+            self._running[record.driver][number] = record
         else:
-            self._running.pop(number, None)
+            self._running[record.driver].pop(number, None)
         if record.outcome is Outcome.COMPLETE:
             self._complete[number] = record
             self._front.put(record)
@@ -112,13 +112,9 @@ class Ledger:
         """Return whether a trial has had a design at these learning rates."""
         return _identity(design, learning_rates) in self._known
 
-    def n_running(self) -> int:
-        """Return how many trials run, or are about to."""
-        return len(self._running)
-
-    def running(self) -> list[TrialRecord]:
-        """Return the trials that run, or are about to."""
-        return list(self._running.values())
+    def running(self, driver: str) -> Collection[TrialRecord]:
+        """Return the trials of a driver that run, or are about to, as they are at any time."""
+        return self._running[driver].values()
 
     def has_tried(self, baseline: Baseline) -> bool:
         """Return whether a baseline has been tried."""
@@ -135,18 +131,19 @@ class Ledger:
 
     def interrupted(self) -> list[TrialRecord]:
         """Return the trials that were cut short and that nothing has continued."""
-        return [
-            record
-            for record in self.records.values()
-            if record.outcome is Outcome.INTERRUPTED and record.number not in self._continued
-        ]
+        return [record for record in self.records.values() if self.is_interrupted(record)]
+
+    def is_interrupted(self, record: TrialRecord) -> bool:
+        """Return whether a trial was cut short, and nothing has continued it."""
+        outcome = self.records[record.number].outcome
+        return outcome is Outcome.INTERRUPTED and record.number not in self._continued
 
     def judge(self, record: TrialRecord) -> TrialRecord:
         """Return a trial that has just been scored at a rung with what the rung decides; it is taken in so."""
         *earlier, score = record.rungs
         verdict = self._rungs[len(earlier)].verdict(self.root(record))
         judged = replace(record, rungs=(*earlier, replace(score, verdict=verdict)))
-        self.records[record.number] = self._running[record.number] = judged
+        self.records[record.number] = self._running[record.driver][record.number] = judged
         return judged
 
     def promotable(self) -> list[TrialRecord]:

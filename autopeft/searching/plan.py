@@ -59,6 +59,7 @@ class SearchPlan:
         n_trials: Designs that may start training, those of earlier runs included.
         timeout_seconds: For this call, or None.
         test: Whether there is a test split for the final check.
+        test_size: Examples of the test split for each one of the validation split.
         device: What designs train on, in words: what was measured on another one says nothing of it.
         memory_bytes: Of the device, where that is known.
         seconds_per_flop: Of training, as a few steps before the search took on the device, where that is known.
@@ -74,6 +75,7 @@ class SearchPlan:
     baselines: tuple[Baseline, ...] = ()
     seed: int = 0
     test: bool = True
+    test_size: float = 1.0
     device: str = ""
     memory_bytes: int | None = None
     seconds_per_flop: float | None = None

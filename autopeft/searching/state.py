@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ResultError
+from autopeft.searching.final_check import read_scores
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import find_objective
-from autopeft.spec.state import StudyState, TestScore
+from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
@@ -68,7 +69,7 @@ def _state(folder: StudyFolder, spec: StudySpec, values: dict[str, Any], store: 
         n_full_examples=values["n_full_examples"],
         trials=store.records(),
         n_refused=dict(sum(map(Counter, store.parts("n_refused")), Counter[str]())),
-        tests={int(number): TestScore(**scores) for part in store.parts("tests") for number, scores in part.items()},
+        tests=read_scores(store),
         samples=_samples(folder),
         notes=tuple(values["notes"]),
         facts=values["facts"],

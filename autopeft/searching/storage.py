@@ -329,8 +329,12 @@ class StudyStore:
 
     def parts(self, name: str) -> list[Any]:
         """Return all parts of a fact that every driver adds to."""
+        return [value for key, value in self.facts(name).items() if key == name or key.startswith(f"{name}@")]
+
+    def facts(self, prefix: str) -> dict[str, Any]:
+        """Return the attributes of the study whose names begin so, by name."""
         attributes = self._place.ask(lambda: self._study.user_attrs)
-        return [value for key, value in attributes.items() if key == name or key.startswith(f"{name}@")]
+        return {name: value for name, value in attributes.items() if name.startswith(prefix)}
 
     def set_part(self, name: str, value: Any) -> None:
         """Set this driver's part of a fact that every driver adds to."""

@@ -42,7 +42,7 @@ from optuna.trial import TrialState
 from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.models.base import build_meta
 from autopeft.models.loading import Head
-from autopeft.searching import loop as loop_module
+from autopeft.searching import segment_files
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.loop import SearchLoop
@@ -161,7 +161,7 @@ class Stopwatch:
             *((KnownCosts, name, "estimate (by a formula)") for name in ("__call__", "lower_bound")),
             *((StudyStore, name, "record") for name in ("add", "update", "set_fact", "fact", "parameters")),
             *((StudyStore, name, "record") for name in ("part", "set_part")),
-            (loop_module, "_at_once", "checkpoints and adapters, synced"),
+            (segment_files, "_at_once", "checkpoints and adapters, synced"),
             *((Ledger, name, "rungs, calibration, forecast") for name in ("put", "judge", "promotable", "progress")),
             (KnownWorker, "run", "(simulated workers)"),
         ]

@@ -158,6 +158,6 @@ def check_whole(path: Path, model: ModelSummary, *, n_trials: int) -> tuple[Tria
     assert front
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder.journal)))
     study = optuna.load_study(study_name="test", storage=storage)
-    assert {str(t.number) for t in front} <= set(study.user_attrs["tests"]), "the front has had its final check"
+    assert {f"tests/{t.number}" for t in front} <= set(study.user_attrs), "the front has had its final check"
     assert len(study.trials) == len(trials)
     return trials

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.searching.checkpoints import N_KEPT, Checkpoints, trial_of
+from autopeft.searching.final_check import read_scores
 from autopeft.searching.folder import StudyFolder
 from autopeft.spec.trial import Outcome
 from tests.searching.conftest import FULL, Bench, KnownWorker
@@ -99,11 +100,12 @@ def test_a_design_whose_last_checkpoint_is_damaged_stays_complete(bench: Bench) 
             assert segment.stage != "test" or segment.checkpoint is None or segment.start == FULL
             return super().run(segment, should_stop)
 
-    store = bench.run(Careful(bench.model), n_trials=8)
-    tested = set(store.fact("tests"))
-    store.set_fact("tests", {})
-    for number in map(int, tested):
+    store = bench.run(Careful(bench.model), n_trials=8, test=False)
+    complete = {r.number for r in store.records() if r.outcome is Outcome.COMPLETE}
+    for number in complete:
         for file in bench.folder.checkpoints.files(number):
             file.write_bytes(b"?")
-    records = bench.run(Careful(bench.model), n_trials=8).records()
-    assert {str(r.number) for r in records if r.outcome is Outcome.COMPLETE} >= tested
+    worker = Careful(bench.model)
+    store = bench.run(worker, n_trials=8)
+    assert {s.trial for s in worker.segments} == set(read_scores(store))
+    assert {r.number for r in store.records() if r.outcome is Outcome.COMPLETE} == complete

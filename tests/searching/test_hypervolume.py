@@ -121,6 +121,26 @@ def test_the_history_never_falls_and_follows_the_order_of_completion(tmp_path) -
     assert history[-1].value == hypervolume(state.trials, state.objectives, box)
 
 
+def test_a_clock_that_is_set_back_changes_no_order(tmp_path) -> None:
+    """Trials 0 and 1 are of an older record; the clock jumps back a day before 3 ends, and by an hour before 5 does."""
+    build = Builder(folder=tmp_path / "study")
+    for i in range(6):
+        build.add(lora(8), params=HEAD + 1000 * (6 - i), skill=0.5 + i / 20)
+    times, events = (60.0, 50.0, 100.0, 160.0 - 86_400, 200.0 - 86_400, 230.0 - 90_000), (None, None, 5, 9, 7, 20)
+    build.trials = [
+        replace(trial, started_at=10.0 + min(0.0, time), ended_at=time, last_event=event)
+        for trial, time, event in zip(build.trials, times, events, strict=True)
+    ]
+    box = Box(
+        ideal={"accuracy": 1.0, "trainable_params": float(HEAD)},
+        reference={"accuracy": 0.0, "trainable_params": 450_000.0},
+    )
+    history = hypervolume_history(build.state(facts={FACT: box.to_dict()}))
+    assert [point.trial for point in history] == [1, 0, 2, 4, 3, 5]
+    assert [point.elapsed_seconds for point in history] == [40.0, 50.0, 90.0, 90.0, 90.0, 90.0]
+    assert all(a.value <= b.value for a, b in itertools.pairwise(history))
+
+
 def test_a_study_of_an_earlier_version_has_no_history(tmp_path) -> None:
     build = Builder(folder=tmp_path)
     build.add(lora(8), params=200_000, skill=0.8)

@@ -9,8 +9,8 @@ import pytest
 
 from autopeft.errors import SearchError
 from autopeft.executors.simulated import Faults, SimulatedExecutor
-from autopeft.searching.loop import MAX_RETRIES
 from autopeft.searching.pareto import pareto_front
+from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from tests.searching.conftest import FULL, Bench, KnownWorker

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from autopeft.searching.final_check import read_scores
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.trial import Outcome, TrialRecord
 from tests.searching.conftest import FULL
@@ -106,8 +107,9 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
         scored = [r for r in records if len(r.rungs) > rung and not r.baseline]
         n_known = max(r.rungs[rung].verdict.n_known for r in scored if r.rungs[rung].verdict is not None)
         assert n_known >= len({r.design.key for r in scored}) - 1
-    tested = [number for part in store.parts("tests") for number in part]
-    assert len(tested) == len(set(tested)) > 0, "no design is scored on the test split twice"
+    tested = Counter(line.split()[1] for driver in drivers for line in driver.lines if line.startswith("tested"))
+    assert set(tested.values()) == {1}, "no design is scored on the test split twice"
+    assert set(map(int, tested)) == set(read_scores(store))
     store.close()
 
 

@@ -1,0 +1,119 @@
+"""Which trial is next: what is begun goes on first, then baselines, promotions and new designs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from autopeft.errors import BudgetError
+from autopeft.searching.interrupted import Interrupted
+from autopeft.searching.ledger import Ledger
+from autopeft.searching.plan import Baseline, CostModel, SearchPlan
+from autopeft.searching.proposals import Proposals
+from autopeft.searching.segments import Segments
+from autopeft.searching.storage import StudyStore
+from autopeft.searching.trials import Trials
+from autopeft.spec.cost import Estimate, excess
+from autopeft.spec.design import Design
+from autopeft.spec.event import EventKind
+from autopeft.spec.trial import Outcome, TrialRecord
+
+
+class Agenda:
+    """Says which trial a free worker trains next.
+
+    Args:
+        longest_first: Whether several workers share the work: then, of several that can go on, the one with most
+            training before it does.
+
+    Attributes:
+        refusal: Why no more designs are proposed, where the budget refused too many.
+    """
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        *,
+        store: StudyStore,
+        cost_model: CostModel,
+        ledger: Ledger,
+        proposals: Proposals,
+        segments: Segments,
+        interrupted: Interrupted,
+        trials: Trials,
+        longest_first: bool,
+    ) -> None:
+        self.refusal: BudgetError | None = None
+        self._plan = plan
+        self._store = store
+        self._cost_model = cost_model
+        self._ledger = ledger
+        self._proposals = proposals
+        self._segments = segments
+        self._interrupted = interrupted
+        self._trials = trials
+        self._longest_first = longest_first
+
+    def next(self) -> TrialRecord | None:
+        """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
+        if self._trials.ready:
+            return self._trials.ready.popleft()
+        if self.refusal is not None:
+            return None
+        try:
+            return self._begin()
+        except BudgetError as error:
+            self.refusal = error
+            return None
+
+    def _begin(self) -> TrialRecord | None:
+        """Begin a trial that none of this driver's is yet."""
+        if (record := self._interrupted.take(here=True)) is not None:
+            return self._continue(record)
+        for baseline in self._plan.baselines:
+            if not self._ledger.has_tried(baseline):
+                return self._start_baseline(baseline)
+        if stopped := [record for record in self._ledger.promotable() if self._segments.is_here(record)]:
+            longest = max(stopped, key=self._segments.seconds_left_of) if self._longest_first else stopped[0]
+            return self._continue(longest)
+        if self._ledger.n_started() < self._plan.n_trials and (record := self._start_proposed()) is not None:
+            return record
+        # What another driver began and did not end comes last: without its checkpoints it starts afresh here.
+        record = self._interrupted.take(here=False)
+        return None if record is None else self._continue(record)
+
+    def _start_proposed(self) -> TrialRecord | None:
+        accepted = self._proposals.next(lambda record: self._trials.note(EventKind.REFUSED, record))
+        if accepted is None:
+            return None
+        proposal, estimate = accepted
+        record = self._new_record(proposal.draw.design, proposal.draw.learning_rates, estimate)
+        return self._trials.start(record, proposal.params, proposal.distributions, ticket=proposal.ticket)
+
+    def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
+        estimate = self._cost_model(baseline.design)
+        record = replace(self._new_record(baseline.design, baseline.learning_rates, estimate), baseline=baseline.name)
+        reason = baseline.refusal(estimate, record.excess, self._plan.memory_bytes)
+        if baseline.name == "full":
+            record = replace(record, excess={})  # no budget applies to it
+        if not reason:
+            return self._trials.start(record)
+        self._ledger.put(self._store.add(replace(record, outcome=Outcome.INFEASIBLE, reason=reason)))
+        return self._begin()
+
+    def _new_record(self, design: Design, rates: Mapping[str, float], estimate: Estimate) -> TrialRecord:
+        return TrialRecord(
+            number=-1,
+            design=design,
+            learning_rates=rates,
+            seed=self._plan.seed * 100_003 + len(self._ledger.records),
+            outcome=Outcome.RUNNING,
+            estimate=estimate,
+            excess=excess(self._plan.limits, estimate),
+            first_event=self._ledger.next_event(),
+        )
+
+    def _continue(self, record: TrialRecord) -> TrialRecord:
+        """Add a trial that goes on from another's checkpoint; without a checkpoint it starts afresh."""
+        successor = replace(record, outcome=Outcome.RUNNING, continues=record.number, reason="")
+        successor = replace(successor, first_event=self._ledger.next_event(), last_event=None)
+        successor, _ = self._segments.as_saved(replace(successor, number=record.number))
+        return self._trials.start(successor, *self._store.parameters(record.number))

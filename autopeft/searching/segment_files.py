@@ -1,0 +1,57 @@
+"""The files that segments bring and begin with, many of them written at the same time."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import isfinite
+
+from autopeft.searching.folder import StudyFolder
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+
+N_WRITERS = 16
+"""Files that are written at the same time: each waits for the disk, and disks make many durable at once."""
+_LAST_FILE = "autopeft.json"
+"""Of an adapter: a folder that has it is whole."""
+
+
+def write_results(folder: StudyFolder, results: Sequence[SegmentResult], *, n_full_examples: int) -> None:
+    """Write checkpoints, errors, adapters and predictions for good; what tells that an adapter is whole comes last."""
+    full = [result for result in results if _is_full(result, n_full_examples)]
+    jobs: list[Callable[[], object]] = []
+    for result in results:
+        if result.checkpoint is not None:
+            jobs.append(partial(folder.checkpoints.save, result.trial, result.examples, result.checkpoint))
+        if result.error:
+            jobs.append(partial(folder.write, folder.log(result.trial), result.error.encode()))
+    last: list[Callable[[], object]] = []
+    for result in full:
+        for name, content in result.artifact.items():
+            job = partial(folder.write_adapter, result.trial, {name: content})
+            (last if name == _LAST_FILE else jobs).append(job)
+        jobs.append(
+            partial(folder.write_json, folder.predictions("validation", result.trial), list(result.predictions))
+        )
+    _at_once(jobs)
+    _at_once(last)
+
+
+def copy_checkpoints(folder: StudyFolder, segments: Sequence[Segment]) -> None:
+    """Give each trial that has no checkpoint of its own yet a copy of the one that it begins with."""
+    saved = folder.checkpoints
+    copies = [(s.trial, s.start, s.checkpoint) for s in segments if s.checkpoint and not saved.files(s.trial)]
+    _at_once([partial(saved.save, *copy) for copy in copies])
+
+
+def _is_full(result: SegmentResult, n_full_examples: int) -> bool:
+    is_done = result.status is SegmentStatus.DONE and all(map(isfinite, result.scores.values()))
+    return is_done and result.examples >= n_full_examples
+
+
+def _at_once(jobs: Sequence[Callable[[], object]]) -> None:
+    """Do jobs that wait for a disk, several at a time."""
+    if len(jobs) == 1:
+        jobs[0]()
+    elif jobs:
+        with ThreadPoolExecutor(max_workers=min(N_WRITERS, len(jobs))) as writers:
+            for done in [writers.submit(job) for job in jobs]:
+                done.result()  # raises what the job raised

@@ -1,0 +1,103 @@
+"""From a trial and its checkpoint to the segment that it trains next."""
+
+from dataclasses import replace
+
+from autopeft.searching.clock import Clock
+from autopeft.searching.folder import StudyFolder
+from autopeft.searching.ledger import Ledger
+from autopeft.searching.plan import SearchPlan
+from autopeft.searching.storage import StudyStore
+from autopeft.spec.cost import Measured
+from autopeft.spec.trial import Segment, TrialRecord
+
+
+class Segments:
+    """Makes segments of trials: from where, how far, and what they may take."""
+
+    def __init__(
+        self, plan: SearchPlan, *, store: StudyStore, folder: StudyFolder, ledger: Ledger, clock: Clock
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._folder = folder
+        self._ledger = ledger
+        self._clock = clock
+
+    def next_of(self, record: TrialRecord) -> Segment:
+        """Return what a trial trains next, from its last whole checkpoint; the record is told where that is earlier."""
+        known = record
+        record, checkpoint = self.as_saved(record)
+        if record != known:
+            self._store.update(self._ledger.put(record))
+        return self._make(record, checkpoint)
+
+    def test_of(self, record: TrialRecord) -> Segment:
+        """Return the final check of a trial that trained in full."""
+        segment = self._make(record, self._folder.checkpoints.at(record.number, record.examples))
+        expected = self._ledger.evaluation_seconds() * self._plan.test_size
+        return replace(
+            segment, stage="test", deadline_seconds=self._clock.seconds_left(), expected_seconds=expected or None
+        )
+
+    def is_here(self, record: TrialRecord) -> bool:
+        """Return whether a trial can go on, or be scored, with what this driver has in its folder."""
+        return record.driver == self._store.driver or bool(self._folder.checkpoints.files(record.number))
+
+    def as_saved(self, record: TrialRecord) -> tuple[TrialRecord, bytes | None]:
+        """Return a trial as its last whole checkpoint left it, and that; as it began, where there is none.
+
+        A checkpoint of a trial that it continues is as good as its own.
+        """
+        link: TrialRecord | None = record
+        saved = None
+        while saved is None and link is not None:
+            saved = self._folder.checkpoints.last(link.number, up_to=record.examples)
+            link = None if link.continues is None else self._ledger.records[link.continues]
+        if saved is None:
+            return replace(record, examples=0, rungs=(), scores={}, standard_errors={}, measured=Measured()), None
+        if saved.examples < record.examples:
+            rungs = tuple(rung for rung in record.rungs if rung.examples <= saved.examples)
+            scores = rungs[-1].scores if rungs else {}
+            record = replace(record, examples=saved.examples, rungs=rungs, scores=scores, standard_errors={})
+        return record, saved.content
+
+    def seconds_left_of(self, record: TrialRecord) -> float:
+        """Predict the training that a trial has before it until its next score; 0 for all before anything is timed."""
+        full = self._ledger.calibration.train_seconds(record.estimate, record.design.quantization) or 0.0
+        return full * self._n_examples_left(record) / self._plan.n_full_examples
+
+    def flops_left_of(self, record: TrialRecord) -> float:
+        """Return the FLOPs of that training."""
+        return record.estimate.train_flops * self._n_examples_left(record) / self._plan.n_full_examples
+
+    def _n_examples_left(self, record: TrialRecord) -> int:
+        return max(0, self._stop(record) - record.examples)
+
+    def _make(self, record: TrialRecord, checkpoint: bytes | None) -> Segment:
+        return Segment(
+            trial=record.number,
+            design=record.design,
+            learning_rates=record.learning_rates,
+            seed=record.seed,
+            start=record.examples,
+            stop=self._stop(record),
+            full=self._plan.n_full_examples,
+            checkpoint=checkpoint,
+            deadline_seconds=self._clock.training_seconds_left(),
+            memory_bytes=self._memory_bytes(record),
+            expected_seconds=self._expected_seconds(record),
+        )
+
+    def _memory_bytes(self, record: TrialRecord) -> int:
+        # Full fine-tuning changes copies of the weights, beside those of the base.
+        copies = record.estimate.base_bytes if record.baseline == "full" else 0
+        return self._ledger.calibration.device_bound(record.estimate) + copies
+
+    def _expected_seconds(self, record: TrialRecord) -> float | None:
+        train, evaluation = self.seconds_left_of(record), self._ledger.evaluation_seconds()
+        return train + evaluation if train and evaluation else None
+
+    def _stop(self, record: TrialRecord) -> int:
+        """Return the examples after which a trial is scored next."""
+        stops = self._plan.stops(record)
+        return stops[min(len(record.rungs), len(stops) - 1)]

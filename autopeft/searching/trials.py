@@ -1,0 +1,250 @@
+"""What becomes of trials: started, scored, run again, ended.
+
+Each change is written to the record, then taken into the ledger, then told to the sampler; people hear of it last.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
+
+from autopeft.errors import SearchError
+from autopeft.searching.folder import StudyFolder
+from autopeft.searching.interrupted import Interrupted
+from autopeft.searching.ledger import Ledger
+from autopeft.searching.plan import SearchPlan
+from autopeft.searching.sampler import Sampler
+from autopeft.searching.storage import STATES, StudyStore
+from autopeft.spec.event import EventKind
+from autopeft.spec.trial import Outcome, RungScore, SegmentResult, SegmentStatus, TrialRecord
+
+MAX_FAILURES_IN_A_ROW = 5
+"""Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
+MAX_RETRIES = 2
+"""How often a trial is run again after its worker was lost; then the design itself is suspect."""
+
+
+class Trials:
+    """The trials of this driver, and what it takes over from others.
+
+    Args:
+        interrupted: Takes the trials that were cut short and can go on.
+        should_stop: True once the search should end early.
+
+    Attributes:
+        ready: Trials of this driver that train on at once, the next one first.
+    """
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        *,
+        store: StudyStore,
+        folder: StudyFolder,
+        sampler: Sampler,
+        ledger: Ledger,
+        interrupted: Interrupted,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.ready: deque[TrialRecord] = deque()
+        self._plan = plan
+        self._store = store
+        self._folder = folder
+        self._sampler = sampler
+        self._ledger = ledger
+        self._interrupted = interrupted
+        self._should_stop = should_stop
+        self._tickets: dict[int, int] = {}
+        self._events: list[tuple[EventKind, TrialRecord]] = []
+        self._n_failures = 0
+        self._last_failure = ""
+
+    # Beginning ------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        record: TrialRecord,
+        params: Mapping[str, Any] | None = None,
+        distributions: Mapping[str, BaseDistribution] | None = None,
+        *,
+        ticket: int | None = None,
+    ) -> TrialRecord:
+        """Add a trial to the record and return it with its number.
+
+        Args:
+            record: As it begins.
+            params: What the sampler drew, where it did.
+            distributions: What it drew that from.
+            ticket: What the sampler calls its proposal.
+        """
+        record = self._store.add(record, params, distributions)
+        if ticket is not None:
+            self._tickets[record.number] = ticket
+        self.note(EventKind.STARTED, record)
+        return record
+
+    def adopt(self) -> None:
+        """Take over what an earlier run left: end its running trials, and queue what can go on."""
+        with self._store.turn():
+            for record in self._store.recover():
+                self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search was killed"), quiet=True)
+            for record in self._store.records():
+                self._ledger.put(record)
+        for record in self._ledger.interrupted():
+            self._interrupted.put(record)
+
+    def take_in(self) -> None:
+        """Take over what other drivers of the study have done, and what those have left that are gone."""
+        if not self._store.driver:
+            return
+        changed = list(self._store.changes())
+        for record in changed:
+            self._ledger.put(record)
+        for record in self._store.abandoned():
+            record = replace(record, outcome=Outcome.INTERRUPTED, reason=f"{record.driver}, which trained it, is gone")
+            self._finish(record, quiet=True)
+            changed.append(record)
+        self._store.teach(self._sampler)
+        for record in changed:
+            if self._ledger.is_interrupted(record):
+                self._interrupted.put(record)
+
+    # What comes back ------------------------------------------------------------------------------------------
+
+    def take_result(self, result: SegmentResult) -> None:
+        """Write down what a segment has come to, and what follows from it for its trial."""
+        record, status = self._ledger.records[result.trial], result.status
+        if status is SegmentStatus.LOST:
+            self._retry(record, result)
+            return
+        record = replace(record, examples=result.examples, measured=record.measured + result.measured)
+        odd = {name: score for name, score in result.scores.items() if not isfinite(score)}
+        if status is SegmentStatus.DONE and odd:
+            status = SegmentStatus.DIVERGED
+        match status:
+            case SegmentStatus.DONE:
+                self._n_failures = 0
+                errors = {name: error for name, error in result.standard_errors.items() if isfinite(error)}
+                self._score(replace(record, scores=dict(result.scores), standard_errors=errors))
+            case SegmentStatus.INTERRUPTED:
+                why = "stopped on request" if self._should_stop() else "the time limit was reached"
+                self._finish(_ended(record, Outcome.INTERRUPTED, why))
+            case SegmentStatus.DIVERGED:
+                words = ", ".join(f"{name}={score}" for name, score in odd.items())
+                why = _last_line(result.error, otherwise=f"a score was not finite: {words}")
+                self._finish(_ended(record, Outcome.FAILED, why), learn=True)
+            case SegmentStatus.OUT_OF_MEMORY:
+                self._finish(_ended(record, Outcome.OUT_OF_MEMORY, self._failure(result)))
+            case SegmentStatus.FAILED:
+                self._fail(_ended(record, Outcome.FAILED, self._failure(result)))
+
+    def check_failures(self, *, n_workers: int) -> None:
+        """Check that something still succeeds.
+
+        Raises:
+            SearchError: Several trials in a row failed.
+        """
+        # While one worker fails so often, each of the others may have failed as often without a fault of its own.
+        if self._n_failures >= MAX_FAILURES_IN_A_ROW * n_workers:
+            raise SearchError(f"{self._n_failures} trials in a row failed, the last one with: {self._last_failure}")
+
+    def _retry(self, record: TrialRecord, result: SegmentResult) -> None:
+        """Run a trial again from its last checkpoint: its worker was lost."""
+        n_lost, why = record.n_retries + 1, self._failure(result)
+        if n_lost > MAX_RETRIES:
+            reason = f"its worker was lost {n_lost} times, the last time with: {why}"
+            self._fail(replace(record, outcome=Outcome.FAILED, reason=reason))
+            return
+        reason = f"its worker was lost, and it runs again (retry {n_lost} of {MAX_RETRIES}): {why}"
+        record = self._ledger.put(replace(record, n_retries=n_lost, reason=reason))
+        self._store.update(record)
+        self.note(EventKind.RETRIED, record)
+        self.ready.append(record)
+
+    def _fail(self, record: TrialRecord) -> None:
+        self._finish(record)
+        self._n_failures += 1
+        self._last_failure = record.reason
+
+    def _failure(self, result: SegmentResult) -> str:
+        last_line = _last_line(result.error, otherwise="no error was given")
+        return f"{last_line} (see {self._folder.log(result.trial)})"
+
+    def _score(self, record: TrialRecord) -> None:
+        """Record the scores of a segment that reached its end, and decide whether the trial goes on."""
+        if record.examples >= self._plan.n_full_examples:
+            self._finish(_ended(record, Outcome.COMPLETE))
+            return
+        self.take_in()
+        event = self._ledger.next_event()
+        rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores, event=event)
+        self._ledger.put(replace(record, rungs=(*record.rungs, rung)))
+        record = self._ledger.judge(self._ledger.records[record.number])
+        if not self._store.update(record):
+            self._give_up(record)
+            return
+        verdict = record.rungs[-1].verdict
+        if verdict is not None and verdict.goes_on:
+            self.note(EventKind.RUNG, record)
+            self.ready.append(record)
+        else:
+            reason = f"not among the best of its cost at {record.examples / self._plan.n_full_examples:.0%}"
+            self._finish(_ended(record, Outcome.STOPPED, reason))
+
+    # Ending ---------------------------------------------------------------------------------------------------
+
+    def interrupt(self, records: Sequence[TrialRecord], reason: str) -> None:
+        """End trials that can go on in a later run."""
+        with self._store.together():
+            for record in records:
+                self._finish(_ended(record, Outcome.INTERRUPTED, reason))
+
+    def _finish(self, record: TrialRecord, *, learn: bool = False, quiet: bool = False) -> None:
+        """Write a trial's end to the record, then tell the sampler."""
+        record = replace(record, last_event=self._ledger.next_event())
+        if not self._store.update(record):
+            self._give_up(record)
+            return
+        self._ledger.put(record)
+        state = TrialState.PRUNED if learn else STATES[record.outcome]
+        values = [record.value(objective.name) for objective in self._plan.objectives]
+        complete = values if state is TrialState.COMPLETE else None
+        if record.number in self._tickets:
+            self._sampler.tell(self._tickets.pop(record.number), state, complete)
+        elif not record.baseline and not quiet and state is not TrialState.FAIL:
+            self._sampler.remember(*self._store.parameters(record.number), state, values=complete)
+        if not quiet:
+            self.note(EventKind.FINISHED, record)
+
+    def _give_up(self, record: TrialRecord) -> None:
+        """Leave a trial to the driver that has ended it, having taken this one for dead."""
+        if record.number in self._tickets:
+            self._sampler.tell(self._tickets.pop(record.number), TrialState.FAIL)
+        self.take_in()
+
+    # Who hears of it ------------------------------------------------------------------------------------------
+
+    def note(self, kind: EventKind, record: TrialRecord) -> None:
+        """Keep what has happened until it is written."""
+        self._events.append((kind, record))
+
+    def news(self) -> list[tuple[EventKind, TrialRecord]]:
+        """Return what has happened since the last call, now that it is written."""
+        events, self._events = self._events, []
+        return events
+
+
+def _ended(record: TrialRecord, outcome: Outcome, reason: str = "") -> TrialRecord:
+    """Return a trial with its end; where its worker was lost on the way, that is said too."""
+    times = {0: "", 1: "once"}.get(record.n_retries, f"{record.n_retries} times")
+    retried = f"run again {times}, since its worker was lost" if times else ""
+    return replace(record, outcome=outcome, reason="; ".join(part for part in (reason, retried) if part))
+
+
+def _last_line(error: str, *, otherwise: str) -> str:
+    """Return what a traceback ends with, or `otherwise` where there is none."""
+    return (error.strip().splitlines() or [otherwise])[-1]
