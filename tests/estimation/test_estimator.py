@@ -1,6 +1,5 @@
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,17 @@ BLOCKS = {
 FEWER = {"int8": ("lora", "hybrid"), "nf4-dq": ("lora", "selective")}
 """Designs that stand for all over a base that differs from another one in how a weight is stored alone."""
 TOLERANCE = 0.03
+SETTINGS = (
+    ("none", "fp32", "sdpa"),
+    ("none", "bf16", "eager"),
+    ("nf4", "fp32", "sdpa"),
+    ("nf4", "bf16", "eager"),
+    ("int8", "fp32", "eager"),
+    ("int8", "bf16", "sdpa"),
+    ("nf4-dq", "fp32", "eager"),
+    ("nf4-dq", "bf16", "sdpa"),
+)
+"""Every pair of a quantization, a precision and a kernel."""
 FAST = {("none", "fp32", "sdpa"), ("nf4", "bf16", "eager"), ("int8", "bf16", "sdpa")}
 
 
@@ -48,10 +58,7 @@ def real_run(base: Base, name: str, precision: str):
 
 @pytest.mark.parametrize(
     ("quantization", "precision", "kernel"),
-    [
-        setting if setting in FAST else pytest.param(*setting, marks=pytest.mark.slow)
-        for setting in product(("none", "nf4", "int8", "nf4-dq"), ("fp32", "bf16"), ("sdpa", "eager"))
-    ],
+    [setting if setting in FAST else pytest.param(*setting, marks=pytest.mark.slow) for setting in SETTINGS],
 )
 def test_peaks_are_those_of_real_steps(
     quantization: str,
