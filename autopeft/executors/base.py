@@ -54,7 +54,11 @@ class Executor(Protocol):
         """Take a segment, and start it as soon as it can. Raises RuntimeError where no worker is free."""
 
     def wait(self) -> list[SegmentResult]:
-        """Block until at least one segment has ended and return all that have; empty if none runs."""
+        """Block until at least one segment has ended and return all that have; empty if none runs.
+
+        It may also be empty once a worker has come back. Where it is, and still none is free, it is called again after
+        a moment: it need not wait by itself for workers that are away.
+        """
 
     def now(self) -> float:
         """Return the clock that deadlines are counted on, in seconds."""
