@@ -38,7 +38,7 @@ test: install
 slow: install $(SMOLLM2)
 	$(PIP) --require-hashes --no-deps --requirement tests/requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'slow and not ray and not browser and not gpu'
-	$(BIN)/pytest -m '(ray or browser) and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile -m "(ray or browser) and not gpu"
 
 # The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
 pictures: install
