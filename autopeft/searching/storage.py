@@ -177,9 +177,11 @@ class StudyStore:
             return ()
         changed = []
         for trial in self._look():
+            if trial.number in self._mine:  # unknown until another driver has ended it, and this one has noticed
+                continue
             before = self._known.get(trial.number)
             self._known[trial.number] = trial
-            if before is trial or trial.number in self._mine:
+            if before is trial:
                 continue
             if before is None or (before.state, before.user_attrs) != (trial.state, trial.user_attrs):
                 changed.append(_read(trial))

@@ -13,7 +13,7 @@ from autopeft.estimation.representatives import Layers, attach_meta
 from autopeft.models.base import Base
 from autopeft.spec.cost import Workload
 from tests.estimation.test_repeats import deep
-from tests.models.tiny_models import CONFIGS, design
+from tests.models.tiny_models import design
 
 WORKLOAD = Workload.uniform(batch_size=3, n_tokens=9)
 SPARSE = [0, 2, 4, 6, 8, 10, 12]
@@ -82,8 +82,8 @@ def test_quantized_layers_are_left_out_too(quantization: str, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gemma"])
-def test_layers_of_every_architecture_can_be_left_out(name: str, tmp_path: Path):
+@pytest.mark.parametrize("name", ["bert", "mpnet", "gpt2", "qwen", "t5", "vit", "whisper"])
+def test_layers_of_other_architectures_can_be_left_out(name: str, tmp_path: Path):
     check(deep(name, tmp_path), [{"lora": {"rank": 2}}])
 
 

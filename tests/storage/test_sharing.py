@@ -164,12 +164,16 @@ def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_
     """A driver is stopped in its tracks and its sign of life made an old one; then it goes on."""
     asleep = Driver(database, tmp_path / "a", n_trials=8, seconds=0.3)
     wait_for(lambda: asleep.n_trained() >= 2)
-    os.kill(asleep.process.pid, signal.SIGSTOP)
-    store, _ = read(database, tmp_path)
-    name = next(r.driver for r in store.records())
     import psycopg
 
     with psycopg.connect(database, autocommit=True) as connection:
+        os.kill(asleep.process.pid, signal.SIGSTOP)
+        while connection.execute(_LOCKS).fetchone() != (0,):  # others would wait for its turn to end
+            os.kill(asleep.process.pid, signal.SIGCONT)
+            time.sleep(0.05)
+            os.kill(asleep.process.pid, signal.SIGSTOP)
+        store, _ = read(database, tmp_path)
+        name = next(r.driver for r in store.records())
         connection.execute("UPDATE study_user_attributes SET value_json = %s WHERE key = %s", (_OLD, f"driver.{name}"))
     other = Driver(database, tmp_path / "b", n_trials=8, seconds=0.05)
     assert other.end() == ""
@@ -181,4 +185,5 @@ def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_
     assert any(r.driver == name and r.outcome is Outcome.INTERRUPTED for r in records)
 
 
+_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype IN ('advisory', 'transactionid') AND granted"
 _OLD = '{"host": "elsewhere", "pid": 1, "machine": "elsewhere", "started": 1, "seen_at": 0.0, "ended": false}'
