@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Written last by studies/smollm2/prepare.py.
 SMOLLM2 := studies/smollm2/reviews.jsonl
 
-.PHONY: install demo smollm2 test slow pictures lint clean
+.PHONY: install demo smollm2 test slow thorough pictures lint clean
 
 install: $(READY)
 
@@ -39,6 +39,10 @@ slow: install $(SMOLLM2)
 	$(PIP) --require-hashes --no-deps --requirement tests/requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'slow and not ray and not browser and not gpu'
 	$(BIN)/pytest -n 2 --dist loadfile -m "(ray or browser) and not gpu"
+
+# More settings of what the other tests show: before a release, not at each commit.
+thorough: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m thorough
 
 # The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
 pictures: install

@@ -58,7 +58,7 @@ def real_run(base: Base, name: str, precision: str):
 
 @pytest.mark.parametrize(
     ("quantization", "precision", "kernel"),
-    [setting if setting in FAST else pytest.param(*setting, marks=pytest.mark.slow) for setting in SETTINGS],
+    [setting if setting in FAST else pytest.param(*setting, marks=pytest.mark.thorough) for setting in SETTINGS],
 )
 def test_peaks_are_those_of_real_steps(
     quantization: str,

@@ -58,7 +58,7 @@ def test_peaks_of_designs_in_some_layers_are_those_of_the_dry_run(minilm_estimat
         assert_near(told, minilm_estimator(design), memory=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_peaks_of_random_hybrids_are_within_bounds(minilm_estimator: Estimator) -> None:
     fast, space = FastEstimator(minilm_estimator), SearchSpace.load("hybrid-full")
     chooser, errors = RandomChooser(random.Random(3)), []

@@ -60,7 +60,7 @@ def check(
     assert (1 - tolerance) * measured - states <= predicted.peak_bytes <= (1 + tolerance) * measured
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", pytest.param("sgd", marks=pytest.mark.thorough)])
 def test_peaks_with_other_optimizers(loaded: Callable[..., Base], minilm: str, optimizer: str) -> None:
     """Of full fine-tuning the 8-bit step itself is the peak, on a CPU."""
     for blocks in (HYBRID, FULL):
@@ -78,7 +78,7 @@ def test_peaks_with_checkpointing(
     check(loaded, minilm, HYBRID, quantization, precision, kernel, checkpointing=True, tolerance=tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("quantization", "precision", "kernel"),  # each pair of them
     [("none", "fp32", "sdpa"), ("none", "bf16", "eager"), ("nf4", "fp32", "eager"), ("nf4", "bf16", "sdpa")],

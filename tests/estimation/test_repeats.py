@@ -52,7 +52,7 @@ def check(base: Base, blocks: list[dict[str, Any]], chosen: Machine, *, repeats:
         assert (one.flops, one.attention_flops) == (other.flops, other.attention_flops)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_few_layers_cost_what_all_do(name: str, tmp_path: Path):
     # Gemma's layers repeat in sixes, one of which is all that seven layers hold.

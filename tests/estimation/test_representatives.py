@@ -63,25 +63,25 @@ def check(base: Base, blocks: list[dict[str, Any]], **settings: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "blocks", [pytest.param(b, id=n, marks=() if n in FAST else pytest.mark.slow) for n, b in BLOCKS.items()]
+    "blocks", [pytest.param(b, id=n, marks=() if n in FAST else pytest.mark.thorough) for n, b in BLOCKS.items()]
 )
 def test_a_few_attached_layers_cost_what_all_do(blocks: list[dict[str, Any]], tmp_path: Path):
     check(deep("llama", tmp_path, n_layers=13), blocks)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["lora", "prefix in some", "full and norms", "hybrid"])
 def test_what_cuda_reserves_is_the_same_too(name: str, tmp_path: Path):
     check(deep("llama", tmp_path, n_layers=13), BLOCKS[name], device="cuda")
 
 
-@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.thorough)])
 def test_quantized_layers_are_left_out_too(quantization: str, tmp_path: Path):
     base = deep("llama", tmp_path, n_layers=13)
     check(base, BLOCKS["hybrid"], quantization=quantization, checkpointing=True)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["bert", "mpnet", "gpt2", "qwen", "t5", "vit", "whisper"])
 def test_layers_of_other_architectures_can_be_left_out(name: str, tmp_path: Path):
     check(deep(name, tmp_path), [{"lora": {"rank": 2}}])
