@@ -120,12 +120,14 @@ def run_study(
         with _explain_full_disk(folder), _site(spec) as site:
             fetch_description(spec, folder)
             study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
-            if not agree(spec, folder, objectives=study.plan().objectives, description=study.description()):
+            description = study.description()
+            if not agree(spec, folder, description):
                 study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
+                description = study.description()
             on_ready(study)
             if warning := memory_warning(study):
                 logging.getLogger("autopeft").warning(warning)
-            _describe(study, folder)
+            _describe(study, description, folder)
             with on_signals(spec.grace_seconds) as stop:
                 with (
                     write_log(folder.path / "search.log") as log,
@@ -178,9 +180,9 @@ def load(path: str | Path, base_model: str | None = None, dtype: Any = None, dev
         return artifact.load(read_export(str(path), Path(folder)), base_model, dtype, device_map)
 
 
-def _describe(study: PreparedStudy, folder: StudyFolder) -> None:
+def _describe(study: PreparedStudy, description: Mapping[str, Any], folder: StudyFolder) -> None:
     """Write the resolved study file, and what paired comparisons hold predictions against."""
-    folder.write_json(folder.description, study.description())
+    folder.write_json(folder.description, description)
     folder.write_json(folder.predictions("validation", "labels"), study.data.validation.targets.tolist())
     folder.write_json(folder.predictions("test", "labels"), study.data.test.targets.tolist())
 

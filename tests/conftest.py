@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, settings
 
 from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
 
-# Shared machines stall: how long one example takes says nothing about the code.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
+# Shared machines stall: how long one example takes says nothing about the code. The same examples each time, so that
+# a test says the same of the same code; `pytest --hypothesis-profile new` looks for others.
+settings.register_profile("new", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", settings.get_profile("new"), derandomize=True)
+settings.load_profile("same")
 
 ROLE_SHAPES = {
     "query": (384, 384),

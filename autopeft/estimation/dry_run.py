@@ -19,8 +19,9 @@ from autopeft.estimation.attribution import Attribution
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
-from autopeft.estimation.generation import N_SAMPLES, cache_of
+from autopeft.estimation.generation import cache_of
 from autopeft.estimation.kernels import flop_formulas, is_attention, replacements, scratch_formulas
+from autopeft.estimation.operators import FakeOperators
 from autopeft.estimation.optimizers import state_bytes, step_bytes
 from autopeft.estimation.repeats import Repeat, few_layers, find_repeats
 from autopeft.estimation.representatives import Unattached
@@ -31,6 +32,7 @@ from autopeft.models.attach import Attached
 from autopeft.models.checkpointing import RUN, checkpoint_layers
 from autopeft.models.losses import few_pieces, token_loss, token_rows
 from autopeft.spec.training import OptimizerName, Precision
+from autopeft.spec.writing import N_SAMPLES
 
 Step = Callable[[StorageTracker, Trace, Mapping[str, torch.Tensor], torch.Tensor], None]
 """What is run on inputs and labels, under a tracker and its trace."""
@@ -119,6 +121,7 @@ class DryRun:
         self._machine = machine
         self._device = torch.device("cpu")  # CUDA is played on CPU tensors: see `autopeft.estimation.cuda`
         self._mode = FakeTensorMode()
+        self._operators = FakeOperators(self._mode, self._device)
         self._undo = ExitStack()
         self._trainable: list[torch.nn.Parameter] = []
         self._names = names
@@ -132,7 +135,7 @@ class DryRun:
         """Swap the weights."""
         with ExitStack() as undo:
             undo.callback(self._model.train, self._model.training)
-            replace = undo.enter_context(fake_weights(self._model, self._mode, self._device))
+            replace = undo.enter_context(fake_weights(self._model, self._operators))
             self._trainable = [replace(p) for group in self._attached.groups.values() for p in group]
             if self._machine.checkpointing:
                 run = partial(RUN, context_fn=self._machine.recomputed)
@@ -219,6 +222,7 @@ class DryRun:
             flops=flop_formulas(),
             replacements=replacements(),
             observer=trace,
+            run=self._operators,
         )
         with ExitStack() as undo:
             if attribution is not None:

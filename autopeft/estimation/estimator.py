@@ -248,7 +248,7 @@ class Estimator:
                 peak_memory=peak.peak_bytes,  # whichever of the steps needs most
                 at_peak={str(category): n_bytes for category, n_bytes in peak.at_peak.items()},
                 step_flops=training.flops,
-                train_flops=_scale(training, self._workload, sum(block.n_input_tokens for block in design.blocks)),
+                train_flops=full_training_flops(training.flops, training.attention_flops, self._workload, design),
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
                 serving=design.serving(self.base("none").summary),
                 version=self.version,
@@ -293,21 +293,23 @@ def _adapter_bytes(attached: Attached) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in attached.exported_tensors().values())
 
 
-def _scale(step: StepCost, workload: Workload, n_added_tokens: int) -> int:
+def full_training_flops(flops: float, attention_flops: float, workload: Workload, design: Design) -> int:
     """Return the FLOPs of a full training from those of one step of the longest examples.
 
     Args:
-        step: At the longest length.
+        flops: Of the step.
+        attention_flops: The part of them that grows with the square of the length.
         workload: What the full training reads.
-        n_added_tokens: What the design puts before every input.
+        design: May put tokens before every input.
 
     Omits: the spread of lengths. Attention grows with the square of the length, and is taken at the
         mean length: too low by the variance of the batches' lengths over their squared mean, on a part
         that is itself under a tenth at 128 tokens of MiniLM. A head that reads each token of the text is
         taken to read the added ones too. Evaluations are not training.
     """
+    n_added_tokens = sum(block.n_input_tokens for block in design.blocks)
     longest = workload.max_tokens + n_added_tokens
     n_tokens = workload.n_train_tokens + n_added_tokens * workload.n_examples
-    linear = (step.flops - step.attention_flops) / (workload.batch_size * longest)
-    attention = step.attention_flops / (workload.batch_size * longest**2)
+    linear = (flops - attention_flops) / (workload.batch_size * longest)
+    attention = attention_flops / (workload.batch_size * longest**2)
     return round(n_tokens * (linear + attention * n_tokens / workload.n_examples))

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
+from autopeft.estimation.operators import FakeOperators
 from autopeft.estimation.quantized import PackedState
 from autopeft.models.technique import DISPLACED
 
@@ -24,13 +25,12 @@ Replace = Callable[[Any], Any]
 
 
 @contextmanager
-def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> Iterator[Replace]:
+def fake_weights(model: nn.Module, operators: FakeOperators) -> Iterator[Replace]:
     """Swap every parameter and buffer for a fake one inside; one that is shared stays shared.
 
     Args:
         model: A model on the meta device, with whatever is attached.
-        mode: The mode that the fake tensors belong to.
-        device: Where they say that they are.
+        operators: Makes the fake tensors.
 
     Yields:
         A function that returns the fake tensor of a meta tensor.
@@ -39,10 +39,7 @@ def fake_weights(model: nn.Module, mode: FakeTensorMode, device: torch.device) -
 
     def replace(tensor: Any) -> Any:
         if id(tensor) not in made:
-            with mode:
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+            made[id(tensor)] = operators.empty_like(tensor)
         return made[id(tensor)]
 
     with ExitStack() as undo:

@@ -12,14 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimation.dry_run import StepCost
-from autopeft.estimation.estimator import Estimator, _scale, stored_bytes
+from autopeft.estimation.estimator import Estimator, full_training_flops, stored_bytes
 from autopeft.estimation.fake_weights import storage_bytes, tensors_of
 from autopeft.estimation.layered import LayeredMemory, Steps
 from autopeft.estimation.optimizers import step_bytes
-from autopeft.estimation.parts import Parts, Sizes, without_layers
+from autopeft.estimation.parts import Parts, Sizes, variant, without_layers
 from autopeft.estimation.quantized import quantize_meta
-from autopeft.estimation.shares import variant
 from autopeft.estimation.shortened import is_uniform, shorten
 from autopeft.models.base import Base
 from autopeft.spec.block import Block, Quantization
@@ -207,15 +205,14 @@ class FastEstimator:
             peak = max(peak, stored.writing_bytes + sizes.n_bytes - head.n_bytes)
         if n_params:
             peak = max(peak, at_training + more + sizes.kept_bytes - head.kept_bytes + steps.training_bytes)
-        flops, attention_flops = steps.training_flops if n_params else (0.0, 0.0)
+        flops, attention_flops = map(round, steps.training_flops if n_params else (0.0, 0.0))
         workload = self._full.workload
-        step = StepCost(peak_bytes=0, at_peak={}, flops=round(flops), attention_flops=round(attention_flops))
         return Costs(
             trainable_params=n_params,
             adapter_bytes=sizes.exported_bytes,
             peak_memory=int(peak),
-            step_flops=step.flops,
-            train_flops=_scale(step, workload, sum(block.n_input_tokens for block in design.blocks)),
+            step_flops=flops,
+            train_flops=full_training_flops(flops, attention_flops, workload, design),
             inference_flops=int(steps.evaluation_flops) // workload.evaluation_batch_size,
         )
 

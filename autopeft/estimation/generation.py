@@ -15,9 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from autopeft.models.base import Base
 from autopeft.spec.cost import Workload
-
-N_SAMPLES, N_NEW_TOKENS = 4, 48
-"""Prompts of a batch and tokens that are written after each; those of `autopeft.training.sampling`."""
+from autopeft.spec.writing import n_new_tokens
 
 
 def lengths(base: Base, workload: Workload) -> tuple[int, int] | None:
@@ -32,9 +30,8 @@ def lengths(base: Base, workload: Workload) -> tuple[int, int] | None:
         return None
     if not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers):
         return None
-    n_new, n_prompt = N_NEW_TOKENS, workload.max_tokens - 1
+    n_new, n_prompt = n_new_tokens(summary.n_positions), workload.max_tokens - 1
     if summary.n_positions is not None:
-        n_new = max(1, min(n_new, summary.n_positions // 2))
         n_prompt = min(n_prompt, summary.n_positions - n_new)
     return max(1, n_prompt), max(1, n_prompt) + n_new - 2
 

@@ -2,25 +2,31 @@
 
 A block is attached once in one layer and once in two layers of a model that has no more: what the second adds is what
 each layer gets, the rest comes once. Tensors outside of the layers are known by name, because blocks may share them.
+A technique on some of the maps brings what it brings to these when it is on all of them; and where three sizes of a
+block lie on a line, so do those between them.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 
+from autopeft.errors import DesignError
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.optimizers import state_bytes
 from autopeft.estimation.shortened import layers_path, shorten
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base
+from autopeft.models.linear_technique import LinearTechnique
 from autopeft.spec.block import Block
 from autopeft.spec.design import Design
 
 _UNNAMED = "/"
 """What the names of tensors begin with that are no part of the model."""
 _LARGE = 2**20
+_N_ON_A_LINE = 3
 
 
 class Sizes(NamedTuple):
@@ -47,6 +53,14 @@ class Sizes(NamedTuple):
             self.exported_bytes + times * other.exported_bytes,
         )
 
+    def between(self, other: "Sizes", share: Fraction) -> "Sizes | None":
+        """Return what lies on the line to another; None where that is not in whole numbers."""
+        found = [one + share * (two - one) for one, two in zip(self, other, strict=True)]
+        return Sizes(*map(int, found)) if all(each.denominator == 1 for each in found) else None
+
+
+NOTHING = Sizes()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -56,11 +70,21 @@ class Part:
         each: To every layer that it is in.
         once: However many layers it is in.
         shared: Outside of the layers, by name: once for all blocks that bring it.
+        maps: To each linear map of a layer, by role, where that is all that it brings; empty where it is not.
     """
 
     each: Sizes
-    once: Sizes
+    once: Sizes = NOTHING
     shared: Mapping[str, Sizes] = field(default_factory=dict)
+    maps: Mapping[str, Sizes] = field(default_factory=dict)
+
+    def between(self, other: "Part", share: Fraction) -> "Part | None":
+        """Return what lies on the line to another; None where that is not in whole numbers, or they differ in kind."""
+        each, once = self.each.between(other.each, share), self.once.between(other.once, share)
+        shared, maps = _between(self.shared, other.shared, share), _between(self.maps, other.maps, share)
+        if each is None or once is None or shared is None or maps is None:
+            return None
+        return Part(each=each, once=once, shared=shared, maps=maps)
 
 
 class Parts:
@@ -78,9 +102,11 @@ class Parts:
         self._machine = machine
         self._n_layers = base.summary.n_layers
         self._parts: dict[Hashable, Part] = {}
+        self._sizes: dict[Hashable, dict[int, Part]] = {}
         head = self._attach(())
         self.head = _sum(head.values())
         self._head_names = head.keys()
+        self._rest = head[""]
 
     def total(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> Sizes:
         """Return the sizes of a design's blocks and of what always trains.
@@ -112,19 +138,71 @@ class Parts:
     def part(self, block: Block, key: Hashable) -> Part:
         """Return the sizes of one block, whatever its layers; `key` is its `without_layers`."""
         if key not in self._parts:
-            self._parts[key] = self._measure(block)
+            self._parts[key] = self._between(block) or self._measured(block)
         return self._parts[key]
+
+    def _between(self, block: Block) -> Part | None:
+        """Return what lies between two measured sizes of a block, where a third one lies between them too."""
+        known = self._sizes.get(variant(block), {})
+        size = getattr(block, block.size_field) if block.size_field else 0
+        if len(known) < _N_ON_A_LINE or not min(known) < size < max(known):
+            return None
+        low, high = min(known), max(known)
+
+        def on_line(place: int) -> Part | None:
+            return known[low].between(known[high], Fraction(place - low, high - low))
+
+        return on_line(size) if all(on_line(other) == part for other, part in known.items()) else None
+
+    def _measured(self, block: Block) -> Part:
+        part = self._measure(block)
+        if block.size_field:
+            self._sizes.setdefault(variant(block), {})[getattr(block, block.size_field)] = part
+        return part
 
     def _measure(self, block: Block) -> Part:
         if block.whole_model:
             found = self._attach((block,))
             return Part(each=Sizes(), once=_sum(found.values()).plus(self.head, -1))
-        one, two = (self._attach((block.model_copy(update={"layers": layers}),)) for layers in ((0,), (0, 1)))
+        return self._of_roles(block) or self._in_layers(block)
+
+    def _of_roles(self, block: Block) -> Part | None:
+        """Return what a technique on some of the maps brings, where it brings nothing but to single maps."""
+        if not isinstance(block, LinearTechnique) or block.roles == "all":
+            return None
+        everywhere = block.model_copy(update={"roles": "all", "layers": (0,)})
+        try:
+            everywhere.check(self._base.summary, "none")
+        except DesignError:
+            return None
+        maps = self.part(everywhere, without_layers(everywhere)).maps
+        if not maps:
+            return None
+        chosen = {role: sizes for role, sizes in maps.items() if role in block.roles}
+        return Part(each=_sum(chosen.values()), maps=chosen)
+
+    def _in_layers(self, block: Block) -> Part:
+        """Attach a block to one layer, and to two where it brings something else than tensors of single maps."""
+        one = self._attach((block.model_copy(update={"layers": (0,)}),))
         own = {name: sizes for name, sizes in one.items() if name not in self._head_names}
+        if isinstance(block, LinearTechnique) and one[""] == self._rest and (maps := self._maps(own)):
+            return Part(each=_sum(maps.values()), maps=maps)
+        two = self._attach((block.model_copy(update={"layers": (0, 1)}),))
         shared = {name: sizes for name, sizes in own.items() if not name.startswith((self._inside, _UNNAMED))}
         each = _sum(two.values()).plus(_sum(one.values()), -1)
         once = _sum(one.values()).plus(self.head, -1).plus(each, -1).plus(_sum(shared.values()), -1)
         return Part(each=each, once=once, shared=shared)
+
+    def _maps(self, sizes: Mapping[str, Sizes]) -> Mapping[str, Sizes]:
+        """Return what belongs to each linear map of the first layer; nothing where something belongs to none."""
+        found: dict[str, Sizes] = {}
+        paths = {f"{linear.path}.": role for role, linear in self._base.summary.layers[0].roles.items()}
+        for name, size in sizes.items():
+            role = next((role for path, role in paths.items() if name.startswith(path)), None)
+            if role is None:
+                return {}
+            found[role] = found.get(role, Sizes()).plus(size)
+        return found
 
     def _attach(self, blocks: tuple[Block, ...]) -> dict[str, Sizes]:
         """Return the sizes of every tensor that a design brings, by name; what has none of its own is under ""."""
@@ -170,8 +248,23 @@ def _sum(sizes: Iterable[Sizes]) -> Sizes:
     return total
 
 
+def _between(one: Mapping[str, Sizes], two: Mapping[str, Sizes], share: Fraction) -> Mapping[str, Sizes] | None:
+    """Return what lies between sizes of the same names; None where they are not, or not in whole numbers."""
+    if one.keys() != two.keys():
+        return None
+    found = {name: sizes.between(two[name], share) for name, sizes in one.items()}
+    known = {name: sizes for name, sizes in found.items() if sizes is not None}
+    return known if len(known) == len(found) else None
+
+
 def without_layers(block: Block) -> Hashable:
-    """Return what two blocks that differ in their layers alone have in common."""
-    fields = vars(block).copy()
-    del fields["layers"]
-    return type(block), *fields.values()
+    """Return what decides what a block brings to a layer: no layers, and no numbers that scale."""
+    fields = vars(block).items()
+    return type(block), *(value for name, value in fields if name != "layers" and type(value) is not float)
+
+
+def variant(block: Block) -> Hashable:
+    """Return what two blocks have in common that differ in their size too."""
+    fields = vars(block).items()
+    left_out = ("layers", block.size_field)
+    return type(block), *(value for name, value in fields if name not in left_out and type(value) is not float)

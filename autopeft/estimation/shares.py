@@ -9,6 +9,7 @@ import torch
 
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.dry_run import Machine
+from autopeft.estimation.parts import variant
 from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, INSIDE, Frame, Share
 from autopeft.models.attach import attach
@@ -112,7 +113,7 @@ class Shares:
         """Return the block on all maps, where that is legal: what it does on each is seen at once."""
         if isinstance(block, LinearTechnique) and block.roles != "all":
             try:
-                (widened := block.model_copy(update={"roles": "all"})).check(self._base.summary, "none")
+                (widened := block.model_copy(update={"roles": "all", "layers": (0,)})).check(self._base.summary, "none")
             except DesignError:
                 return block
             return widened
@@ -243,10 +244,3 @@ def _separate(block: Block) -> Iterator[Block]:
         yield from (block.model_copy(update={"at": (place,)}) for place in places)
     else:
         yield block
-
-
-def variant(block: Block) -> Hashable:
-    """Return what decides what a block does to memory besides its size: no layers, and no numbers that scale."""
-    fields = vars(block).items()
-    left_out = ("layers", block.size_field)
-    return type(block), *(value for name, value in fields if name not in left_out and not isinstance(value, float))

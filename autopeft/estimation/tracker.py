@@ -22,6 +22,8 @@ CATEGORIES: tuple[Category, ...] = ("base", "trainable", "gradients", "optimizer
 
 Formula = Callable[..., int]
 """Bytes or FLOPs of one operator, as a function of its arguments and of its result as `out_val`."""
+Run = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+"""How an operator is run on arguments."""
 
 
 class Observer(Protocol):
@@ -94,6 +96,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops: Mapping[Any, Formula] = flop_registry,
         replacements: Mapping[Any, Callable[..., Any]] | None = None,
         observer: Observer | None = None,
+        run: Run = lambda operator, args, kwargs: operator(*args, **kwargs),
     ) -> None:
         """Start at zero.
 
@@ -102,6 +105,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops: By operator packet, its FLOPs.
             replacements: By operator packet, what to call in its place.
             observer: Who is told of every storage.
+            run: How all other operators are run.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
@@ -115,6 +119,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._replacements = replacements or {}
         self._sum: _Sum | None = None
         self.observer = observer
+        self._run = run
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -178,7 +183,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._settle_sum()
         before = self._total_bytes
         packet = func.overloadpacket
-        result = self._replacements.get(packet, func)(*args, **kwargs)
+        replacement = self._replacements.get(packet)
+        result = self._run(func, args, kwargs) if replacement is None else replacement(*args, **kwargs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()

@@ -73,17 +73,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
 ) -> tuple[torch.nn.Module, Any]:
-    """Open an export on its base model, or a merged model, ready for inference.
-
-    Args:
-        path: The exported folder, or one that `merge` wrote.
-        base_model: Where the base model is now, if not where it was.
-        dtype: Of the base, as a dtype or its name; fp32 where it is not given, as in training. The
-            matrix products of a 4-bit base run in it.
-        device_map: As transformers takes it; the CPU where it is not given.
-
-    Returns:
-        The model in evaluation mode, and the tokenizer of the base (None where the base has none).
+    """Open an exported folder, or one that `merge` wrote; arguments and answer are those of `autopeft.load`.
 
     Raises:
         ArtifactError: The folder is incomplete or damaged, or the base is not the one it was made for.

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from autopeft.searching.folder import ADAPTER_MARK
 from autopeft.spec.trial import TrialRecord
 
 _ID = re.compile(r"([0-9]{1,9})-([0-9]{1,3})")
@@ -58,6 +59,6 @@ class AdapterFiles:
 
     def _files(self, trial: int) -> list[Path]:
         folder = self._folder / str(trial)
-        if not (folder / "autopeft.json").is_file():  # it comes last: without it the adapter is still being written
+        if not (folder / ADAPTER_MARK).is_file():  # it comes last: without it the adapter is still being written
             return []
         return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from autopeft.results.summary import count_words
 from autopeft.results.wording import MISSING, SERVING, format_interval, format_score, label_words
-from autopeft.searching.folder import StudyFolder
+from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.trial import TrialRecord
@@ -68,7 +68,7 @@ def model_card(state: StudyState, record: TrialRecord, description: Mapping[str,
 
 def write_card(state: StudyState, record: TrialRecord, folder: Path) -> None:
     """Write the card of the adapter in `folder`, and the scores on the test split into its `autopeft.json`."""
-    study, file = StudyFolder(state.folder), folder / "autopeft.json"
+    study, file = StudyFolder(state.folder), folder / ADAPTER_MARK
     description = json.loads(file.read_text(encoding="utf-8"))
     test = state.tests.get(record.number)
     if test is not None and description["metadata"].get("test") != test.scores:

@@ -16,7 +16,7 @@ from autopeft.results.front_file import front_values
 from autopeft.results.leaderboard import make_leaderboard
 from autopeft.results.model_card import write_card
 from autopeft.results.wording import format_score, outcome_words
-from autopeft.searching.folder import StudyFolder
+from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 
@@ -133,7 +133,7 @@ class SearchResult:
                 f"{outcome_words(record.outcome)}; the front has {front or 'none'}"
             )
         source = StudyFolder(self.state.folder).fetch_adapter(record.number)
-        if not (source / "autopeft.json").is_file():
+        if not (source / ADAPTER_MARK).is_file():
             elsewhere = f"the search {record.driver}, which trained it, has it in its own output_dir"
             why = elsewhere if record.driver else "autopeft clean --adapters takes away those off the front"
             raise ResultError(f"the adapter of trial {record.number} must be in {source}, but it is not there; {why}")
@@ -184,7 +184,7 @@ class SearchResult:
         self.report(paths["report"])
         for record in self.state.trials:
             adapter = StudyFolder(self.state.folder).adapter(record.number)
-            if record.outcome is Outcome.COMPLETE and (adapter / "autopeft.json").is_file():
+            if record.outcome is Outcome.COMPLETE and (adapter / ADAPTER_MARK).is_file():
                 write_card(self.state, record, adapter)
         return paths
 

@@ -5,13 +5,13 @@ chosen and measured once (kernel, precision, reference point), and is refused wh
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.storage import StudyStore
-from autopeft.spec.objective import Objective
+from autopeft.spec.objective import find_objective
 from autopeft.spec.study import StudySpec
 
 _FACT = "study"
@@ -46,15 +46,14 @@ def check_storage(spec: StudySpec) -> None:
             StudyStore.read(spec.folder, name=spec.study_name, objectives=(), storage=spec.storage).close()
 
 
-def agree(
-    spec: StudySpec, folder: StudyFolder, *, objectives: Sequence[Objective], description: Mapping[str, Any]
-) -> bool:
+def agree(spec: StudySpec, folder: StudyFolder, description: Mapping[str, Any]) -> bool:
     """Make a study file that of all drivers; return False where another driver was faster with a different one.
 
     That one's is then in the folder, and the study is to be prepared once more.
     """
     if spec.storage is None:
         return True
+    objectives = [find_objective(name) for name in spec.objectives]
     store = StudyStore.create(folder.journal, name=spec.study_name, objectives=objectives, storage=spec.storage)
     try:
         with store.turn():

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import isfinite
 
 from autopeft.executors.base import Executor
 from autopeft.searching.clock import next_results
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import TestScore
-from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus, TrialRecord, finite
 
 MAX_TRIES = 3
 """How often a design is scored again whose worker was lost, the first time included."""
@@ -69,9 +68,5 @@ def _write(result: SegmentResult, store: StudyStore, folder: StudyFolder) -> Non
     folder.write_json(folder.predictions("test", result.trial), list(result.predictions))
     if result.samples:
         folder.write_json(folder.samples(result.trial), [asdict(sample) for sample in result.samples])
-    # JSON has neither NaN nor infinity: a score that is none is left out.
-    scores = {
-        "scores": {name: value for name, value in result.scores.items() if isfinite(value)},
-        "standard_errors": {name: value for name, value in result.standard_errors.items() if isfinite(value)},
-    }
+    scores = {"scores": finite(result.scores), "standard_errors": finite(result.standard_errors)}
     store.set_fact(f"{_FACT}{result.trial}", scores)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from autopeft.searching.working_copy import WorkingCopy, working_copy
 from autopeft.spec.location import is_uri, working_folder
 
 SCHEMA_VERSION = 1
+ADAPTER_MARK = "autopeft.json"
+"""The file of an adapter that is written last: a folder that has it is whole."""
 
 
 class StudyFolder:
@@ -172,11 +173,6 @@ class StudyFolder:
     def write_json(self, path: Path, values: Any) -> None:
         """Write JSON as `write` does."""
         self.write(path, (json.dumps(values, indent=2) + "\n").encode())
-
-    def write_adapter(self, trial: int, files: Mapping[str, bytes]) -> None:
-        """Write a trained design; its `autopeft.json` comes last, so that a folder that has it is whole."""
-        for name in sorted(files, key=lambda name: name == "autopeft.json"):
-            self.write(self.adapter(trial) / name, files[name])
 
     def read_description(self) -> dict[str, Any] | None:
         """Return the resolved study file, or None where the folder holds no study yet.

@@ -17,7 +17,7 @@ from autopeft.searching.verdicts import Verdicts, place_words
 from autopeft.spec.cost import excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.spec.trial import Outcome, TrialRecord, Verdict
 
 StepKind = Literal["budget", "start", "rung", "retry", "end", "front"]
 
@@ -206,19 +206,18 @@ def _rungs(trial: TrialRecord, state: StudyState, verdicts: Verdicts) -> Iterato
             yield Step(kind="rung", says=says, agrees=None, event=score.event, values=values)
             continue
         values |= {"verdict": asdict(derived), "recorded": asdict(score.verdict)}
-        agrees, complaint = _check_rung(trial, state, verdicts, index, is_last=index == own[-1][0])
+        agrees, complaint = _check_rung(trial, state, verdicts, index, derived, is_last=index == own[-1][0])
         name = state.quality.label
         says = f"{place}: {name} {score.scores[state.metric]:.4g} is {place_words(derived, state.quality)}{complaint}"
         yield Step(kind="rung", says=says, agrees=agrees, event=score.event, values=values)
 
 
 def _check_rung(
-    trial: TrialRecord, state: StudyState, verdicts: Verdicts, index: int, *, is_last: bool
+    trial: TrialRecord, state: StudyState, verdicts: Verdicts, index: int, derived: Verdict, *, is_last: bool
 ) -> tuple[bool | None, str]:
     """Return whether the record agrees with a derived verdict, and what it says where it does not."""
-    score, derived, rules = trial.rungs[index], verdicts.of_rung(trial, index), state.spec.halving
+    score, rules = trial.rungs[index], state.spec.halving
     assert score.verdict is not None
-    assert derived is not None
     assert rules is not None
     # A segment ends with a whole batch: at its rung or a little after.
     begin, *later = (round(fraction * state.n_full_examples) for fraction in (*rules.rungs[index:], 1.0))

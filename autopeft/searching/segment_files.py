@@ -3,15 +3,12 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import isfinite
 
-from autopeft.searching.folder import StudyFolder
+from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 
 N_WRITERS = 16
 """Files that are written at the same time: each waits for the disk, and disks make many durable at once."""
-_LAST_FILE = "autopeft.json"
-"""Of an adapter: a folder that has it is whole."""
 
 
 def write_results(folder: StudyFolder, results: Sequence[SegmentResult], *, n_full_examples: int) -> None:
@@ -26,8 +23,8 @@ def write_results(folder: StudyFolder, results: Sequence[SegmentResult], *, n_fu
     last: list[Callable[[], object]] = []
     for result in full:
         for name, content in result.artifact.items():
-            job = partial(folder.write_adapter, result.trial, {name: content})
-            (last if name == _LAST_FILE else jobs).append(job)
+            job = partial(folder.write, folder.adapter(result.trial) / name, content)
+            (last if name == ADAPTER_MARK else jobs).append(job)
         jobs.append(
             partial(folder.write_json, folder.predictions("validation", result.trial), list(result.predictions))
         )
@@ -43,7 +40,7 @@ def copy_checkpoints(folder: StudyFolder, segments: Sequence[Segment]) -> None:
 
 
 def _is_full(result: SegmentResult, n_full_examples: int) -> bool:
-    is_done = result.status is SegmentStatus.DONE and all(map(isfinite, result.scores.values()))
+    is_done = result.status is SegmentStatus.DONE and not result.odd_scores
     return is_done and result.examples >= n_full_examples
 
 

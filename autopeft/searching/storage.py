@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autopeft.searching.attributes import STATES, attributes_of, driver_of, read_record
 from autopeft.searching.database import BEAT_SECONDS, Database, Sign
 from autopeft.searching.journal import JournalFile, repair_journal
 from autopeft.searching.sampler import Sampler, quiet_optuna
-from autopeft.spec.cost import Estimate, Measured
-from autopeft.spec.design import Design
 from autopeft.spec.objective import Objective
-from autopeft.spec.trial import Outcome, RungScore, TrialRecord, Verdict
+from autopeft.spec.trial import Outcome, TrialRecord
 
-STATES = {
-    Outcome.COMPLETE: TrialState.COMPLETE,
-    Outcome.STOPPED: TrialState.PRUNED,
-    Outcome.INFEASIBLE: TrialState.PRUNED,
-    Outcome.FAILED: TrialState.FAIL,
-    Outcome.OUT_OF_MEMORY: TrialState.FAIL,
-    Outcome.INTERRUPTED: TrialState.FAIL,
-    Outcome.RUNNING: TrialState.RUNNING,
-}
-"""What Optuna is told for each outcome; the outcome itself is the user attribute `outcome`."""
 _LONGEST_NOTE = 2045
 """Characters of a note that Optuna Dashboard keeps in one attribute."""
 
@@ -163,7 +152,7 @@ class StudyStore:
         """Return every trial, by number."""
         trials = self._look()
         self._known = {trial.number: trial for trial in trials}
-        return tuple(_read(trial) for trial in trials)
+        return tuple(read_record(trial) for trial in trials)
 
     def stamp(self) -> Hashable:
         """Return a value that is another one when a trial has been added or has changed."""
@@ -184,7 +173,7 @@ class StudyStore:
             if before is trial:
                 continue
             if before is None or (before.state, before.user_attrs) != (trial.state, trial.user_attrs):
-                changed.append(_read(trial))
+                changed.append(read_record(trial))
         return tuple(changed)
 
     def add(
@@ -200,7 +189,7 @@ class StudyStore:
             values=self._values(record),
             params=dict(params or {}),
             distributions=dict(distributions or {}),
-            user_attrs=_attributes(record),
+            user_attrs=attributes_of(record),
             # The list form of the key is the one that Optuna Dashboard shows.
             system_attrs={"constraints": list(record.excess.values())} if record.excess else None,
         )
@@ -219,7 +208,7 @@ class StudyStore:
         self._mine.add(trial.number)
         self._written[trial.number] = dict(trial.user_attrs)
         self._note(record, trial._trial_id)
-        return _read(trial)
+        return read_record(trial)
 
     def update(self, record: TrialRecord) -> bool:
         """Write what has changed of a running trial; where its outcome is final, end it.
@@ -231,7 +220,7 @@ class StudyStore:
         known = self._written.pop(record.number, None)
         if known is None:
             known = self._place.ask(lambda: storage.get_trial(trial_id)).user_attrs
-        attributes = _attributes(record)
+        attributes = attributes_of(record)
         try:
             with self.together():
                 for name, value in attributes.items():
@@ -263,18 +252,18 @@ class StudyStore:
 
     def recover(self) -> tuple[TrialRecord, ...]:
         """End the trials that a driver that is gone had all but ended, and return those that it left running."""
-        running = [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._mine]
+        running = self._left()
         signs = self._signs(running)
         left = []
         for trial in running:
             outcome = Outcome(trial.user_attrs["outcome"])
-            if self.driver and _driver(trial) == self.driver:  # Optuna asked twice, and the first answer was lost
+            if self.driver and driver_of(trial) == self.driver:  # Optuna asked twice, and the first answer was lost
                 why = "the database lost an answer, and the trial was written again under another number"
-                self.update(replace(_read(trial), outcome=Outcome.FAILED, reason=why))
-            elif signs[_driver(trial)].is_gone and outcome is not Outcome.RUNNING:
-                self.update(replace(_read(trial), outcome=outcome))
-            elif signs[_driver(trial)].is_gone:
-                left.append(_read(trial))
+                self.update(replace(read_record(trial), outcome=Outcome.FAILED, reason=why))
+            elif signs[driver_of(trial)].is_gone and outcome is not Outcome.RUNNING:
+                self.update(replace(read_record(trial), outcome=outcome))
+            elif signs[driver_of(trial)].is_gone:
+                left.append(read_record(trial))
         return tuple(left)
 
     def abandoned(self) -> tuple[TrialRecord, ...]:
@@ -288,13 +277,13 @@ class StudyStore:
         """Return whether a trial runs whose driver has shown no sign of life since this one began."""
         if not self.driver:
             return False
-        running = [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._mine]
+        running = self._left()
         signs = self._signs(running)
         return any(sign.is_gone or sign.seen_at == self._first_seen[driver] for driver, sign in signs.items())
 
     def _signs(self, trials: Sequence[FrozenTrial]) -> dict[str, Sign]:
         """Return what there is to see of the drivers of trials."""
-        drivers = {_driver(trial) for trial in trials}
+        drivers = {driver_of(trial) for trial in trials}
         if not drivers or not self.driver or isinstance(self._place, JournalFile):
             return dict.fromkeys(drivers, Sign(seen_at=0.0, is_gone=True))  # of a study that only one may write
         signs = self._place.seen(drivers)
@@ -308,9 +297,13 @@ class StudyStore:
         self._ids.update((trial.number, trial._trial_id) for trial in trials)
         return [trial for trial in trials if "outcome" in trial.user_attrs]
 
+    def _left(self) -> list[FrozenTrial]:
+        """Return what runs by the record and not here."""
+        return [t for t in self._look() if t.state is TrialState.RUNNING and t.number not in self._mine]
+
     def _unheard(self) -> list[FrozenTrial]:
         """Return what this driver has added without having heard so."""
-        return [t for t in self._look() if _driver(t) == self.driver and t.number not in self._mine]
+        return [t for t in self._look() if driver_of(t) == self.driver and t.number not in self._mine]
 
     def fact(self, name: str) -> Any:
         """Return an attribute of the study, or None."""
@@ -365,74 +358,5 @@ class StudyStore:
         return [float(record.value(objective.name)) for objective in self._objectives]
 
 
-def _attributes(record: TrialRecord) -> dict[str, Any]:
-    """Return a record as the user attributes of its trial."""
-    return {
-        "summary": record.describe(),
-        "design": record.design.to_dict(),
-        "learning_rates": dict(record.learning_rates),
-        "seed": record.seed,
-        "estimate": record.estimate.to_dict(),
-        "excess": dict(record.excess),
-        "scores": dict(record.scores),
-        "standard_errors": dict(record.standard_errors),
-        "rungs": [asdict(rung) for rung in record.rungs],
-        "measured": record.measured.to_dict(),
-        "examples": record.examples,
-        "continues": record.continues,
-        "n_retries": record.n_retries,
-        "reason": record.reason,
-        "baseline": record.baseline,
-        "first_event": record.first_event,
-        "last_event": record.last_event,
-        **({"driver": record.driver} if record.driver else {}),
-        "outcome": record.outcome.value,  # the last: what stands before it is whole wherever it is read
-    }
-
-
-def _read_rung(values: Mapping[str, Any]) -> RungScore:
-    verdict = values.get("verdict")
-    return RungScore(**{**values, "verdict": None if verdict is None else Verdict(**verdict)})
-
-
-def _driver(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get("driver", ""))
-
-
-def _outcome(trial: FrozenTrial) -> Outcome:
-    outcome = Outcome(trial.user_attrs["outcome"])
-    if not trial.state.is_finished():
-        return Outcome.RUNNING
-    # Somebody has ended it with Optuna alone.
-    return Outcome.INTERRUPTED if outcome is Outcome.RUNNING else outcome
-
-
 def _storage(place: JournalFile | Database) -> BaseStorage:
     return place.storage if isinstance(place, Database) else JournalStorage(place)
-
-
-def _read(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    return TrialRecord(
-        number=trial.number,
-        design=Design.from_dict(attributes["design"]),
-        learning_rates=attributes["learning_rates"],
-        seed=attributes["seed"],
-        outcome=_outcome(trial),
-        estimate=Estimate(**attributes["estimate"]),
-        excess=attributes["excess"],
-        scores=attributes["scores"],
-        standard_errors=attributes["standard_errors"],
-        rungs=tuple(_read_rung(rung) for rung in attributes["rungs"]),
-        measured=Measured(**attributes["measured"]),
-        examples=attributes["examples"],
-        continues=attributes["continues"],
-        n_retries=attributes.get("n_retries", 0),  # older records lack it
-        reason=attributes["reason"],
-        baseline=attributes["baseline"],
-        first_event=attributes.get("first_event"),
-        last_event=attributes.get("last_event"),
-        driver=_driver(trial),
-        started_at=trial.datetime_start.timestamp() if trial.datetime_start else None,
-        ended_at=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
-    )

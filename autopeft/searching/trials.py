@@ -6,21 +6,21 @@ Each change is written to the record, then taken into the ledger, then told to t
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from autopeft.errors import SearchError
+from autopeft.searching.attributes import STATES
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.interrupted import Interrupted
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import STATES, StudyStore
+from autopeft.searching.storage import StudyStore
 from autopeft.spec.event import EventKind
-from autopeft.spec.trial import Outcome, RungScore, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.spec.trial import Outcome, RungScore, SegmentResult, SegmentStatus, TrialRecord, finite
 
 MAX_FAILURES_IN_A_ROW = 5
 """Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
@@ -122,19 +122,17 @@ class Trials:
             self._retry(record, result)
             return
         record = replace(record, examples=result.examples, measured=record.measured + result.measured)
-        odd = {name: score for name, score in result.scores.items() if not isfinite(score)}
-        if status is SegmentStatus.DONE and odd:
+        if status is SegmentStatus.DONE and result.odd_scores:
             status = SegmentStatus.DIVERGED
         match status:
             case SegmentStatus.DONE:
                 self._n_failures = 0
-                errors = {name: error for name, error in result.standard_errors.items() if isfinite(error)}
-                self._score(replace(record, scores=dict(result.scores), standard_errors=errors))
+                self._score(replace(record, scores=dict(result.scores), standard_errors=finite(result.standard_errors)))
             case SegmentStatus.INTERRUPTED:
                 why = "stopped on request" if self._should_stop() else "the time limit was reached"
                 self._finish(_ended(record, Outcome.INTERRUPTED, why))
             case SegmentStatus.DIVERGED:
-                words = ", ".join(f"{name}={score}" for name, score in odd.items())
+                words = ", ".join(f"{name}={score}" for name, score in result.odd_scores.items())
                 why = _last_line(result.error, otherwise=f"a score was not finite: {words}")
                 self._finish(_ended(record, Outcome.FAILED, why), learn=True)
             case SegmentStatus.OUT_OF_MEMORY:

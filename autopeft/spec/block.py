@@ -44,6 +44,16 @@ MAX_NUMBER = 2**53
 """Of any setting: larger ones are no floating-point numbers."""
 
 
+def _is_too_large(value: Any) -> bool:
+    """Return whether a whole number, or text that would be read as a number, is above the limit."""
+    if isinstance(value, str):
+        try:
+            return abs(float(value)) > MAX_NUMBER
+        except ValueError:
+            return False
+    return isinstance(value, int) and abs(value) > MAX_NUMBER
+
+
 def _indices(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
         found = tuple(value)
@@ -97,7 +107,7 @@ class Block(BaseModel):
     def _check_numbers(cls, settings: Any) -> Any:
         if isinstance(settings, Mapping):
             for name, value in settings.items():
-                if isinstance(value, int) and abs(value) > MAX_NUMBER:
+                if _is_too_large(value):
                     raise ValueError(f"{name} must be at most {MAX_NUMBER:,}")
         return settings
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
 from typing import Literal
 
 from autopeft.spec.cost import Estimate, Measured
@@ -118,6 +119,11 @@ class SegmentResult:
     losses: tuple[float, ...] = ()
     error: str = ""
 
+    @property
+    def odd_scores(self) -> dict[str, float]:
+        """Return the scores that are NaN or infinite: a trial that has some has diverged."""
+        return {name: score for name, score in self.scores.items() if not isfinite(score)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -142,6 +148,11 @@ class Verdict:
     n_chosen: int
     cut_loss: float
     n_known: int
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Return values by name without those that are NaN or infinite, which JSON has not."""
+    return {name: value for name, value in values.items() if isfinite(value)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from autopeft.models.attach import Attached
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
+from autopeft.spec.writing import n_new_tokens
 from autopeft.tasks.base import WritingPrompt
 from autopeft.training.evaluate import autocast
-
-N_SAMPLES = 4
-MAX_NEW_TOKENS = 48
 
 
 def write_samples(
@@ -40,7 +38,7 @@ def write_samples(
     model, device = attached.model, attached.base.device
     ends = end_tokens(model, tokenizer)
     longest = attached.base.summary.n_positions
-    n_new = MAX_NEW_TOKENS if longest is None else max(1, min(MAX_NEW_TOKENS, longest // 2))
+    n_new = n_new_tokens(longest)
     asked = [prompt.prompt if longest is None else prompt.prompt[-(longest - n_new) :] for prompt in prompts]
     stopped = False
 

@@ -20,6 +20,7 @@ from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Measured
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample, Segment, SegmentResult, SegmentStatus
+from autopeft.spec.writing import N_SAMPLES
 from autopeft.tasks.base import Evaluation, PreparedData, TokenizedSplit, find_task
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
@@ -28,7 +29,7 @@ from autopeft.training.evaluate import evaluate, n_padded_tokens
 from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.measure import Peak, live_bytes, model_tensors
 from autopeft.training.plan import Plan, full_examples
-from autopeft.training.sampling import N_SAMPLES, write_samples
+from autopeft.training.sampling import write_samples
 
 ShouldStop = Callable[[], bool]
 

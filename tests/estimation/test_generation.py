@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from autopeft.estimation import generation
+from autopeft.estimation import dry_run, generation
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
 from autopeft.models.base import Head, build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-from autopeft.training import sampling
+from autopeft.spec.writing import MAX_NEW_TOKENS, N_SAMPLES
+from autopeft.training import sampling, worker
 from tests.estimation.measured import HEAD as CLASSES
 from tests.estimation.measured import allocated_peak, model_tensors, storage_bytes
 from tests.estimation.test_repeats import deep
@@ -33,7 +34,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 def written_peak(llama: str, design: Design, precision: str, n_tokens: int) -> int:
     """Return the real peak of writing after prompts, of which all but one are short."""
     base, tokenizer = load_base(llama, HEAD), AutoTokenizer.from_pretrained(llama)
-    lengths = [n_tokens, *[n_tokens // 2 + 1] * (generation.N_SAMPLES - 1)]
+    lengths = [n_tokens, *[n_tokens // 2 + 1] * (N_SAMPLES - 1)]
     prompts = [np.arange(length, dtype=np.int32) % 200 + 5 for length in lengths]
     base.model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
@@ -42,8 +43,8 @@ def written_peak(llama: str, design: Design, precision: str, n_tokens: int) -> i
 
     def write() -> None:
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            answers = sampling.go_on(base.model, prompts, tokenizer, n_new=generation.N_NEW_TOKENS, device=device)
-            assert {len(answer) for answer in answers} == {generation.N_NEW_TOKENS}
+            answers = sampling.go_on(base.model, prompts, tokenizer, n_new=MAX_NEW_TOKENS, device=device)
+            assert {len(answer) for answer in answers} == {MAX_NEW_TOKENS}
 
     with attach(base, design):
         base.model.eval()
@@ -74,4 +75,4 @@ def test_what_writes_nothing_has_no_such_peak(llama: str, tmp_path: Path):
 
 
 def test_sizes_are_those_of_the_final_check():
-    assert (generation.N_SAMPLES, generation.N_NEW_TOKENS) == (sampling.N_SAMPLES, sampling.MAX_NEW_TOKENS)
+    assert (dry_run.N_SAMPLES, generation.n_new_tokens(None)) == (worker.N_SAMPLES, sampling.n_new_tokens(None))

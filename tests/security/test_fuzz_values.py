@@ -145,40 +145,38 @@ def use_study(values: Any) -> None:
     Budget(spec.budget).resolve(MODEL)
 
 
+def try_mutant(seed: int, examples: list[dict[str, Any]], words: list[str], use: Callable[[Any], None]) -> None:
+    """Hand a front door a changed copy of an example; the seed says which one, and what is changed."""
+    rng = random.Random(seed)
+    values = mutate(rng.choice(examples), rng, words=words)
+    note(repr(values)[:2000])
+    refused(lambda: use(values))
+
+
 @given(seed=SEEDS)
 def test_some_designs(seed: int) -> None:
-    rng = random.Random(seed)
-    refused(lambda: use_design(mutate(rng.choice(DESIGNS), rng, words=WORDS)))
+    try_mutant(seed, DESIGNS, WORDS, use_design)
 
 
 @pytest.mark.slow
 @settings(max_examples=4000, derandomize=True)
 @given(seed=SEEDS)
 def test_designs(seed: int) -> None:
-    rng = random.Random(seed)
-    values = mutate(rng.choice(DESIGNS), rng, words=WORDS)
-    note(repr(values)[:2000])
-    refused(lambda: use_design(values))
+    try_mutant(seed, DESIGNS, WORDS, use_design)
 
 
 @pytest.mark.slow
 @settings(max_examples=1500, derandomize=True)
 @given(seed=SEEDS)
 def test_spaces(seed: int) -> None:
-    rng = random.Random(seed)
-    values = mutate(rng.choice(SPACES), rng, words=WORDS)
-    note(repr(values)[:2000])
-    refused(lambda: use_space(values))
+    try_mutant(seed, SPACES, WORDS, use_space)
 
 
 @pytest.mark.slow
 @settings(max_examples=2500, derandomize=True)
 @given(seed=SEEDS)
 def test_studies(seed: int) -> None:
-    rng = random.Random(seed)
-    values = mutate(STUDY, rng, words=STUDY_WORDS)
-    note(repr(values)[:2000])
-    refused(lambda: use_study(values))
+    try_mutant(seed, [STUDY], STUDY_WORDS, use_study)
 
 
 @pytest.mark.slow

@@ -134,12 +134,12 @@ def test_a_second_driver_takes_over_what_the_first_chose(database: str, state: S
     first = {"schema_version": 1, "training": {"kernel": "sdpa"}, "fingerprints": {"seed": 0}, "facts": {"box": [1.5]}}
     fetch_description(spec, folders[0])
     assert folders[0].read_description() is None
-    assert agree(spec, folders[0], objectives=state.objectives, description=first)
+    assert agree(spec, folders[0], first)
     fetch_description(spec, folders[1])
     assert folders[1].read_description() == first
     # Another one that began at the same moment, and measured something else, is told so.
     other = {**first, "training": {"kernel": "eager"}}
-    assert not agree(spec, folders[2], objectives=state.objectives, description=other)
+    assert not agree(spec, folders[2], other)
     assert folders[2].read_description() == first
 
 
@@ -158,9 +158,9 @@ def test_the_page_shows_a_study_in_a_database_and_cannot_write_it(
     for record in state.trials[:-1]:
         store.add(record)
     for number in (t.number for t in state.trials if t.outcome is Outcome.COMPLETE):
-        StudyFolder(state.folder).write_adapter(
-            number, {"autopeft.json": b"{}", "adapter_model.safetensors": b"weights"}
-        )
+        folder = StudyFolder(state.folder)
+        folder.write(folder.adapter(number) / "adapter_model.safetensors", b"weights")
+        folder.write(folder.adapter(number) / "autopeft.json", b"{}")
     studies = ask(app, "/api/studies")[1]["study_summaries"]
     assert [entry["study_name"] for entry in studies] == ["reviews"]
     page = ask(app, f"/api/studies/{studies[0]['study_id']}")[1]
