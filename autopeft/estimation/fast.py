@@ -8,7 +8,6 @@ Peak memory and FLOPs are put together from what a dry run of a model of one lay
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
@@ -173,9 +172,6 @@ class FastEstimator:
                 break
             progress(number, len(parts))
             self._learn(quantization, block)
-        for stored in self._storages.values():
-            with suppress(DesignError):  # designs that lengthen the inputs get a dry run
-                stored.memory.get_ready()
 
     def knows(self, design: Design) -> bool:
         """Return whether every part of a design was measured, so that its cost takes no more than its sum."""

@@ -87,11 +87,7 @@ class LayeredMemory:
         self._turns: list[tuple[int, str]] = []
         self._changes_input: list[bool] = []
         self._numbers: dict[Hashable, tuple[int, ...]] = {}
-        self._blocks: list[tuple[Block, Hashable]] = []
         self._table: ShareTable | None = None
-        self._table_longer: ShareTable | None = None
-        self._n_longer = 0
-        self._lengthens = False
         self._layers: dict[object, tuple[Bytes, int]] = {}
         self._rows: dict[tuple[int, int], tuple[Bytes, Bytes]] = {}
 
@@ -107,24 +103,12 @@ class LayeredMemory:
         """
         if block.whole_model:
             self._shares.prompted(block, key)
-            self._lengthens = True
         elif key not in self._numbers:
             found = self._shares.of(block, key)
             self._numbers[key] = tuple(range(len(self._known), len(self._known) + len(found)))
             self._known += found
             self._turns += [share.turn for share in found]
             self._changes_input += [bool(share.diverts.any()) for share in found]
-            self._blocks.append((block, key))
-            self._table = None
-
-    def get_ready(self) -> None:
-        """Learn what blocks add to longer inputs, where a block makes them longer.
-
-        Raises:
-            DesignError: The model has not one position more.
-        """
-        if self._lengthens and self._known:
-            self._longer_table()
 
     def steps(self, blocks: Sequence[Block], keys: Sequence[Hashable]) -> Steps:
         """Return what the steps of a design come to.
@@ -188,11 +172,11 @@ class LayeredMemory:
     def _rows_of(self, placed: _Blocks) -> tuple[Bytes, Bytes]:
         """Return the model's own layers: dead ones below the lowest that trains."""
         if placed.lowest < 0:
-            frame = placed.frame
-            return frame.net[:, None, 1:-1], frame.high[:, None, 1:-1]
+            curve = placed.frame.curve
+            return curve.net[:, None, 1:-1], curve.high[:, None, 1:-1]
         first = min((self._known[number].first for number in placed.at_bottom), default=0)
         if (placed.lowest, first) not in self._rows:
-            live, dead, rows = self._shares.live, self._shares.dead, []
+            live, dead, rows = self._shares.live.curve, self._shares.dead.curve, []
             for above, below in ((live.net, dead.net), (live.high, dead.high)):
                 row = np.repeat(above[:, None, 1:-1], self._n_layers, axis=1)
                 row[:, : placed.lowest] = below[:, None, 1:-1]
@@ -205,13 +189,11 @@ class LayeredMemory:
         """Return what blocks leave behind, how far they go above the model's own layers, and what they compute."""
         numbers, on, tokens = placed.numbers, placed.on, placed.frame.tokens
         table = self._known_table()
-        net, high, flops = table.net[numbers], table.high[numbers], table.flops[numbers]
+        net, high, flops = (part[numbers] for part in (table.curve.net, table.curve.high, table.curve.flops))
         if tokens != 1.0:
-            longer, n_tokens = self._longer_table(), self._shares.n_tokens
-            weight = (tokens - 1.0) * n_tokens / (self._shares.longer().n_tokens - n_tokens)
-            net += weight * (longer.net[numbers] - net)
-            high = np.maximum(high + weight * (longer.high[numbers] - high), 0)
-            flops += weight * (longer.flops[numbers] - flops)
+            net += (tokens - 1.0) * table.growth.net[numbers]
+            high = np.maximum(high + (tokens - 1.0) * table.growth.high[numbers], 0)
+            flops += (tokens - 1.0) * table.growth.flops[numbers]
         there = on[:, None, :, None]
         each = there * net[:, :, None]
         before = each.cumsum(axis=0)
@@ -250,7 +232,7 @@ class LayeredMemory:
 
     def _peaks(self, placed: _Blocks, net: Bytes, high: Bytes) -> tuple[float, float]:
         """Return the highest points of the training step and of the evaluation step."""
-        outer = self._outer(placed)
+        outer = self._outer(placed).curve
         left, top = (self._line(ends, rows) for ends, rows in ((outer.net, net), (outer.high, high)))
         sums = left.cumsum(axis=1)
         above = top - left
@@ -269,7 +251,7 @@ class LayeredMemory:
 
     def _flops(self, placed: _Blocks, own: Bytes) -> Bytes:
         """Return all operations, and those of attention, by pass."""
-        live, n_live = placed.frame.flops, self._n_layers - max(placed.lowest, 0)
+        live, n_live = placed.frame.curve.flops, self._n_layers - max(placed.lowest, 0)
         total: Bytes = own + self._outer(placed).outer_flops + n_live * placed.frame.layer_flops
         if placed.lowest > 0:
             total += (self._n_layers - n_live) * self._shares.dead.layer_flops
@@ -285,23 +267,9 @@ class LayeredMemory:
     def _known_table(self) -> ShareTable:
         if self._table is None:
             self._table = ShareTable.of(self._known)
+        elif n_new := len(self._known) - len(self._table.keeps):
+            self._table = self._table.with_more(self._known[-n_new:])
         return self._table
-
-    def _longer_table(self) -> ShareTable:
-        """Return the shares at a longer length: what they add is affine in it, as some keep what weights take."""
-        if self._table_longer is None or self._n_longer < len(self._known):
-            longer = [share for number in range(len(self._blocks)) for share in self._longer(number)]
-            self._table_longer, self._n_longer = ShareTable.of(longer), len(longer)
-        return self._table_longer
-
-    def _longer(self, number: int) -> tuple[Share, ...]:
-        """Return the shares of a block at a longer length."""
-        block, key = self._blocks[number]
-        if self._like is not None:
-            starts, ends = self._like._shares.of(block, key), self._like._shares.longer().of(block, key)
-            own = self._shares.of(block, key)
-            return tuple(share.moved(start, end) for share, start, end in zip(own, starts, ends, strict=True))
-        return self._shares.longer().of(block, key)
 
 
 def _turn(found: tuple[tuple[int, str], int, Bytes, int]) -> tuple[int, str]:

@@ -3,11 +3,12 @@
 A step is cut into stretches: before the layer, inside of it from one linear map's beginning or end to the next,
 after it (head and loss); in the backward pass the same ones in reverse, told apart by the place in the forward pass
 where autograd recorded what it runs. Of each stretch are known what it leaves behind and how far it goes above its
-start: of such stretches the timeline of any number of layers can be put together.
+start, and which part of both grows with the length of the sequences: of such stretches the timeline of any number of
+layers can be put together.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from torch import nn
 from autopeft.errors import ModelError
 from autopeft.estimation.dry_run import DryRun, Machine
 from autopeft.estimation.kernels import is_attention
-from autopeft.estimation.tracker import StorageTracker
+from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.spec.cost import Workload
 from autopeft.spec.model import LayerSummary
@@ -35,7 +36,13 @@ _LAST_SEQUENCE = 2**62
 
 @dataclass(kw_only=True)
 class Curve:
-    """One pass by stretch: bytes left behind, the highest point above the start, FLOPs (all, and of attention)."""
+    """Passes by stretch, [..., stretches].
+
+    Attributes:
+        net: Bytes left behind.
+        high: Bytes of the highest point above the start.
+        flops: Floating-point operations, [all of them, those of attention] x the same shape.
+    """
 
     net: Bytes
     high: Bytes
@@ -46,16 +53,36 @@ class Curve:
         """Return a pass in which nothing happens."""
         return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches), flops=np.zeros((2, n_stretches)))
 
+    @classmethod
+    def stack(cls, curves: Sequence["Curve"]) -> "Curve":
+        """Return several passes as one, [passes, stretches]."""
+        return cls(
+            net=np.stack([curve.net for curve in curves]),
+            high=np.stack([curve.high for curve in curves]),
+            flops=np.stack([curve.flops for curve in curves], axis=1),
+        )
+
+    def plus(self, other: "Curve", weight: float = 1.0) -> "Curve":
+        """Return the sum with so many times another."""
+        return Curve(
+            net=self.net + weight * other.net,
+            high=self.high + weight * other.high,
+            flops=self.flops + weight * other.flops,
+        )
+
+    def masked(self, mask: Bytes) -> "Curve":
+        """Return the part in some of the stretches."""
+        return Curve(net=self.net * mask, high=self.high * mask, flops=self.flops * mask)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """The passes of a step of a model of one layer.
 
     Attributes:
-        net: What each stretch leaves behind; [forward, backward, evaluation] x stretches, which are those before, in
-            and after the layer, always in the order of the forward pass.
-        high: How far it goes above its start; the same shape.
-        flops: Floating-point operations, [all of them, those of attention] x the same shape.
+        curve: [forward, backward, evaluation] x stretches, which are those before, in and after the layer, always in
+            the order of the forward pass.
+        growth: The part of it that grows with the length of the sequences.
         kept: Bytes of the maps' inputs that autograd keeps after the forward pass, by role; roles that read the same
             storage have the same `sharing`.
         read: Bytes of the maps' inputs, by role.
@@ -69,9 +96,8 @@ class Profile:
             it is kept.
     """
 
-    net: Bytes
-    high: Bytes
-    flops: Bytes
+    curve: Curve
+    growth: Curve
     kept: dict[str, int]
     read: dict[str, int]
     diverted: frozenset[str]
@@ -218,21 +244,43 @@ class _Fresh(torch.autograd.Function):
 
 
 class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
-    """Follow live bytes by stretch."""
+    """Follow live bytes by stretch, and what of them grows with the length of the sequences.
+
+    What is made of the batch does, and what is made of that; not so what has the shape of a weight, or of something
+    that was made of weights alone: those are its gradients.
+    """
 
     def __init__(self, *, stretches: Stretches, **settings: Any) -> None:
         """Start at zero; `settings` are those of `StorageTracker`."""
         super().__init__(**settings)
         self._stretches = stretches
         self.curves = {backward: Curve.flat(stretches.n_stretches) for backward in (False, True)}
+        self.growths = {backward: Curve.flat(stretches.n_stretches) for backward in (False, True)}
         self._at: tuple[bool, int] | None = None
         self._start_bytes = 0
-        self._start_flops = np.zeros(2)
+        self._start_growing_bytes = 0
+        self._start_flops = np.zeros((2, 2))
         self.first_bytes = 0
+        self._grows = False
+        self._growing: dict[int, int] = {}
+        self._growing_bytes = 0
+        self._growing_flops = np.zeros(2)
+        self._weights: set[tuple[int, ...]] = set()
+
+    def register(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
+        """Count what is there before the step: weights and the batch."""
+        tensors = list(tensors)
+        super().register(tensors, category)
+        for tensor in tensors:
+            if category == "activations":
+                self._grow(tensor)
+            else:
+                self._weights.update((tuple(tensor.shape), tuple(reversed(tensor.shape))))
 
     def __enter__(self) -> Any:
         """Start from what is registered."""
         self._start_bytes = self.first_bytes = self._total_bytes
+        self._start_growing_bytes = self._growing_bytes
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -242,27 +290,65 @@ class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
             self._settle_sum()
             self.close()
             self._at = here
+        self._grows = any(key in self._growing for key in _storages(args))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def close(self) -> None:
         """End the present stretch."""
-        n_flops = self._n_flops()
+        n_flops = np.stack([self._n_flops(), self._growing_flops])
         if self._at is not None:
             backward, place = self._at
-            self.curves[backward].net[place] += self._total_bytes - self._start_bytes
-            self.curves[backward].flops[:, place] += n_flops - self._start_flops
-        self._start_bytes, self._start_flops = self._total_bytes, n_flops
+            curve, growth = self.curves[backward], self.growths[backward]
+            curve.net[place] += self._total_bytes - self._start_bytes
+            growth.net[place] += self._growing_bytes - self._start_growing_bytes
+            for each, more in zip((curve, growth), n_flops - self._start_flops, strict=True):
+                each.flops[:, place] += more
+        self._start_bytes, self._start_growing_bytes = self._total_bytes, self._growing_bytes
+        self._start_flops = n_flops
 
     def _n_flops(self) -> Bytes:
         attention = sum(count for packet, count in self.flops.items() if is_attention(packet))
         return np.array((sum(self.flops.values()), attention), dtype=float)
 
+    def _count(self, packet: Any, n_flops: int) -> None:
+        super()._count(packet, n_flops)
+        if self._grows:
+            self._growing_flops += (n_flops, n_flops * is_attention(packet))
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        super()._follow(tensor)
+        shape = tuple(tensor.shape)
+        if not self._grows:
+            self._weights.update((shape, tuple(reversed(shape))))
+        elif shape not in self._weights:
+            self._grow(tensor)
+
+    def _grow(self, tensor: torch.Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        if key not in self._growing:
+            self._growing[key] = self._storages[key].n_bytes
+            self._growing_bytes += self._growing[key]
+
+    def _forget(self, key: int) -> None:
+        super()._forget(key)
+        self._growing_bytes -= self._growing.pop(key, 0)
+
     def _note(self, total_bytes: int, scratch_bytes: int = 0) -> None:
         super()._note(total_bytes, scratch_bytes)
         if self._at is not None:
             backward, place = self._at
-            high = self.curves[backward].high
-            high[place] = max(high[place], total_bytes + scratch_bytes - self._start_bytes)
+            high, above = self.curves[backward].high, total_bytes + scratch_bytes - self._start_bytes
+            if above > high[place]:
+                high[place] = above
+                self.growths[backward].high[place] = self._growing_bytes - self._start_growing_bytes
+
+
+def _storages(values: Iterable[Any]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value.untyped_storage()._cdata
+        elif isinstance(value, tuple | list):
+            yield from _storages(value)
 
 
 class ProfilingRun(DryRun):
@@ -294,17 +380,15 @@ class ProfilingRun(DryRun):
         with self.stretches.listening():
             self.training_step(batch_size=workload.batch_size, **shape)
             self._tracker.close()
-        training, passes, start_bytes = self.stretches, self._tracker.curves, self._tracker.first_bytes
+        training, tracker = self.stretches, self._tracker
         self.stretches = Stretches(self._model, layer, live=False)
         with self.stretches.listening():
             self.evaluation_step(batch_size=workload.evaluation_batch_size, **shape)
             self._tracker.close()
         evaluated = self.stretches
-        curves = (passes[False], passes[True], self._tracker.curves[False])
         return Profile(
-            net=np.stack([curve.net for curve in curves]),
-            high=np.stack([curve.high for curve in curves]),
-            flops=np.stack([curve.flops for curve in curves], axis=1),
+            curve=Curve.stack([tracker.curves[False], tracker.curves[True], self._tracker.curves[False]]),
+            growth=Curve.stack([tracker.growths[False], tracker.growths[True], self._tracker.growths[False]]),
             kept=training.kept,
             read=training.read,
             diverted=frozenset(training.diverted),
@@ -313,5 +397,5 @@ class ProfilingRun(DryRun):
             input_bytes=(training.input_bytes, evaluated.input_bytes),
             input_stays=bool(training.input_stays),
             order=tuple(training.order),
-            start_bytes=(start_bytes, self._tracker.first_bytes),
+            start_bytes=(tracker.first_bytes, self._tracker.first_bytes),
         )

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autopeft.estimation.profile import Bytes
+from autopeft.estimation.profile import Bytes, Curve
 
 FORWARD, BACKWARD, EVALUATION = range(3)
 INSIDE = slice(1, -1)
@@ -18,9 +18,9 @@ class Share:
     """What one block adds to a layer that it is in.
 
     Attributes:
-        net: What stretches leave behind, [forward, backward, evaluation] x the stretches of a layer.
-        high: How far they go above what the layer itself needs; the same shape.
-        flops: What they compute besides; [all, attention] x the same shape.
+        curve: What stretches leave behind, how far they go above what the layer itself needs, and what they compute
+            besides; [forward, backward, evaluation] x the stretches of a layer.
+        growth: The part of it that grows with the length of the sequences.
         keeps: Whether it keeps the input of a map for the backward pass, by group of maps that read the same.
         reads: Whether it keeps the input of a map, by map.
         diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
@@ -29,9 +29,8 @@ class Share:
         computes: Whether the layer's own backward pass computes a stretch where nothing below trains.
     """
 
-    net: Bytes
-    high: Bytes
-    flops: Bytes
+    curve: Curve
+    growth: Curve
     keeps: Bytes
     reads: Bytes
     diverts: Bytes
@@ -41,21 +40,16 @@ class Share:
 
     def mix(self, other: "Share", weight: float) -> "Share":
         """Return what lies between two sizes of a block, or beyond them."""
-        return replace(
-            self,
-            net=self.net + weight * (other.net - self.net),
-            high=np.maximum(self.high + weight * (other.high - self.high), 0),
-            flops=self.flops + weight * (other.flops - self.flops),
-        )
+        return self._with(weight, end=other, start=self)
 
     def moved(self, start: "Share", end: "Share") -> "Share":
         """Return the share after the step that leads from one share of another model to a second one."""
-        return replace(
-            self,
-            net=self.net + end.net - start.net,
-            high=np.maximum(self.high + end.high - start.high, 0),
-            flops=self.flops + end.flops - start.flops,
-        )
+        return self._with(1.0, end=end, start=start)
+
+    def _with(self, weight: float, *, end: "Share", start: "Share") -> "Share":
+        curve = self.curve.plus(end.curve, weight).plus(start.curve, -weight)
+        curve.high = np.maximum(curve.high, 0)
+        return replace(self, curve=curve, growth=self.growth.plus(end.growth, weight).plus(start.growth, -weight))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,67 +57,89 @@ class Frame:
     """The model itself, at one length of its sequences.
 
     Attributes:
-        net: Like a profile's: with the stretches before and after the layers.
-        high: The same shape.
-        flops: Like a profile's.
+        curve: Like a profile's: with the stretches before and after the layers.
         tokens: Length of the sequences, relative to that without a prompt.
     """
 
-    net: Bytes
-    high: Bytes
-    flops: Bytes
+    curve: Curve
     tokens: float = 1.0
 
     @cached_property
     def layer_flops(self) -> Bytes:
         """Return those of a layer, [all, attention] x passes."""
-        total: Bytes = self.flops[:, :, INSIDE].sum(axis=-1)
+        total: Bytes = self.curve.flops[:, :, INSIDE].sum(axis=-1)
         return total
 
     @cached_property
     def outer_flops(self) -> Bytes:
         """Return those before and after the layers, [all, attention] x passes."""
-        total: Bytes = self.flops.sum(axis=-1) - self.layer_flops
+        total: Bytes = self.curve.flops.sum(axis=-1) - self.layer_flops
         return total
 
     def mix(self, other: "Frame", weight: float) -> "Frame":
         """Return what lies between two lengths, or beyond them."""
-        return Frame(
-            net=self.net + weight * (other.net - self.net),
-            high=self.high + weight * (other.high - self.high),
-            flops=self.flops + weight * (other.flops - self.flops),
-            tokens=self.tokens + weight * (other.tokens - self.tokens),
-        )
+        return self._with(weight, end=other, start=self)
 
     def moved(self, start: "Frame", end: "Frame") -> "Frame":
         """Return the frame after the step that leads from one frame of another model to a second one."""
+        return self._with(1.0, end=end, start=start)
+
+    def _with(self, weight: float, *, end: "Frame", start: "Frame") -> "Frame":
         return Frame(
-            net=self.net + end.net - start.net,
-            high=self.high + end.high - start.high,
-            flops=self.flops + end.flops - start.flops,
-            tokens=self.tokens + end.tokens - start.tokens,
+            curve=self.curve.plus(end.curve, weight).plus(start.curve, -weight),
+            tokens=self.tokens + weight * (end.tokens - start.tokens),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShareTable:
-    """All shares that are known, one upon the other, so that a design picks its own by their numbers."""
+    """All shares that are known, one upon the other, so that a design picks its own by their numbers.
 
-    net: Bytes
-    high: Bytes
-    flops: Bytes
+    Attributes:
+        curve: Of the shares, [shares, ...]; FLOPs are summed over stretches.
+        growth: The same shapes.
+    """
+
+    curve: Curve
+    growth: Curve
     keeps: Bytes
     reads: Bytes
     computes: Bytes
 
     @classmethod
     def of(cls, shares: Sequence[Share]) -> "ShareTable":
-        """Stack shares; FLOPs are summed over stretches."""
+        """Stack shares."""
         return cls(
-            net=np.stack([share.net for share in shares]),
-            high=np.stack([share.high for share in shares]),
-            flops=np.stack([share.flops.sum(axis=-1) for share in shares]),
+            curve=_stacked([share.curve for share in shares]),
+            growth=_stacked([share.growth for share in shares]),
             keeps=np.stack([share.keeps for share in shares]),
             reads=np.stack([share.reads for share in shares]),
             computes=np.stack([share.computes for share in shares]),
         )
+
+    def with_more(self, shares: Sequence[Share]) -> "ShareTable":
+        """Return a table that goes on with further shares."""
+        more = ShareTable.of(shares)
+        return ShareTable(
+            curve=_joined(self.curve, more.curve),
+            growth=_joined(self.growth, more.growth),
+            keeps=np.concatenate([self.keeps, more.keeps]),
+            reads=np.concatenate([self.reads, more.reads]),
+            computes=np.concatenate([self.computes, more.computes]),
+        )
+
+
+def _joined(one: Curve, two: Curve) -> Curve:
+    return Curve(
+        net=np.concatenate([one.net, two.net]),
+        high=np.concatenate([one.high, two.high]),
+        flops=np.concatenate([one.flops, two.flops]),
+    )
+
+
+def _stacked(curves: Sequence[Curve]) -> Curve:
+    return Curve(
+        net=np.stack([curve.net for curve in curves]),
+        high=np.stack([curve.high for curve in curves]),
+        flops=np.stack([curve.flops.sum(axis=-1) for curve in curves]),
+    )

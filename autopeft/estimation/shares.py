@@ -10,7 +10,7 @@ import torch
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.parts import variant
-from autopeft.estimation.profile import Bytes, Profile, ProfilingRun
+from autopeft.estimation.profile import Bytes, Curve, Profile, ProfilingRun
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, INSIDE, Frame, Share
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
@@ -48,7 +48,6 @@ class Shares:
         self._workload = workload
         self._machine = machine
         self._like = like
-        self._longer: Shares | None = None
         self._live_profile = self._profile(None)
         if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
             raise ModelError(
@@ -70,25 +69,6 @@ class Shares:
         self._measured: dict[Hashable, dict[int, Any]] = {}
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
-
-    def longer(self) -> "Shares":
-        """Return what the same model shows at longer sequences: twice as long, where it has the positions.
-
-        Raises:
-            DesignError: It has not one position more.
-        """
-        if self._longer is None:
-            n_tokens, n_positions = self._workload.max_tokens, self._base.summary.n_positions
-            longer = 2 * n_tokens if n_positions is None else min(2 * n_tokens, n_positions)
-            if longer <= n_tokens:
-                raise DesignError("what a prompt changes is seen at longer inputs, but the model has no such positions")
-            self._longer = Shares(self._base, replace(self._workload, max_tokens=longer), self._machine)
-        return self._longer
-
-    @property
-    def n_tokens(self) -> int:
-        """Return the length of the sequences."""
-        return self._workload.max_tokens
 
     def of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
         """Return what a block adds, in as many shares as it has independent places; `key` is its `without_layers`."""
@@ -141,20 +121,23 @@ class Shares:
 
     def _measure(self, block: Block) -> Share:
         profile, live = self._profile(block), self._live_profile
-        net = (profile.net - live.net)[:, INSIDE]
-        high = (profile.high - live.high)[:, INSIDE]
+        curve, growth = (
+            _inside(one.plus(other, -1)) for one, other in ((profile.curve, live.curve), (profile.growth, live.growth))
+        )
+        net, high = curve.net, curve.high
         keeps = np.array([float(group in profile.kept) for group in self._groups])
         for number, group in enumerate(self._groups):
             if group in profile.kept and group not in live.kept:
                 net -= self.keeping[number]
+                growth.net -= self.keeping[number]
         # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
         places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
         first = next((int(touched[0]) for touched in places if len(touched)), 0)
         diverts = np.array([float(role in profile.diverted) for role in self._roles])
+        growth.high[high <= 0] = 0
         return Share(
-            net=net,
-            high=np.maximum(high, 0),
-            flops=(profile.flops - live.flops)[..., INSIDE],
+            curve=Curve(net=net, high=np.maximum(high, 0), flops=curve.flops),
+            growth=growth,
             keeps=keeps,
             reads=np.array([float(role in profile.kept) for role in self._roles]),
             diverts=diverts,
@@ -168,7 +151,7 @@ class Shares:
 
         What changes a map's output asks nothing of the map itself, nor of those that read the same input.
         """
-        computed = np.zeros(self._live_profile.net.shape[1] - 2)
+        computed = np.zeros(self._live_profile.curve.net.shape[1] - 2)
         computed[first:] = 1
         if not changes_input:
             sharing = self._live_profile.sharing
@@ -180,7 +163,7 @@ class Shares:
     def _restrict(self, share: Share, roles: Iterable[str]) -> Share:
         """Return the part of a share that belongs to some of the maps."""
         begins = [self._begins[role] for role in roles if role in self._begins]
-        mask = np.zeros(share.net.shape[1])
+        mask = np.zeros(share.curve.net.shape[1])
         for place in begins:
             mask[[place - 1, place]] = 1
         chosen = {self._live_profile.sharing[role] for role in roles if role in self._begins}
@@ -188,9 +171,8 @@ class Shares:
         first, diverts = min(begins, default=0), share.diverts * there
         return replace(
             share,
-            net=share.net * mask,
-            high=share.high * mask,
-            flops=share.flops * mask,
+            curve=share.curve.masked(mask),
+            growth=share.growth.masked(mask),
             keeps=share.keeps * np.array([group in chosen for group in self._groups]),
             reads=share.reads * there,
             diverts=diverts,
@@ -201,7 +183,7 @@ class Shares:
     def _kept_input(self, group: str) -> Bytes:
         """Return what changes where a map's input is kept for the backward pass: it goes later."""
         profile = self._live_profile
-        n_bytes, n = profile.read[group], profile.net.shape[1] - 2
+        n_bytes, n = profile.read[group], profile.curve.net.shape[1] - 2
         change = np.zeros((3, n))
         if group not in profile.kept:
             members = [role for role, first in profile.sharing.items() if first == group]
@@ -211,7 +193,7 @@ class Shares:
 
     def _diverted_input(self, role: str) -> Bytes:
         """Return what changes where what a map multiplies is kept besides its input."""
-        change = np.zeros((3, self._live_profile.net.shape[1] - 2))
+        change = np.zeros((3, self._live_profile.curve.net.shape[1] - 2))
         n_bytes = self._live_profile.read[role]
         change[[FORWARD, BACKWARD], self._begins[role]] = n_bytes, -n_bytes
         return change
@@ -220,12 +202,12 @@ class Shares:
         return self._frame(self._profile(block))
 
     def _frame(self, profile: Profile) -> Frame:
-        net = profile.net.copy()
+        net = profile.curve.net.copy()
         if not profile.input_stays:
             net[FORWARD, 0] -= profile.input_bytes[0]
             net[EVALUATION, 0] -= profile.input_bytes[1]
         tokens = profile.input_bytes[0] / self._live_profile.input_bytes[0]
-        return Frame(net=net, high=profile.high, flops=profile.flops, tokens=tokens)
+        return Frame(curve=replace(profile.curve, net=net), tokens=tokens)
 
     def _profile(self, block: Block | None, *, live: bool = True) -> Profile:
         """Run a block on the model of one layer."""
@@ -235,6 +217,10 @@ class Shares:
             attached = attach(self._base, design)
         with attached, ProfilingRun(attached, self._machine, live=live) as run:
             return run.profile(self._workload)
+
+
+def _inside(curve: Curve) -> Curve:
+    return Curve(net=curve.net[:, INSIDE], high=curve.high[:, INSIDE], flops=curve.flops[..., INSIDE])
 
 
 def _separate(block: Block) -> Iterator[Block]:

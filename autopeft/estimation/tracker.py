@@ -187,9 +187,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = self._run(func, args, kwargs) if replacement is None else replacement(*args, **kwargs)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._storages:
-                    self._add(storage, "activations")
+                self._follow(tensor)
         if func is _SUM and _is_made_by_autograd() and not args[0]._is_view():
             self._sum = _Sum(
                 target=args[0].untyped_storage()._cdata,
@@ -202,11 +200,19 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.borrow(0 if scratch is None else scratch(*args, **kwargs, out_val=result))
         formula = self._flops.get(packet)
         if formula is not None:
-            n_flops = formula(*args, **kwargs, out_val=result)
-            self.flops[packet] = self.flops.get(packet, 0) + n_flops
-            if self.observer is not None:
-                self.observer.computed(packet, n_flops)
+            self._count(packet, formula(*args, **kwargs, out_val=result))
         return result
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        """Count the storage of a tensor that an operator returned, if it is new."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._storages:
+            self._add(storage, "activations")
+
+    def _count(self, packet: Any, n_flops: int) -> None:
+        self.flops[packet] = self.flops.get(packet, 0) + n_flops
+        if self.observer is not None:
+            self.observer.computed(packet, n_flops)
 
     def _add(self, storage: torch.UntypedStorage, category: Category) -> None:
         key, n_bytes = storage._cdata, storage.nbytes()
