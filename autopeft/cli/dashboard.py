@@ -1,5 +1,6 @@
 """`autopeft dashboard`: a study in the browser, live and read-only; alone or beside a search."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -20,26 +21,38 @@ PORT = click.IntRange(1, 65535)
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option("--port", type=PORT, help="Where to serve; 8080, or the next free one, by default.")
+@click.option(
+    "--host",
+    help="Address to serve on, 0.0.0.0 for all that this machine has. By default this machine alone reaches the page; "
+    "there is no password.",
+)
 @click.option("--beside", "descriptor", type=int, hidden=True)  # started by `autopeft search --dashboard`
 @explain_errors
-def dashboard(folder: str, port: int | None, descriptor: int | None) -> None:
+def dashboard(folder: str, port: int | None, host: str | None, descriptor: int | None) -> None:
     """Show the study in FOLDER (runs/<name>) in Optuna Dashboard, also while it runs.
 
     The page can be looked at and not changed, and this machine alone reaches it. From another one, open a tunnel:
-    ssh -L 8080:localhost:8080 THIS-MACHINE.
+    ssh -L 8080:localhost:8080 THIS-MACHINE. Or serve it on a network that you trust with --host.
     """
     if descriptor is not None:
         _serve_beside(Path(folder), socket.socket(fileno=descriptor))
         return
     from autopeft.results.dashboard import StudyApp
-    from autopeft.results.dashboard_server import Server, url
+    from autopeft.results.dashboard_server import LOOPBACK, Server, url
 
     app = StudyApp(Path(folder))
     app.check()
-    with _listen(port, "--port") as listening, suppress(KeyboardInterrupt):
+    host = host or LOOPBACK
+    with _listen(port, "--port", host) as listening, suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore")  # the page's importances warn at each request that the trials are few
+        if not listening.getsockname()[0].startswith("127."):
+            click.echo(
+                f"warning: whoever reaches {host} on the network can read the study and its adapters, for there is no "
+                "password; without --host, this machine alone can",
+                err=True,
+            )
         click.echo(f"{url(listening)}  (Ctrl-C ends it)")
-        Server(listening, app).serve_forever()
+        Server(listening, app, host).serve_forever()
 
 
 @contextmanager
@@ -75,12 +88,17 @@ def beside(folder: Path, port: int | None, *, password: str | None = None) -> It
         process.wait()
 
 
-def _listen(port: int | None, option: str) -> socket.socket:
-    from autopeft.results.dashboard_server import listen
+def _listen(port: int | None, option: str, host: str | None = None) -> socket.socket:
+    from autopeft.results.dashboard_server import LOOPBACK, listen
 
     try:
-        return listen(port)
+        return listen(port, host or LOOPBACK)
     except OSError as error:
+        if host and error.errno != errno.EADDRINUSE:
+            raise click.BadParameter(
+                f"{host!r}: {error.strerror}; give an address of this machine, or 0.0.0.0 for all that it has",
+                param_hint="--host",
+            ) from None
         raise click.BadParameter(
             f"{port or ''}: {error.strerror}; give another one, or none for the next that is free",
             param_hint=option,

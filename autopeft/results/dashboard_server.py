@@ -1,6 +1,7 @@
-"""A web server for this machine alone, and the guard that lets a page be looked at and not changed."""
+"""A web server, for this machine alone unless told otherwise, and the guard that lets a page be read alone."""
 
 import errno
+import ipaddress
 import json
 import socket
 import sys
@@ -12,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 OWN_NAMES = frozenset({"localhost", "127.0.0.1"})
 """What a browser on this machine, or at the other end of a tunnel to it, calls the server."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -19,18 +21,25 @@ DEFAULT_PORT = 8080
 _N_PORTS_TRIED = 100
 
 
-def read_only(app: WSGIApplication) -> WSGIApplication:
+def read_only(app: WSGIApplication, host: str = LOOPBACK) -> WSGIApplication:
     """Return an application that answers requests to read, made to this machine by its own name.
 
     Other methods are answered 403 before they reach `app`. So are other host names: a page of a foreign site
     whose name has been pointed at this machine (DNS rebinding) carries its own name in the header.
+
+    Args:
+        app: What is guarded.
+        host: Where the server listens. Anywhere but on the loopback interface, requests to addresses in numbers and
+            to the machine's names are answered too.
     """
+    names = {name.lower() for name in _names(host)}
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        host = environ.get("HTTP_HOST", "")
-        name, _, port = host.partition(":")
-        if name.lower() not in OWN_NAMES or not (port or "0").isdecimal():
-            return _refuse(start_response, f"this page answers to localhost alone, not to {host!r}")
+        asked = environ.get("HTTP_HOST", "")
+        name, _, port = asked.partition(":")
+        is_own = name.lower() in names or (host != LOOPBACK and _is_address(name))
+        if not is_own or not (port or "0").isdecimal():
+            return _refuse(start_response, f"this page answers to {', '.join(sorted(names))} alone, not to {asked!r}")
         if environ["REQUEST_METHOD"] not in READING:
             return _refuse(start_response, "this page shows a study and cannot change it")
 
@@ -42,6 +51,18 @@ def read_only(app: WSGIApplication) -> WSGIApplication:
         return app(environ, answer)
 
     return guarded
+
+
+def _names(host: str) -> frozenset[str]:
+    return OWN_NAMES if host == LOOPBACK else OWN_NAMES | {host, socket.gethostname(), socket.getfqdn()}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse(start_response: StartResponse, reason: str) -> list[bytes]:
@@ -68,20 +89,23 @@ def _unavailable(text: str, start_response: StartResponse) -> list[bytes]:
     return [body]
 
 
-def listen(port: int | None = None) -> socket.socket:
-    """Return a socket that listens on the loopback interface.
+def listen(port: int | None = None, host: str = LOOPBACK) -> socket.socket:
+    """Return a socket that listens, on the loopback interface by default.
 
     Args:
         port: None means 8080, or the next free one.
+        host: An address or a name of this machine; `0.0.0.0` for all that it has.
 
     Raises:
-        OSError: The port cannot be used, or none of the hundred from 8080 on.
+        OSError: The port cannot be used, or none of the hundred from 8080 on; or this machine has no such address.
     """
+    host = socket.gethostbyname(host)
     if port is not None:
-        return socket.create_server((LOOPBACK, port))
+        return socket.create_server((host, port))
     for candidate in range(DEFAULT_PORT, DEFAULT_PORT + _N_PORTS_TRIED):
         with suppress(OSError):
-            return socket.create_server((LOOPBACK, candidate))
+            return socket.create_server((host, candidate))
+    socket.create_server((host, 0)).close()  # where the address is the trouble, that says so
     raise OSError(errno.EADDRINUSE, f"all ports from {DEFAULT_PORT} to {candidate} are taken")
 
 
@@ -90,7 +114,15 @@ class Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket, app: WSGIApplication) -> None:
+    def __init__(self, listening: socket.socket, app: WSGIApplication, host: str = LOOPBACK) -> None:
+        """Serve an application.
+
+        Args:
+            listening: Where.
+            app: Put behind the guard.
+            host: What `listening` was asked to listen on.
+        """
+        self._host = host
         TCPServer.__init__(self, listening.getsockname(), _QuietHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
@@ -100,7 +132,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
     def set_app(self, application: Any) -> None:
         """Serve a WSGI application from now on, behind the guard."""
-        super().set_app(read_only(application))
+        super().set_app(read_only(application, self._host))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report what went wrong, unless a browser only hung up."""
@@ -116,4 +148,4 @@ class _QuietHandler(WSGIRequestHandler):
 def url(listening: socket.socket) -> str:
     """Return where a browser finds what listens there."""
     host, port = listening.getsockname()
-    return f"http://{host}:{port}/"
+    return f"http://{socket.gethostname() if host == EVERYWHERE else host}:{port}/"

@@ -366,6 +366,35 @@ def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
     assert not is_served(address)
 
 
+def test_on_a_network_it_warns_and_answers_to_the_machine_alone(folder: Path) -> None:
+    import httpx2 as httpx
+
+    command = [sys.executable, "-m", "autopeft", "dashboard", str(folder), "--host", "0.0.0.0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().split()[0]
+        name, port = address.removeprefix("http://").rstrip("/").split(":")
+        assert name == socket.gethostname()
+        here = f"http://127.0.0.1:{port}/api/studies"
+        assert httpx.get(here).status_code == 200
+        assert httpx.get(here, headers={"Host": f"{name}:{port}"}).status_code == 200
+        assert httpx.get(here, headers={"Host": "192.0.2.7"}).status_code == 200
+        assert httpx.get(here, headers={"Host": "evil.example"}).status_code == 403
+        assert httpx.delete(f"{here}/0").status_code == 403
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        assert "no password" in process.stderr.read()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "no.such.host.invalid"])
+def test_an_address_that_the_machine_does_not_have(folder: Path, host: str) -> None:
+    code, output = run("dashboard", str(folder), "--host", host)
+    assert code == 2
+    assert host in output
+    assert "give an address of this machine" in output
+
+
 BESIDE = """
 import sys, time
 from pathlib import Path
