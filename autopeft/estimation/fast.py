@@ -164,7 +164,7 @@ class FastEstimator:
                 blocks[design.quantization, without_layers(block)] = design.quantization, block
         groups: defaultdict[Hashable, list[tuple[Quantization, Block]]] = defaultdict(list)
         for pair in sorted(blocks.values(), key=lambda pair: _size(pair[1])):
-            groups[pair[0], variant(pair[1])].append(pair)
+            groups[pair[0], _family(pair[1])].append(pair)
         ends = [group[end] for end in (-1, 0) for group in groups.values()]
         parts = [*ends, *blocks.values()]
         for number, (quantization, block) in enumerate(parts):
@@ -254,6 +254,11 @@ def _obstacle(estimator: Estimator) -> str:
 
 def _bytes(base: Base) -> int:
     return storage_bytes(tensors_of(base.model))
+
+
+def _family(block: Block) -> Hashable:
+    """Return what blocks have in common whose parts are told from the same two: their size may differ, and the maps."""
+    return variant(block.model_copy(update={"roles": "all"}) if hasattr(block, "roles") else block)
 
 
 def _size(block: Block) -> float:
