@@ -1,8 +1,8 @@
 """The files that segments bring and begin with, many of them written at the same time."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
 
 from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
@@ -49,6 +49,13 @@ def _at_once(jobs: Sequence[Callable[[], object]]) -> None:
     if len(jobs) == 1:
         jobs[0]()
     elif jobs:
-        with ThreadPoolExecutor(max_workers=min(N_WRITERS, len(jobs))) as writers:
-            for done in [writers.submit(job) for job in jobs]:
-                done.result()  # raises what the job raised
+        submitted = [_writers().submit(job) for job in jobs]
+        wait(submitted)
+        for done in submitted:
+            done.result()  # raises what the job raised
+
+
+@cache
+def _writers() -> ThreadPoolExecutor:
+    """Return the threads that write; to start some for each batch would take as long as the writing."""
+    return ThreadPoolExecutor(max_workers=N_WRITERS, thread_name_prefix="autopeft-writer")

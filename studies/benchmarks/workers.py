@@ -10,8 +10,9 @@ all-MiniLM-L6-v2, the quickstart's reviews, each trained in full and evaluated) 
 Each way is alone on the machine while it runs. The rate is of a steady state: Ray has started, every worker has loaded
 its base and has trained each design for two steps. What that takes is reported beside it, and so is the rate from end
 to end: starting Ray, making the workers, the first steps, and the trials. At its end it prints three figures: how many
-times the trials of one worker two train, what an actor adds to a trial for each 5 seconds of it, and how long it takes
-until two workers have trained their first steps.
+times the trials of one worker two train; what an actor adds to a segment (workers take the time of each of theirs, and
+the rest of the way's time passed outside of them, compared with the same rest without Ray); and how long it takes until
+two workers have trained their first steps.
 
     python studies/benchmarks/workers.py --repeats 3 --trials 8
 """
@@ -22,6 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -41,10 +43,10 @@ from autopeft.executors.ray_cluster import RayCluster
 from autopeft.spec.design import Design
 from autopeft.spec.study import RayOptions
 from autopeft.spec.training import Splits, Training
-from autopeft.spec.trial import Segment, SegmentStatus
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 from autopeft.tasks.prepare import prepare
 from autopeft.training.device import choose_training
-from autopeft.training.worker import WorkerSetup, make_worker
+from autopeft.training.worker import Worker, WorkerSetup
 
 RESULT = Path(__file__).parent / "results" / "workers.json"
 QUICKSTART = Path(__file__).parents[1] / "quickstart"
@@ -55,18 +57,42 @@ BLOCKS = (
     [{"prefix": {"length": 8}}, {"lora": {"rank": 2}}],
 )
 SEGMENT_SECONDS = 5.0
+OWN_SECONDS = "own_seconds"
 RATES = {"lora": 1e-3, "adapter": 1e-3, "prefix": 1e-2, "head": 1e-3}
 
 
 class Times(NamedTuple):
-    """Seconds of one run: starting Ray, the first short segments (with making the workers), the trials."""
+    """Seconds of one run.
+
+    Attributes:
+        ray: Starting Ray.
+        begin: Until as many first short segments are done as there are workers, which are made before.
+        first: All first short segments.
+        trials: All trials.
+        outside: What of that passed outside of the workers, where there is one of them.
+    """
 
     ray: float
+    begin: float
     first: float
     trials: float
+    outside: float
+
+
+class TimedWorker(Worker):
+    """A worker that says how long each segment took it."""
+
+    def run(self, segment: Segment, should_stop: Callable[[], bool] = lambda: False) -> SegmentResult:
+        started = time.perf_counter()
+        result = super().run(segment, should_stop)
+        return replace(result, scores={**result.scores, OWN_SECONDS: time.perf_counter() - started})
 
 
 Way = Callable[[], Times]
+
+
+def timed_worker(setup: WorkerSetup) -> Worker:
+    return TimedWorker(setup)
 
 
 def segments(n: int, *, stop: int = 0) -> list[Segment]:
@@ -78,9 +104,11 @@ def segments(n: int, *, stop: int = 0) -> list[Segment]:
     ]
 
 
-def run(executor: Executor, waiting: list[Segment]) -> float:
-    """Run segments, refilling as workers become free; return the seconds that they took."""
+def run(executor: Executor, waiting: list[Segment]) -> tuple[list[float], float]:
+    """Run segments, refilling as workers become free; return when each was done, and the workers' own seconds."""
     started, n_running = time.perf_counter(), 0
+    done: list[float] = []
+    own_seconds = 0.0
     while waiting or n_running:
         while waiting and executor.free():
             executor.submit(waiting.pop(0))
@@ -89,7 +117,9 @@ def run(executor: Executor, waiting: list[Segment]) -> float:
             n_running -= 1
             if result.status is not SegmentStatus.DONE:
                 raise SystemExit(result.error)
-    return time.perf_counter() - started
+            done.append(time.perf_counter() - started)
+            own_seconds += result.scores[OWN_SECONDS]
+    return done, own_seconds
 
 
 def time_ray(setup: WorkerSetup, n_trials: int, n_workers: int) -> Times:
@@ -98,7 +128,7 @@ def time_ray(setup: WorkerSetup, n_trials: int, n_workers: int) -> Times:
     try:
         assert cluster.n_threads == 1  # starts Ray
         ray_seconds = time.perf_counter() - started
-        executor = RayExecutor(cluster, make_worker, setup, lambda: False)
+        executor = RayExecutor(cluster, timed_worker, setup, lambda: False)
         try:
             return time_executor(executor, setup, n_trials, ray_seconds)
         finally:
@@ -108,15 +138,22 @@ def time_ray(setup: WorkerSetup, n_trials: int, n_workers: int) -> Times:
 
 
 def time_local(setup: WorkerSetup, n_trials: int) -> Times:
-    executor = LocalExecutor(lambda: make_worker(setup), lambda: False)
+    executor = LocalExecutor(lambda: timed_worker(setup), lambda: False)
     return time_executor(executor, setup, n_trials, ray_seconds=0.0)
 
 
 def time_executor(executor: Executor, setup: WorkerSetup, n_trials: int, ray_seconds: float) -> Times:
     # Two steps of each design for every worker: it is made, loads its base, and picks its kernels.
     n_first = len(BLOCKS) * executor.n_workers
-    first_seconds = run(executor, segments(n_first, stop=2 * setup.training.batch_size))
-    return Times(ray=ray_seconds, first=first_seconds, trials=run(executor, segments(n_trials)))
+    first, _ = run(executor, segments(n_first, stop=2 * setup.training.batch_size))
+    trials, own_seconds = run(executor, segments(n_trials))
+    return Times(
+        ray=ray_seconds,
+        begin=first[executor.n_workers - 1],
+        first=first[-1],
+        trials=trials[-1],
+        outside=trials[-1] - own_seconds,
+    )
 
 
 def measure(ways: dict[str, Way], repeats: int) -> dict[str, list[Times]]:
@@ -141,7 +178,9 @@ def summarize(results: dict[str, list[Times]], n_trials: int) -> dict[str, dict[
             "ratio_to_one": round(statistics.median(ratios), 2),
             "ray_seconds": round(statistics.median(own.ray for own in times), 2),
             "first_seconds": round(statistics.median(own.first for own in times), 2),
-            "trials_per_hour_end_to_end": round(3600 * n_trials / statistics.median(sum(own) for own in times), 1),
+            "trials_per_hour_end_to_end": round(
+                3600 * n_trials / statistics.median(own.ray + own.first + own.trials for own in times), 1
+            ),
         }
     return rows
 
@@ -149,15 +188,14 @@ def summarize(results: dict[str, list[Times]], n_trials: int) -> dict[str, dict[
 def figures(results: dict[str, list[Times]], n_trials: int) -> dict[str, float]:
     """Return the three figures: medians over the repeats, of what ran in the same repeat."""
     ratios = [one.trials / two.trials for one, two in zip(results["one"], results["two"], strict=True)]
-    # The same trials one after another, with and without an actor between: the difference is the actor's.
-    added = [(one.trials - here.trials) / n_trials for one, here in zip(results["one"], results["local"], strict=True)]
+    added = [(one.outside - own.outside) / n_trials for one, own in zip(results["one"], results["local"], strict=True)]
     per_trial = statistics.median(own.trials for own in results["local"]) / n_trials
     return {
         "two_workers_to_one": round(statistics.median(ratios), 3),
         "actor_seconds_a_segment": round(statistics.median(added), 4),
         "actor_share_of_5_seconds": round(statistics.median(added) / SEGMENT_SECONDS, 4),
         "seconds_a_segment": round(per_trial, 2),
-        "two_workers_start_seconds": round(statistics.median(own.ray + own.first for own in results["two"]), 1),
+        "two_workers_start_seconds": round(statistics.median(own.ray + own.begin for own in results["two"]), 1),
     }
 
 
