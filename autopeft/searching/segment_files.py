@@ -1,5 +1,6 @@
 """The files that segments bring and begin with, many of them written at the same time."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
@@ -59,3 +60,6 @@ def _at_once(jobs: Sequence[Callable[[], object]]) -> None:
 def _writers() -> ThreadPoolExecutor:
     """Return the threads that write; to start some for each batch would take as long as the writing."""
     return ThreadPoolExecutor(max_workers=N_WRITERS, thread_name_prefix="autopeft-writer")
+
+
+os.register_at_fork(after_in_child=_writers.cache_clear)  # a forked process has the pool, but none of its threads
