@@ -17,6 +17,7 @@ and durable files. What is simulated besides:
 
 import argparse
 import hashlib
+import heapq
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
@@ -201,7 +202,13 @@ def search(
     with tempfile.TemporaryDirectory(prefix="autopeft-driver-") as path:
         folder = StudyFolder(Path(path) / "study")
         store = StudyStore.create(folder.journal, name="driver", objectives=OBJECTIVES)
-        executor = SimulatedExecutor(KnownWorker(costs), segment_seconds, n_workers=n_workers, with_real_time=True)
+        takes: list[float] = []
+
+        def timed(*segment: Any) -> float:
+            takes.append(segment_seconds(*segment))
+            return takes[-1]
+
+        executor = SimulatedExecutor(KnownWorker(costs), timed, n_workers=n_workers, with_real_time=True)
         started = time.perf_counter(), time.process_time()
         with watch.watching():
             loop = SearchLoop(
@@ -236,10 +243,24 @@ def search(
         "cpu_seconds": round(cpu, 1),
         "virtual_makespan_seconds": round(makespan, 1),
         "busy": round(executor.busy_seconds / (n_workers * makespan), 4),
+        "busy_with_an_instant_driver": round(instant_busy(takes, n_workers), 4),
         "ms_a_trial": {part: round(1000 * s / n_trials, 3) for part, s in watch.seconds.most_common()},
         "outcomes": {outcome.value: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
         "gigabytes_left": round(n_bytes / 1e9, 2),
     }
+
+
+def instant_busy(takes: Sequence[float], n_workers: int) -> float:
+    """Return how busy workers are with the same segments where each gets its next one at once: the last ones end apart.
+
+    Args:
+        takes: Seconds of each segment, in the order in which they went out.
+        n_workers: Workers.
+    """
+    ends = [0.0] * n_workers
+    for seconds in takes:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return sum(takes) / (n_workers * max(ends))
 
 
 def ask_seconds(model: ModelSummary, sampler: str, n_known: int, repeats: int = 20) -> float:
@@ -267,7 +288,8 @@ def show(row: dict[str, Any]) -> None:
     print(
         f"\n{row['sampler']}, {stopping}: {row['n_trials']:,} trials, {row['n_workers']:,} workers: "
         f"{row['real_seconds']:.0f} s real ({row['simulated_workers_seconds']:.0f} s of it the simulated workers'), "
-        f"{row['virtual_makespan_seconds']:.0f} s virtual, workers {row['busy']:.1%} busy, "
+        f"{row['virtual_makespan_seconds']:.0f} s virtual, workers {row['busy']:.1%} busy "
+        f"({row['busy_with_an_instant_driver']:.1%} if the driver took no time), "
         f"{row['gigabytes_left']} GB written and kept"
     )
     for part, milliseconds in row["ms_a_trial"].items():
