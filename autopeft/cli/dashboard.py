@@ -42,7 +42,6 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
 
     app = StudyApp(Path(folder))
     app.check()
-    host = host or LOOPBACK
     with _listen(port, "--port", host) as listening, suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore")  # the page's importances warn at each request that the trials are few
         if not listening.getsockname()[0].startswith("127."):
@@ -52,7 +51,7 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
                 err=True,
             )
         click.echo(f"{url(listening)}  (Ctrl-C ends it)")
-        Server(listening, app, host).serve_forever()
+        Server(listening, app, host or LOOPBACK).serve_forever()
 
 
 @contextmanager
@@ -94,7 +93,7 @@ def _listen(port: int | None, option: str, host: str | None = None) -> socket.so
     try:
         return listen(port, host or LOOPBACK)
     except OSError as error:
-        if host and error.errno != errno.EADDRINUSE:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise click.BadParameter(
                 f"{host!r}: {error.strerror}; give an address of this machine, or 0.0.0.0 for all that it has",
                 param_hint="--host",

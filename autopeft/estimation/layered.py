@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autopeft.errors import DesignError
+from autopeft.estimation.curve import Bytes
 from autopeft.estimation.dry_run import Machine
-from autopeft.estimation.profile import Bytes
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, Frame, Share, ShareTable
 from autopeft.estimation.shares import Shares
 from autopeft.models.base import Base

@@ -22,6 +22,7 @@ from autopeft.models.base import Base
 from autopeft.models.linear_technique import LinearTechnique
 from autopeft.spec.block import Block
 from autopeft.spec.design import Design
+from autopeft.spec.model import ModelSummary
 
 _UNNAMED = "/"
 """What the names of tensors begin with that are no part of the model."""
@@ -168,17 +169,13 @@ class Parts:
 
     def _of_roles(self, block: Block) -> Part | None:
         """Return what a technique on some of the maps brings, where it brings nothing but to single maps."""
-        if not isinstance(block, LinearTechnique) or block.roles == "all":
+        widened = on_all_maps(block, self._base.summary)
+        if widened is None:
             return None
-        everywhere = block.model_copy(update={"roles": "all", "layers": (0,)})
-        try:
-            everywhere.check(self._base.summary, "none")
-        except DesignError:
-            return None
-        maps = self.part(everywhere, without_layers(everywhere)).maps
+        maps = self.part(widened, without_layers(widened)).maps
         if not maps:
             return None
-        chosen = {role: sizes for role, sizes in maps.items() if role in block.roles}
+        chosen = {role: sizes for role, sizes in maps.items() if role in block.roles}  # type: ignore[attr-defined]
         return Part(each=_sum(chosen.values()), maps=chosen)
 
     def _in_layers(self, block: Block) -> Part:
@@ -246,6 +243,18 @@ def _sum(sizes: Iterable[Sizes]) -> Sizes:
     for each in sizes:
         total = total.plus(each)
     return total
+
+
+def on_all_maps(block: Block, model: ModelSummary) -> LinearTechnique | None:
+    """Return a technique on some maps as it is on all of the first layer's; None for other blocks, or where illegal."""
+    if not isinstance(block, LinearTechnique) or block.roles == "all":
+        return None
+    widened = block.model_copy(update={"roles": "all", "layers": (0,)})
+    try:
+        widened.check(model, "none")
+    except DesignError:
+        return None
+    return widened
 
 
 def _between(one: Mapping[str, Sizes], two: Mapping[str, Sizes], share: Fraction) -> Mapping[str, Sizes] | None:

@@ -8,7 +8,7 @@ layers can be put together.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ from weakref import ref
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.errors import ModelError
+from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import DryRun, Machine
 from autopeft.estimation.kernels import is_attention
 from autopeft.estimation.tracker import Category, StorageTracker
@@ -28,51 +28,8 @@ from autopeft.models.attach import Attached
 from autopeft.spec.cost import Workload
 from autopeft.spec.model import LayerSummary
 
-Bytes = NDArray[np.float64]
-
 _LAST_SEQUENCE = 2**62
 """Above the numbers that autograd gives to what it records; what adds up gradients has the highest there is."""
-
-
-@dataclass(kw_only=True)
-class Curve:
-    """Passes by stretch, [..., stretches].
-
-    Attributes:
-        net: Bytes left behind.
-        high: Bytes of the highest point above the start.
-        flops: Floating-point operations, [all of them, those of attention] x the same shape.
-    """
-
-    net: Bytes
-    high: Bytes
-    flops: Bytes
-
-    @classmethod
-    def flat(cls, n_stretches: int) -> "Curve":
-        """Return a pass in which nothing happens."""
-        return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches), flops=np.zeros((2, n_stretches)))
-
-    @classmethod
-    def stack(cls, curves: Sequence["Curve"]) -> "Curve":
-        """Return several passes as one, [passes, stretches]."""
-        return cls(
-            net=np.stack([curve.net for curve in curves]),
-            high=np.stack([curve.high for curve in curves]),
-            flops=np.stack([curve.flops for curve in curves], axis=1),
-        )
-
-    def plus(self, other: "Curve", weight: float = 1.0) -> "Curve":
-        """Return the sum with so many times another."""
-        return Curve(
-            net=self.net + weight * other.net,
-            high=self.high + weight * other.high,
-            flops=self.flops + weight * other.flops,
-        )
-
-    def masked(self, mask: Bytes) -> "Curve":
-        """Return the part in some of the stretches."""
-        return Curve(net=self.net * mask, high=self.high * mask, flops=self.flops * mask)
 
 
 @dataclass(frozen=True, kw_only=True)

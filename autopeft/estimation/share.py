@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autopeft.estimation.profile import Bytes, Curve
+from autopeft.estimation.curve import Bytes, Curve
 
 FORWARD, BACKWARD, EVALUATION = range(3)
 INSIDE = slice(1, -1)

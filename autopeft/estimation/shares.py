@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from autopeft.errors import DesignError, ModelError
+from autopeft.errors import ModelError
+from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import Machine
-from autopeft.estimation.parts import variant
-from autopeft.estimation.profile import Bytes, Curve, Profile, ProfilingRun
+from autopeft.estimation.parts import on_all_maps, variant
+from autopeft.estimation.profile import Profile, ProfilingRun
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, INSIDE, Frame, Share
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
-from autopeft.models.linear_technique import LinearTechnique
 from autopeft.models.technique import Technique
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
@@ -83,21 +83,9 @@ class Shares:
         return self._frames[key]
 
     def _share(self, block: Block) -> Share:
-        everywhere = self._everywhere(block)
-        share: Share = self._between(everywhere, Shares._measure)
-        if everywhere is block or not isinstance(block, LinearTechnique) or block.roles == "all":
-            return share
-        return self._restrict(share, block.roles)
-
-    def _everywhere(self, block: Block) -> Block:
-        """Return the block on all maps, where that is legal: what it does on each is seen at once."""
-        if isinstance(block, LinearTechnique) and block.roles != "all":
-            try:
-                (widened := block.model_copy(update={"roles": "all", "layers": (0,)})).check(self._base.summary, "none")
-            except DesignError:
-                return block
-            return widened
-        return block
+        widened = on_all_maps(block, self._base.summary)
+        share: Share = self._between(widened or block, Shares._measure)
+        return share if widened is None else self._restrict(share, block.roles)  # type: ignore[attr-defined]
 
     def _between(self, block: Block, measure: Callable[["Shares", Block], Any]) -> Any:
         """Return a block's share, or frame, from those of two other sizes: what it adds is affine in the size.

@@ -271,7 +271,7 @@ def test_the_cache_of_the_hub_may_link_to_its_own_files(adapter: Path, tmp_path:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, derandomize=True)
+@settings(max_examples=1000)
 @given(seed=st.integers(0, 2**62))
 def test_any_change_to_a_folder_is_refused_or_opens(
     exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, seed: int

@@ -159,28 +159,28 @@ def test_some_designs(seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=4000, derandomize=True)
+@settings(max_examples=4000)
 @given(seed=SEEDS)
 def test_designs(seed: int) -> None:
     try_mutant(seed, DESIGNS, WORDS, use_design)
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, derandomize=True)
+@settings(max_examples=1500)
 @given(seed=SEEDS)
 def test_spaces(seed: int) -> None:
     try_mutant(seed, SPACES, WORDS, use_space)
 
 
 @pytest.mark.slow
-@settings(max_examples=2500, derandomize=True)
+@settings(max_examples=2500)
 @given(seed=SEEDS)
 def test_studies(seed: int) -> None:
     try_mutant(seed, [STUDY], STUDY_WORDS, use_study)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, derandomize=True)
+@settings(max_examples=1000)
 @given(seed=SEEDS)
 def test_study_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)
@@ -193,7 +193,7 @@ def test_study_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=500)
 @given(seed=SEEDS)
 def test_space_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)
@@ -206,7 +206,7 @@ def test_space_files(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=500)
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_bytes_in_the_place_of_a_file(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
@@ -216,7 +216,7 @@ def test_any_bytes_in_the_place_of_a_file(content: bytes, tmp_path_factory: pyte
 
 
 @pytest.mark.slow
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=500)
 @given(seed=SEEDS)
 def test_overrides(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = random.Random(seed)

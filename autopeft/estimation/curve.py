@@ -1,0 +1,50 @@
+"""Memory and operations over the stretches of a step, as plain arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class Curve:
+    """Passes by stretch, [..., stretches].
+
+    Attributes:
+        net: Bytes left behind.
+        high: Bytes of the highest point above the start.
+        flops: Floating-point operations, [all of them, those of attention] x the same shape.
+    """
+
+    net: Bytes
+    high: Bytes
+    flops: Bytes
+
+    @classmethod
+    def flat(cls, n_stretches: int) -> "Curve":
+        """Return a pass in which nothing happens."""
+        return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches), flops=np.zeros((2, n_stretches)))
+
+    @classmethod
+    def stack(cls, curves: Sequence["Curve"]) -> "Curve":
+        """Return several passes as one, [passes, stretches]."""
+        return cls(
+            net=np.stack([curve.net for curve in curves]),
+            high=np.stack([curve.high for curve in curves]),
+            flops=np.stack([curve.flops for curve in curves], axis=1),
+        )
+
+    def plus(self, other: "Curve", weight: float = 1.0) -> "Curve":
+        """Return the sum with so many times another."""
+        return Curve(
+            net=self.net + weight * other.net,
+            high=self.high + weight * other.high,
+            flops=self.flops + weight * other.flops,
+        )
+
+    def masked(self, mask: Bytes) -> "Curve":
+        """Return the part in some of the stretches."""
+        return Curve(net=self.net * mask, high=self.high * mask, flops=self.flops * mask)
