@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.float64]
+INSIDE = slice(1, -1)
+"""The stretches of a layer, of all that a profile has."""
 
 
 @dataclass(kw_only=True)
@@ -48,3 +50,7 @@ class Curve:
     def masked(self, mask: Bytes) -> "Curve":
         """Return the part in some of the stretches."""
         return Curve(net=self.net * mask, high=self.high * mask, flops=self.flops * mask)
+
+    def inside(self) -> "Curve":
+        """Return the stretches of the layer, without those before and after it."""
+        return Curve(net=self.net[..., INSIDE], high=self.high[..., INSIDE], flops=self.flops[..., INSIDE])

@@ -34,8 +34,10 @@ from autopeft.models.losses import few_pieces, token_loss, token_rows
 from autopeft.spec.training import OptimizerName, Precision
 from autopeft.spec.writing import N_SAMPLES
 
-Step = Callable[[StorageTracker, Trace, Mapping[str, torch.Tensor], torch.Tensor], None]
-"""What is run on inputs and labels, under a tracker and its trace."""
+Step = Callable[[StorageTracker, Trace], None]
+"""What is run under a tracker and its trace."""
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""Inputs by name, and labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,13 @@ class Machine:
     checkpointing: bool = False
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Give the context that a forward pass runs in."""
+    def forward(self, *, trains: bool) -> Iterator[None]:
+        """Give the context that a forward pass runs in; without gradients, autocast keeps no weight that it cast."""
         with ExitStack() as contexts:
+            if not trains:
+                contexts.enter_context(torch.no_grad())
             if self.precision == "bf16":
-                contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+                contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=trains))
             if self.device == "cuda":
                 contexts.enter_context(CudaKernels())
             yield
@@ -163,7 +167,8 @@ class DryRun:
     def training_events(self, *, batch_size: int, n_tokens: int) -> list[Event]:
         """Return what happens to storages in one optimizer step."""
         self._model.train()
-        return self._events(self._train, batch_size=batch_size, n_tokens=n_tokens, trains=True)
+        batch = self._batch(batch_size, n_tokens)
+        return self._events(partial(self._train, partial(self._loss, batch)), _tensors(batch), trains=True)
 
     def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
         """Return the cost of the forward pass of one batch without gradients.
@@ -175,7 +180,9 @@ class DryRun:
     def evaluation_events(self, *, batch_size: int, n_tokens: int) -> list[Event]:
         """Return what happens to storages in the evaluation of one batch."""
         self._model.eval()
-        return self._events(self._evaluate, batch_size=batch_size, n_tokens=n_tokens, trains=False)
+        batch = self._batch(batch_size, n_tokens)
+        needed = _tensors(batch) if self._labels_tokens else list(batch[0].values())
+        return self._events(partial(self._evaluate, partial(self._score, batch)), needed, trains=False)
 
     def generation_step(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> StepCost:
         """Return the cost of the higher of two forward passes that write: of prompts, and of the last token.
@@ -187,33 +194,30 @@ class DryRun:
             n_cached_tokens: Whose keys and values are there when the last token is written.
         """
         self._model.eval()
-        passes = [
-            self._events(partial(self._write, n_cached), batch_size=N_SAMPLES, n_tokens=n_tokens, trains=False)
-            for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens + 1))
-        ]
+        passes = []
+        for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens + 1)):
+            batch = self._batch(N_SAMPLES, n_tokens)
+            passes.append(self._events(partial(self._write, n_cached, batch), _tensors(batch), trains=False))
         return max((self.cost(events) for events in passes), key=lambda cost: cost.peak_bytes)
 
-    def _events(self, step: Step, *, batch_size: int, n_tokens: int, trains: bool) -> list[Event]:
+    def _events(self, step: Step, batch: Sequence[torch.Tensor], *, trains: bool) -> list[Event]:
         """Return what happens to storages in a step; of layers that repeat a few are run, where that says all.
 
         Raises:
             UnlikeLayersError: It does not, and there is nothing attached to the others.
         """
-        shape = {"batch_size": batch_size, "n_tokens": n_tokens}
         if self._repeats:
-            whole = unrolled(self._traced(step, self._repeats, trains=trains, **shape), self._repeats)
+            whole = unrolled(self._traced(step, batch, self._repeats, trains=trains), self._repeats)
             if whole is not None:
                 return whole
             if self._unattached.repeats:
                 raise UnlikeLayersError("layers must do the same where a few of them are to speak for all")
-        return self._traced(step, (), trains=trains, **shape)
+        return self._traced(step, batch, trains=trains)
 
     def _traced(
-        self, step: Step, repeats: Sequence[Repeat], *, batch_size: int, n_tokens: int, trains: bool
+        self, step: Step, batch: Sequence[torch.Tensor], repeats: Sequence[Repeat] = (), *, trains: bool
     ) -> list[Event]:
         """Run a step on top of what is there already, and return what happened."""
-        inputs, labels = self._batch(batch_size, n_tokens)
-        batch = [*inputs.values(), labels] if trains or self._labels_tokens else list(inputs.values())
         states = [torch.empty(self._state_bytes(), dtype=torch.uint8, device=self._device)] if trains else []
         attribution = Attribution(self._model, self._attached.base.summary) if self._names else None
         trace = Trace(attribution)
@@ -241,18 +245,17 @@ class DryRun:
             if not self._whole:
                 undo.enter_context(few_pieces())
             with tracker:
-                step(tracker, trace, inputs, labels)
+                step(tracker, trace)
             events = list(trace.events)
         for parameter in self._trainable:
             parameter.grad = None
         return events
 
-    def _train(
-        self, tracker: StorageTracker, trace: Trace, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
-    ) -> None:
+    def _train(self, forward: Callable[[], torch.Tensor], tracker: StorageTracker, trace: Trace) -> None:
+        """Train on a loss."""
         trace.begin("forward")
-        with self._machine.forward():
-            loss = self._loss(self._model(**inputs), labels)
+        with self._machine.forward(trains=True):
+            loss = forward()
         penalty = self._attached.penalty()
         if penalty is not None:
             loss = loss + penalty
@@ -263,21 +266,13 @@ class DryRun:
         trace.begin("optimizer")
         tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
 
-    def _evaluate(
-        self, _tracker: StorageTracker, trace: Trace, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
-    ) -> None:
+    def _evaluate(self, forward: Callable[[], object], _tracker: StorageTracker, trace: Trace) -> None:
         trace.begin("evaluation")
-        with torch.no_grad(), self._machine.forward():
-            self._score(self._model(**inputs), labels)
+        with self._machine.forward(trains=False):
+            forward()
 
-    def _write(
-        self,
-        n_cached: int,
-        _tracker: StorageTracker,
-        trace: Trace,
-        inputs: Mapping[str, torch.Tensor],
-        _labels: torch.Tensor,
-    ) -> None:
+    def _write(self, n_cached: int, batch: Batch, _tracker: StorageTracker, trace: Trace) -> None:
+        inputs, _ = batch
         trace.begin("evaluation")
         base, ids = self._attached.base, inputs["input_ids"]
         asked: dict[str, Any] = {**inputs, "input_ids": ids[:, n_cached:], "past_key_values": cache_of(base, n_cached)}
@@ -285,7 +280,7 @@ class DryRun:
             asked["logits_to_keep"] = 1
         size = base.summary.vocabulary_size
         before = torch.empty(N_SAMPLES, size, device=self._device) if n_cached else None
-        with torch.no_grad(), self._machine.forward():
+        with self._machine.forward(trains=False):
             scores = self._model(**asked, use_cache=True).logits[:, -1].to(dtype=torch.float32, copy=True)
             del before
             scores.argmax(dim=-1)
@@ -310,7 +305,7 @@ class DryRun:
         """Return how many numbers are in each tensor that trains."""
         return [tensor.numel() for tensor in (*self._trainable, *self._unattached.trainable)]
 
-    def _batch(self, batch_size: int, n_tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _batch(self, batch_size: int, n_tokens: int) -> Batch:
         return batch_for(self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device)
 
     @property
@@ -318,18 +313,27 @@ class DryRun:
         """Return whether the model writes, so that its labels are tokens: it has no classes."""
         return not self._attached.base.head.labels
 
-    def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def _loss(self, batch: Batch) -> torch.Tensor:
         """Return what training minimises, as the tasks compute it."""
+        inputs, labels = batch
+        outputs = self._model(**inputs)
         if self._labels_tokens:
             return token_loss(outputs.logits, labels)
         return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
 
-    def _score(self, outputs: Any, labels: torch.Tensor) -> None:
+    def _score(self, batch: Batch) -> None:
         """Compute what an evaluation keeps of a batch, as the tasks do."""
+        inputs, labels = batch
+        outputs = self._model(**inputs)
         if self._labels_tokens:
             token_rows(outputs.logits, labels)
         else:
             outputs.logits.float().argmax(dim=-1)
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    inputs, labels = batch
+    return [*inputs.values(), labels]
 
 
 def _remember(undo: ExitStack, module: nn.Module, name: str) -> None:

@@ -24,7 +24,7 @@ from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
-VERSION = "dry-run-3"
+VERSION = "dry-run-4"
 """Changes whenever an estimate may: trials of one study must be comparable."""
 
 _DEVICES = ("cpu", "cuda")

@@ -185,8 +185,8 @@ class FastEstimator:
     def _learn(self, quantization: Quantization, block: Block) -> None:
         key = without_layers(block)
         try:
-            self._parts.part(block, key)
             self._stored(quantization).memory.learn(block, key)
+            self._parts.part(block, key)
         except DesignError:
             return  # designs with this block get a dry run
         except (ModelError, RuntimeError) as error:
@@ -218,7 +218,8 @@ class FastEstimator:
             machine = self._full.machine
             short = quantize_meta(self._short, quantization, machine.precision)
             like = None if quantization == "none" else self._stored("none").memory
-            memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers, like)
+            see = self._parts.see if like is None else lambda *_: None
+            memory = LayeredMemory(short, self._full.workload, machine, self._summary.n_layers, like, see)
             rest = _bytes(self._full.base(quantization)) - _bytes(short)
             layer_bytes = rest // max(1, self._summary.n_layers - 1)
             writing = self._full.generation(Design(quantization=quantization))

@@ -2,7 +2,8 @@
 
 A dispatch mode sees the tensors that go into an operator and come out of it. This module knows what
 happens in between: workspaces of the CPU's flash attention, the dequantized weight inside a 4-bit
-product, the integers inside an int8 product.
+product, the integers inside an int8 product. What a convolution takes is asked of the kernel itself, by
+`autopeft.estimation.convolutions`.
 
 It knows only roughly what oneDNN packs for itself in bf16 products, which depends on the CPU, the shape
 and the threads: see `_packed_bytes`.
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from autopeft.estimation.convolutions import convolution_formulas
 from autopeft.estimation.cuda_kernels import CUDA_QUANTIZED_SCRATCH, cuda_scratch
 from autopeft.estimation.recurrent import lstm_backward_scratch_bytes, lstm_layer, lstm_scratch_bytes
 from autopeft.estimation.tracker import Formula
@@ -31,6 +33,7 @@ _QUADRATIC = frozenset(
         *(packet for packet in flop_registry if "attention" in str(packet)),
     }
 )
+_ARITHMETIC = tuple(getattr(_aten, name + end) for name in ("add", "sub", "mul", "div") for end in ("", "_"))
 _LARGEST_PACK_BYTES = 1_200_000
 """What oneDNN packs of a weight at a time at most: about half of a core's second-level cache."""
 _KEY_BLOCK = 512
@@ -43,9 +46,6 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
     Args:
         device: `cpu` or `cuda`, whose kernels `autopeft.estimation.cuda_kernels` knows.
         n_threads: Threads of the device's process; each has a workspace.
-
-    Omits: what oneDNN's convolutions in bf16 take, which follows no rule that shows from outside: next to nothing for
-        most shapes, but 100 MB for each thread where three images or more are cut into 16 x 16 patches of 14 pixels.
     """
 
     def flash(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -70,6 +70,8 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
             _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right, n_threads),
             _aten.mkldnn_rnn_layer: lstm_scratch_bytes,
             _aten.mkldnn_rnn_layer_backward: lstm_backward_scratch_bytes,
+            **convolution_formulas(n_threads),
+            **dict.fromkeys(_ARITHMETIC, _promoted_bytes),
         }
     for name, formula in quantized.items():
         # bitsandbytes registers its operators when it is imported; before that no layer can use them.
@@ -79,12 +81,13 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
 
 
 def flop_formulas() -> Mapping[Any, Formula]:
-    """Return, by operator packet, FLOPs: torch's formulas, CPU flash attention, LSTMs and quantized products."""
+    """Return, by operator packet, FLOPs: by torch, and of CPU flash attention, experts, LSTMs, quantized products."""
     formulas: dict[Any, Formula] = {
         **flop_registry,
         **{product: _on_shapes(flop_registry[product]) for product in (_aten.mm, _aten.addmm, _aten.bmm)},
         _FLASH: _flash_flops,
         _FLASH_BACKWARD: _flash_backward_flops,
+        _aten._grouped_mm: _grouped_flops,
         _aten.mkldnn_rnn_layer: lambda read, *weights, **_: _recurrent_flops(read, weights[:2]),
         _aten.mkldnn_rnn_layer_backward: lambda read, *weights, **_: 2 * _recurrent_flops(read, weights[:2]),
         _aten.lstm: lambda read, _states, weights, *_, **__: _recurrent_flops(read, weights),
@@ -156,6 +159,20 @@ def _flash_backward_bytes(grad: torch.Tensor, query: torch.Tensor, key: torch.Te
     return n_bytes
 
 
+def _promoted_bytes(left: Any, right: Any, *_: Any, out_val: torch.Tensor, **__: Any) -> int:
+    """Return the size of copies that arithmetic makes of a bf16 operand where the other one is fp32.
+
+    Where the result takes the place of the smaller operand, it is made in fp32 first, too.
+
+    Source: `TensorIteratorBase::compute_types` in aten/src/ATen/TensorIterator.cpp; CUDA converts as it reads.
+    """
+    if not isinstance(right, torch.Tensor) or left.dtype == right.dtype or not left.dim() or not right.dim():
+        return 0
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    copied = [tensor for tensor in (left, right, out_val) if tensor.dtype != dtype]
+    return sum(tensor.numel() for tensor in copied) * dtype.itemsize
+
+
 def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> int:
     """Return what a bf16 product of rows and a weight packs for the matrix unit.
 
@@ -201,6 +218,13 @@ def _flash_backward_flops(
     grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> int:
     return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
+
+
+def _grouped_flops(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of products of rows, or of columns, each with the weight of its expert alone."""
+    if left.dim() > right.dim():
+        return 2 * right.numel() * left.shape[-2]
+    return 2 * left.numel() * right.shape[-1]
 
 
 def _recurrent_flops(read: torch.Tensor, weights: Sequence[torch.Tensor]) -> int:

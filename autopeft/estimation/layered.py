@@ -9,7 +9,7 @@ from autopeft.errors import DesignError
 from autopeft.estimation.curve import Bytes
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, Frame, Share, ShareTable
-from autopeft.estimation.shares import Shares
+from autopeft.estimation.shares import See, Shares
 from autopeft.models.base import Base
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
@@ -65,6 +65,7 @@ class LayeredMemory:
         machine: Machine,
         n_layers: int,
         like: "LayeredMemory | None" = None,
+        see: See = lambda *_: None,
     ) -> None:
         """Learn the model itself.
 
@@ -75,13 +76,14 @@ class LayeredMemory:
             n_layers: Of the model.
             like: The same over the unquantized base, where this one is quantized: what size and length change is
                 learned there.
+            see: Told of every block that is attached.
 
         Raises:
             ModelError: A layer does not call each of its linear maps once.
         """
         self._n_layers = n_layers
         self._like = like
-        self._shares: Shares = Shares(base, workload, machine, None if like is None else like._shares)
+        self._shares: Shares = Shares(base, workload, machine, None if like is None else like._shares, see)
         self.start_bytes = self._shares.start_bytes
         self._known: list[Share] = []
         self._turns: list[tuple[int, str]] = []
@@ -192,7 +194,7 @@ class LayeredMemory:
         net, high, flops = (part[numbers] for part in (table.curve.net, table.curve.high, table.curve.flops))
         if tokens != 1.0:
             net += (tokens - 1.0) * table.growth.net[numbers]
-            high = np.maximum(high + (tokens - 1.0) * table.growth.high[numbers], 0)
+            high = high + (tokens - 1.0) * table.growth.high[numbers]
             flops += (tokens - 1.0) * table.growth.flops[numbers]
         there = on[:, None, :, None]
         each = there * net[:, :, None]

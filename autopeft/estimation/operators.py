@@ -16,16 +16,26 @@ _META = torch.device("meta")
 _NO_SHAPE = (0,)
 _aten = torch.ops.aten
 _DIRECT = {
+    _aten._softmax.default,
+    _aten._softmax_backward_data.default,
     _aten._unsafe_view.default,
     _aten.add.Tensor,
     _aten.addmm.default,
+    _aten.bitwise_and.Tensor,
     _aten.bmm.default,
     _aten.clone.default,
+    _aten.div.Tensor,
     _aten.empty_like.default,
+    _aten.gelu.default,
+    _aten.gelu_backward.default,
     _aten.mm.default,
     _aten.mul.Scalar,
     _aten.mul.Tensor,
+    _aten.relu.default,
+    _aten.sub.Tensor,
     _aten.sum.dim_IntList,
+    _aten.tanh_backward.default,
+    _aten.threshold_backward.default,
 }
 """The most frequent operators, besides views: the meta device's own kernels tell their results, and faster."""
 _N_REMEMBERED = 100_000

@@ -104,6 +104,7 @@ class Parts:
         self._n_layers = base.summary.n_layers
         self._parts: dict[Hashable, Part] = {}
         self._sizes: dict[Hashable, dict[int, Part]] = {}
+        self._seen: dict[Hashable, dict[str, Sizes]] = {}
         head = self._attach(())
         self.head = _sum(head.values())
         self._head_names = head.keys()
@@ -131,6 +132,12 @@ class Parts:
         for sizes in shared.values():
             total = total.plus(sizes)
         return total
+
+    def see(self, block: Block, attached: Attached) -> None:
+        """Take the sizes of a block that was attached to one layer for another reason."""
+        key = without_layers(block)
+        if key not in self._parts:
+            self._seen[key] = _tensors(attached, self._machine)
 
     def knows(self, key: Hashable) -> bool:
         """Return whether the blocks that differ in their layers alone were measured."""
@@ -163,7 +170,7 @@ class Parts:
 
     def _measure(self, block: Block) -> Part:
         if block.whole_model:
-            found = self._attach((block,))
+            found = self._in_one(block)
             return Part(each=Sizes(), once=_sum(found.values()).plus(self.head, -1))
         return self._of_roles(block) or self._in_layers(block)
 
@@ -180,7 +187,7 @@ class Parts:
 
     def _in_layers(self, block: Block) -> Part:
         """Attach a block to one layer, and to two where it brings something else than tensors of single maps."""
-        one = self._attach((block.model_copy(update={"layers": (0,)}),))
+        one = self._in_one(block.model_copy(update={"layers": (0,)}))
         own = {name: sizes for name, sizes in one.items() if name not in self._head_names}
         if isinstance(block, LinearTechnique) and one[""] == self._rest and (maps := self._maps(own)):
             return Part(each=_sum(maps.values()), maps=maps)
@@ -189,6 +196,11 @@ class Parts:
         each = _sum(two.values()).plus(_sum(one.values()), -1)
         once = _sum(one.values()).plus(self.head, -1).plus(each, -1).plus(_sum(shared.values()), -1)
         return Part(each=each, once=once, shared=shared)
+
+    def _in_one(self, block: Block) -> dict[str, Sizes]:
+        """Return the sizes of what a block in one layer, or in the model as a whole, brings."""
+        seen = self._seen.pop(without_layers(block), None)
+        return self._attach((block,)) if seen is None else seen
 
     def _maps(self, sizes: Mapping[str, Sizes]) -> Mapping[str, Sizes]:
         """Return what belongs to each linear map of the first layer; nothing where something belongs to none."""

@@ -1,35 +1,29 @@
 """What a layer adds to memory, stretch by stretch, as a dry run of a model of one layer shows it.
 
-A step is cut into stretches: before the layer, inside of it from one linear map's beginning or end to the next,
-after it (head and loss); in the backward pass the same ones in reverse, told apart by the place in the forward pass
-where autograd recorded what it runs. Of each stretch are known what it leaves behind and how far it goes above its
-start, and which part of both grows with the length of the sequences: of such stretches the timeline of any number of
-layers can be put together.
+A step is cut into stretches: before the layer, inside of it from one linear map's beginning or end to the next, and
+in a map before it multiplies, while it does and afterwards, after the layer (head and loss); in the backward pass the
+same ones in reverse, told apart by the place in the forward pass where autograd recorded what it runs. Of each stretch
+are known what it leaves behind and how far it goes above its start, and which part of both grows with the length of
+the sequences: of such stretches the timeline of any number of layers can be put together.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
-from weakref import ref
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from autopeft.errors import ModelError
 from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import DryRun, Machine
 from autopeft.estimation.kernels import is_attention
-from autopeft.estimation.tracker import Category, StorageTracker
+from autopeft.estimation.stretches import Call, Described, Stretches
+from autopeft.estimation.tracker import DEVICE, Category, StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.spec.cost import Workload
-from autopeft.spec.model import LayerSummary
-
-_LAST_SEQUENCE = 2**62
-"""Above the numbers that autograd gives to what it records; what adds up gradients has the highest there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +43,7 @@ class Profile:
         input_stays: Whether what comes before the layers holds the first one's input until the last one is done.
         order: Where stretches end, in the order of the forward pass.
         start_bytes: What is there when the training step begins, and when the evaluation step does.
+        reads_weights: Whether a map's weights are read besides by the map itself, or train.
         released: The stretch in which a map's input goes, by role: in the forward pass, or in the backward pass where
             it is kept.
     """
@@ -64,140 +59,30 @@ class Profile:
     input_stays: bool
     order: tuple[str, ...]
     start_bytes: tuple[int, int]
+    reads_weights: bool
 
+    def does_the_same(self, other: "Profile") -> bool:
+        """Return whether two profiles are of a layer that does the same in each stretch.
 
-class Stretches:
-    """Where in a layer the computation is; entered around a step, it listens to the layer's modules."""
-
-    def __init__(self, model: nn.Module, layer: LayerSummary, *, live: bool) -> None:
-        """Prepare to listen.
-
-        Args:
-            model: A model with this layer alone, with whatever is attached.
-            layer: Its only layer.
-            live: Whether something that trains lies below the layer, so that its input needs a gradient.
+        What is outside of it may differ, and when it goes that was made there.
         """
-        self._model = model
-        self._layer = layer
-        self._live = live
-        roles = sorted(layer.roles.items(), key=lambda pair: pair[0])
-        self._paths = {role: linear.path for role, linear in roles}
-        self.n_stretches = 2 * len(roles) + 3
-        self.order: list[str] = []
-        self.input_bytes = 0
-        self.input_stays: bool | None = None
-        self._place = 0
-        self._starts: list[tuple[int, int]] = []
-        self._inputs: dict[str, Any] = {}
-        self.read: dict[str, int] = {}
-        self.sharing: dict[str, str] = {}
-        self.released: dict[str, int] = {}
-        self.kept: dict[str, int] = {}
-        self.diverted: set[str] = set()
-        self._backward = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Know the place inside of the block."""
-        with ExitStack() as hooks:
-            layer = self._model.get_submodule(self._layer.path)
-            hooks.callback(layer.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-            for role, path in self._paths.items():
-                module = self._model.get_submodule(path)
-                hooks.callback(module.register_forward_pre_hook(partial(self._read, role)).remove)
-                hooks.callback(module.register_forward_hook(partial(self._pass, role)).remove)
-                hooks.callback(_innermost(module).register_forward_pre_hook(partial(self._multiply, role)).remove)
-            hooks.callback(layer.register_forward_hook(self._leave).remove)
-            yield
-
-    def here(self) -> tuple[bool, int]:
-        """Return whether the backward pass runs, and the stretch."""
-        if torch._C._current_graph_task_id() == -1:
-            if self._place == self.n_stretches - 1 and self.input_stays is None:
-                self.input_stays = self._input() is not None
-            return False, self._place
-        if not self._backward:
-            self._backward = True
-            self.kept = {role: self.read[role] for role, storage in self._inputs.items() if storage() is not None}
-        node: Any = torch._C._current_autograd_node()
-        number = _LAST_SEQUENCE if node is None else node._sequence_nr()
-        if number < _LAST_SEQUENCE:
-            found = bisect_right(self._starts, (number, _LAST_SEQUENCE)) - 1
-            self._place = self._starts[found][1] if found >= 0 else 0
-        return True, self._place
-
-    def _move(self, name: str) -> None:
-        self.order.append(name)
-        self._place = len(self.order)
-        self._starts.append((_sequence_number(), self._place))
-
-    def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        if hidden is None:
-            raise ModelError(f"a layer must be called with hidden_states, but {self._layer.path} got {sorted(kwargs)}")
-        fresh = self._fresh(hidden)
-        self.input_bytes = fresh.untyped_storage().nbytes()
-        self._input = ref(hidden.untyped_storage())
-        self._move("start")
-        return ((fresh, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fresh})
-
-    def _fresh(self, hidden: torch.Tensor, *, needs_gradient: bool = False) -> torch.Tensor:
-        """Return an input that only the layer holds, as it gets from a layer below; what is before it keeps its own."""
-        if not torch.is_grad_enabled() or not (self._live or needs_gradient or hidden.requires_grad):
-            return torch.empty_like(hidden)
-        source = hidden if hidden.requires_grad else torch.zeros((), device=hidden.device, requires_grad=True)
-        fresh: torch.Tensor = _Fresh.apply(source, hidden)  # type: ignore[no-untyped-call]
-        return fresh
-
-    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        self._move("end")
-        hidden = output[0] if isinstance(output, tuple) else output
-        if self._live or hidden.requires_grad or not torch.is_grad_enabled():
-            return None
-        above = self._fresh(hidden, needs_gradient=True)  # where no head trains, something above the layer must
-        return (above, *output[1:]) if isinstance(output, tuple) else above
-
-    def _read(self, role: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._move(f"{role} begins")
-        storage = args[0].untyped_storage()
-        shared = (first for first, known in self._inputs.items() if known() is storage)
-        self.sharing[role] = next(shared, role)
-        self._inputs[role] = ref(storage, lambda _: self.released.update({role: self._place}))
-        self.read[role] = storage.nbytes()
-
-    def _multiply(self, role: str, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if self._inputs[role]() is not args[0].untyped_storage():
-            self.diverted.add(role)
-
-    def _pass(self, role: str, *_: Any) -> None:
-        self._move(f"{role} ends")
+        facts = [(p.kept, p.read, p.diverted, p.sharing, p.released, p.order, p.input_bytes) for p in (self, other)]
+        one, two = self.curve.inside(), other.curve.inside()
+        return facts[0] == facts[1] and np.array_equal(one.high, two.high) and np.array_equal(one.flops, two.flops)
 
 
-def _sequence_number() -> int:
-    """Return the number that autograd gives to what it records next."""
-    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-    return number
-
-
-def _innermost(module: nn.Module) -> nn.Module:
-    """Return the map of the base inside of whatever wraps it."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        module = inner
-    return module
-
-
-class _Fresh(torch.autograd.Function):
-    """A tensor of another's shape that needs a gradient, and hands it down where that one does."""
+class _Above(torch.autograd.Function):
+    """What is above a layer: it reads the hidden states, and hands down a gradient of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, source: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        ctx.hands_down = source is like
-        return torch.empty_like(like)
+    def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+        ctx.shape, ctx.like = hidden.shape, hidden.new_empty(0)
+        return hidden.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        gradients[0].detach()  # one operator more, so that the tracker settles a sum before its result goes
-        return gradients[0] if ctx.hands_down else None, None
+    def backward(ctx: Any, *_: torch.Tensor) -> torch.Tensor:
+        gradient: torch.Tensor = ctx.like.new_empty(ctx.shape)
+        return gradient
 
 
 class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
@@ -242,12 +127,16 @@ class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator in its stretch."""
+        if func is DEVICE:
+            return super().__torch_dispatch__(func, types, args, kwargs)
         here = self._stretches.here()
         if here != self._at:
             self._settle_sum()
             self.close()
             self._at = here
-        self._grows = any(key in self._growing for key in _storages(args))
+        storages = list(_storages(args))
+        self._stretches.see(storages)
+        self._grows = any(key in self._growing for key in storages)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def close(self) -> None:
@@ -309,11 +198,18 @@ def _storages(values: Iterable[Any]) -> Iterator[int]:
 
 
 class ProfilingRun(DryRun):
-    """A dry run that keeps the curves of the step that it ran last."""
+    """A dry run that keeps the curves of the steps that it ran last.
 
-    def __init__(self, attached: Attached, machine: Machine, *, live: bool) -> None:
-        super().__init__(attached, machine)
+    Attributes:
+        calls: How the model called its layer in the training step, and in the evaluation step.
+    """
+
+    def __init__(self, attached: Attached, machine: Machine, *, live: bool, order: Sequence[str] | None = None) -> None:
+        super().__init__(attached, machine, whole=True)
         self._live = live
+        self._order = order
+        self._layer = attached.base.summary.layers[0]
+        self.calls: tuple[Call, Call]
         self.stretches: Stretches
         self._tracker: StretchTracker
 
@@ -331,28 +227,68 @@ class ProfilingRun(DryRun):
 
     def profile(self, workload: Workload) -> Profile:
         """Run both steps at the largest batches."""
-        layer = self._attached.base.summary.layers[0]
         shape = {"n_tokens": workload.max_tokens}
-        self.stretches = Stretches(self._model, layer, live=self._live)
-        with self.stretches.listening():
-            self.training_step(batch_size=workload.batch_size, **shape)
-            self._tracker.close()
-        training, tracker = self.stretches, self._tracker
-        self.stretches = Stretches(self._model, layer, live=False)
-        with self.stretches.listening():
-            self.evaluation_step(batch_size=workload.evaluation_batch_size, **shape)
-            self._tracker.close()
-        evaluated = self.stretches
+        return self._profile(
+            lambda: self.training_events(batch_size=workload.batch_size, **shape),
+            lambda: self.evaluation_events(batch_size=workload.evaluation_batch_size, **shape),
+        )
+
+    def layer_profile(self, calls: tuple[Call, Call]) -> Profile:
+        """Run the layer alone, as the model called it in the training step and in the evaluation step."""
+        training, evaluation = calls
+        return self._profile(partial(self._train_layer, training), partial(self._evaluate_layer, evaluation))
+
+    def _profile(self, train: Callable[[], object], evaluate: Callable[[], object]) -> Profile:
+        training, trained = self._followed(train, live=self._live)
+        evaluation, evaluated = self._followed(evaluate, live=False)
+        self.calls = training.call, evaluation.call
         return Profile(
-            curve=Curve.stack([tracker.curves[False], tracker.curves[True], self._tracker.curves[False]]),
-            growth=Curve.stack([tracker.growths[False], tracker.growths[True], self._tracker.growths[False]]),
+            curve=Curve.stack([trained.curves[False], trained.curves[True], evaluated.curves[False]]),
+            growth=Curve.stack([trained.growths[False], trained.growths[True], evaluated.growths[False]]),
             kept=training.kept,
             read=training.read,
             diverted=frozenset(training.diverted),
             sharing=training.sharing,
             released=training.released,
-            input_bytes=(training.input_bytes, evaluated.input_bytes),
+            input_bytes=(training.input_bytes, evaluation.input_bytes),
             input_stays=bool(training.input_stays),
             order=tuple(training.order),
-            start_bytes=(tracker.first_bytes, self._tracker.first_bytes),
+            start_bytes=(trained.first_bytes, evaluated.first_bytes),
+            reads_weights=training.reads_weights,
         )
+
+    def _followed(self, step: Callable[[], object], *, live: bool) -> tuple[Stretches, StretchTracker]:
+        self.stretches = Stretches(self._model, self._layer, live=live, order=self._order)
+        with self.stretches.listening():
+            step()
+            self._tracker.close()
+        return self.stretches, self._tracker
+
+    def _train_layer(self, call: Call) -> None:
+        self._model.train()
+        forward, given = self._calling(call)
+        self._traced(partial(self._train, forward), given, trains=False)
+
+    def _evaluate_layer(self, call: Call) -> None:
+        self._model.eval()
+        forward, given = self._calling(call)
+        self._traced(partial(self._evaluate, forward), given, trains=False)
+
+    def _calling(self, call: Call) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+        """Return what runs the layer, and something that reads what it makes; and the tensors that it gets."""
+        layer: nn.Module = self._model.get_submodule(self._layer.path)
+        args, kwargs = tree_map(self._made, (call.args, call.kwargs), is_leaf=_is_described)
+
+        def forward() -> torch.Tensor:
+            output = layer(*args, **kwargs)
+            scalar: torch.Tensor = _Above.apply(output[0] if isinstance(output, tuple) else output)  # type: ignore[no-untyped-call]
+            return scalar
+
+        return forward, [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+
+    def _made(self, value: Any) -> Any:
+        return value.made(self._device) if _is_described(value) else value
+
+
+def _is_described(value: Any) -> bool:
+    return isinstance(value, Described)

@@ -6,11 +6,11 @@ from functools import cached_property
 
 import numpy as np
 
-from autopeft.estimation.curve import Bytes, Curve
+from autopeft.estimation.curve import INSIDE, Bytes, Curve
 
 FORWARD, BACKWARD, EVALUATION = range(3)
-INSIDE = slice(1, -1)
-"""The stretches of a layer, of all that a profile has."""
+NOWHERE = -1e18
+"""Bytes above the model's highest point of a block that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Share:
         diverts: Whether it changes the input of a map before the blocks that were attached earlier read it, by map.
         turn: When it is attached, among the blocks of a layer.
         first: The stretch from which on something that it brings needs a gradient.
+        reads_weights: Whether it does something with the weights of the maps themselves, so that it costs something
+            else where they are stored in another way.
         computes: Whether the layer's own backward pass computes a stretch where nothing below trains.
     """
 
@@ -37,6 +39,7 @@ class Share:
     turn: tuple[int, str]
     first: int
     computes: Bytes
+    reads_weights: bool
 
     def mix(self, other: "Share", weight: float) -> "Share":
         """Return what lies between two sizes of a block, or beyond them."""
@@ -58,10 +61,12 @@ class Frame:
 
     Attributes:
         curve: Like a profile's: with the stretches before and after the layers.
+        growth: The part of it that grows with the length of the sequences.
         tokens: Length of the sequences, relative to that without a prompt.
     """
 
     curve: Curve
+    growth: Curve
     tokens: float = 1.0
 
     @cached_property
@@ -78,17 +83,18 @@ class Frame:
 
     def mix(self, other: "Frame", weight: float) -> "Frame":
         """Return what lies between two lengths, or beyond them."""
-        return self._with(weight, end=other, start=self)
+        return Frame(
+            curve=self.curve.plus(other.curve, weight).plus(self.curve, -weight),
+            growth=self.growth.plus(other.growth, weight).plus(self.growth, -weight),
+            tokens=self.tokens + weight * (other.tokens - self.tokens),
+        )
 
     def moved(self, start: "Frame", end: "Frame") -> "Frame":
-        """Return the frame after the step that leads from one frame of another model to a second one."""
-        return self._with(1.0, end=end, start=start)
-
-    def _with(self, weight: float, *, end: "Frame", start: "Frame") -> "Frame":
-        return Frame(
-            curve=self.curve.plus(end.curve, weight).plus(start.curve, -weight),
-            tokens=self.tokens + weight * (end.tokens - start.tokens),
-        )
+        """Return the frame after the step from one storage of the model to another, both at their own length."""
+        longer = self.tokens - start.tokens
+        curve = self.curve.plus(end.curve).plus(start.curve, -1)
+        curve = curve.plus(end.growth, longer).plus(start.growth, -longer)
+        return Frame(curve=curve, growth=self.growth.plus(end.growth).plus(start.growth, -1), tokens=self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

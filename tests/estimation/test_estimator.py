@@ -81,6 +81,18 @@ def test_peaks_are_those_of_real_steps(
         assert max(map(abs, errors.values())) < 1e-4, errors
 
 
+@pytest.mark.parametrize("kind", ["loha", "adalora"])
+def test_adapters_in_fp32_meet_products_in_bf16(
+    kind: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
+) -> None:
+    """What a kernel copies to compute in one dtype is the peak of techniques that work on whole matrices."""
+    made = Design.from_dict({"blocks": [{kind: {"rank": 8}}]})
+    training, _ = estimator("bf16", "eager").steps(made)
+    with attach(loaded("none", "bf16", "eager"), made) as attached:
+        run = RealRun(attached, "bf16", batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+        assert training.peak_bytes == pytest.approx(run.training_peak(), rel=1e-3)
+
+
 def test_full_fine_tuning_takes_the_weights_twice(
     loaded: Callable[..., Base], estimator: Callable[..., Estimator]
 ) -> None:

@@ -58,6 +58,17 @@ def test_peaks_of_designs_in_some_layers_are_those_of_the_dry_run(minilm_estimat
         assert_near(told, minilm_estimator(design), memory=0.01)
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_layers_below_the_lowest_that_trains_leave_nothing_behind(
+    minilm_estimator: Estimator, quantization: str
+) -> None:
+    fast = FastEstimator(minilm_estimator)
+    for block in ({"adapter": {"size": 8}}, {"miss": {"rank": 2}}, {"norms": {}}):
+        layered = {name: {**settings, "layers": [5]} for name, settings in block.items()}
+        design = Design.from_dict({"quantization": quantization, "blocks": [layered]})
+        assert_near(fast(design), minilm_estimator(design), memory=0.01)
+
+
 @pytest.mark.thorough
 def test_peaks_of_random_hybrids_are_within_bounds(minilm_estimator: Estimator) -> None:
     fast, space = FastEstimator(minilm_estimator), SearchSpace.load("hybrid-full")

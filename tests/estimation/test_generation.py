@@ -22,7 +22,11 @@ from tests.estimation.test_repeats import deep
 from tests.tasks.generated_language import save_tiny_llama
 
 HEAD = Head(auto_class="AutoModelForCausalLM")
-BLOCKS: dict[str, list[dict[str, Any]]] = {"lora": [{"lora": {"rank": 4}}]}
+BLOCKS: dict[str, list[dict[str, Any]]] = {
+    "lora": [{"lora": {"rank": 4}}],
+    "prefix": [{"prefix": {"length": 8}}],
+    "prompt": [{"prompt": {"length": 8}}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +55,21 @@ def written_peak(llama: str, design: Design, precision: str, n_tokens: int) -> i
         return storage_bytes(model_tensors(base.model)) + allocated_peak(write)
 
 
-@pytest.mark.parametrize(("name", "precision", "n_tokens"), [("lora", "fp32", 80)])
+@pytest.mark.parametrize(
+    ("name", "precision", "n_tokens"),
+    [
+        ("lora", "fp32", 80),
+        ("lora", "bf16", 8),
+        *(pytest.param(name, "bf16", 40, marks=pytest.mark.thorough) for name in ("prefix", "prompt")),
+    ],
+)
 def test_the_peak_of_writing_is_the_one_that_the_profiler_sees(llama: str, name: str, precision: str, n_tokens: int):
     design = Design.from_dict({"blocks": BLOCKS[name]})
     workload = Workload.uniform(batch_size=1, n_tokens=n_tokens + 1)
     estimator = Estimator(build_meta(llama, HEAD), workload=workload, precision=precision, kernel="sdpa", device="cpu")
     estimate = estimator.generation(design)
     assert estimate is not None
-    assert estimate.peak_bytes == pytest.approx(written_peak(llama, design, precision, n_tokens), rel=0.02)
+    assert estimate.peak_bytes == pytest.approx(written_peak(llama, design, precision, n_tokens), rel=0.01)
 
 
 def test_writing_counts_where_it_needs_most(llama: str):

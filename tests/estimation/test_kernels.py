@@ -42,6 +42,20 @@ def test_flash_attention_on_a_cpu_takes_what_the_allocator_gave_it(
         assert predicted_backward == pytest.approx(backward, rel=0.2)
 
 
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "add_", "mul_"])
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float32")])
+@pytest.mark.parametrize("sizes", [((64, 32), (64, 32)), ((64, 32), (32,)), ((64, 32), ())])
+def test_arithmetic_on_a_cpu_copies_what_has_another_dtype(
+    name: str, dtypes: tuple[str, str], sizes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    left, right = (torch.ones(size, dtype=getattr(torch, dtype)) for size, dtype in zip(sizes, dtypes, strict=True))
+    operator = getattr(torch.ops.aten, name)
+    made = operator(left, right)
+    new_bytes = 0 if made is left else made.nbytes
+    scratch = scratch_formulas("cpu", n_threads=1)[operator](left, right, out_val=made)
+    assert new_bytes + scratch == pytest.approx(allocated_peak(lambda: operator(left, right)), abs=8)  # one number
+
+
 def attention_bytes(device: str, *, masked: bool, dtype: torch.dtype = torch.float32) -> int:
     """Return what one attention keeps for its backward, besides its inputs."""
     query, key, value = (torch.empty(2, 4, 64, 32, dtype=dtype, device="meta", requires_grad=True) for _ in range(3))
