@@ -29,7 +29,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--beside", "descriptor", type=int, hidden=True)  # started by `autopeft search --dashboard`
 @explain_errors
 def dashboard(folder: str, port: int | None, host: str | None, descriptor: int | None) -> None:
-    """Show the study in FOLDER (runs/<name>) in Optuna Dashboard, also while it runs.
+    """Show the study in FOLDER (runs/<name>) in Optuna Dashboard, also while it runs, here or elsewhere.
 
     The page can be looked at and not changed, and this machine alone reaches it. From another one, open a tunnel:
     ssh -L 8080:localhost:8080 THIS-MACHINE. Or serve it on a network that you trust with --host.
@@ -40,7 +40,7 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
     from autopeft.results.dashboard import StudyApp
     from autopeft.results.dashboard_server import LOOPBACK, Server, url
 
-    app = StudyApp(Path(folder))
+    app = StudyApp(folder)
     app.check()
     with _listen(port, "--port", host) as listening, suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore")  # the page's importances warn at each request that the trials are few

@@ -28,11 +28,14 @@ from autopeft.searching.folder import StudyFolder
 from autopeft.searching.pareto import compared
 from autopeft.searching.sampler import quiet_optuna
 from autopeft.searching.state import open_store, read_state
+from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 
-MAX_SHARE_OF_TIME = 0.1
+MAX_SHARE_OF_TIME = 0.02
 """Share of the time that may go into notes and plots while a search runs; the rest of the page is always current."""
+FETCH_SECONDS = 10.0
+"""How old what is shown of a study at an address may be."""
 _TITLES = {"front": "Front", "hypervolume": "Hypervolume: the share of all outcomes that the front beats"}
 
 
@@ -51,9 +54,11 @@ class _Shown(BaseStorage):
     """
 
     _folder: StudyFolder
+    _store: StudyStore
 
-    def _begin(self, folder: StudyFolder) -> None:
+    def _begin(self, folder: StudyFolder, spec: StudySpec) -> None:
         self._folder = folder
+        self._store = open_store(folder, spec)
         self._guard = threading.Lock()
         self._added: dict[str, Any] = {}
         self._seen: Hashable = None
@@ -66,6 +71,10 @@ class _Shown(BaseStorage):
     def _make(self) -> dict[str, Any]:
         """Return what is added to the record as it is now."""
         raise NotImplementedError
+
+    def _state(self) -> StudyState:
+        """Return the study as it is now; of the record, what is new alone is read."""
+        return read_state(self._folder.path, store=self._store)
 
     def check(self) -> None:
         """Make sure that the record can be read; raises an error that `is_outage` knows where it cannot be now."""
@@ -96,8 +105,8 @@ class _Shown(BaseStorage):
 class StudyView(_Shown, JournalStorage):
     """A study's journal as the page reads it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._begin(StudyFolder(folder))
+    def __init__(self, folder: Path, spec: StudySpec) -> None:
+        self._begin(StudyFolder(folder), spec)
         super().__init__(_ReadOnlyJournal(str(self._folder.journal)))
 
     def _stamp(self) -> Hashable:
@@ -105,16 +114,15 @@ class StudyView(_Shown, JournalStorage):
         return journal.st_size, journal.st_mtime_ns
 
     def _make(self) -> dict[str, Any]:
-        return additions(read_state(self._folder.path))
+        return additions(self._state())
 
 
 class DatabaseView(_Shown, _CachedStorage):
     """A study in a database as the page reads it: that one alone of those in there."""
 
     def __init__(self, folder: Path, spec: StudySpec) -> None:
-        self._begin(StudyFolder(folder))
+        self._begin(StudyFolder(folder), spec)
         self._spec = spec
-        self._store = open_store(self._folder, spec)
         assert self._store.database is not None
         super().__init__(self._store.database.storage)
 
@@ -131,7 +139,7 @@ class DatabaseView(_Shown, _CachedStorage):
         return self._store.stamp()
 
     def _make(self) -> dict[str, Any]:
-        return additions(read_state(self._folder.path, store=self._store), self._store.ids)
+        return additions(self._state(), self._store.ids)
 
 
 def additions(state: StudyState, ids: Mapping[int, int] | None = None) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def additions(state: StudyState, ids: Mapping[int, int] | None = None) -> dict[s
     for trial in state.trials:
         added[f"dashboard:{ids[trial.number]}:note_ver"] = 1
         added[f"dashboard:{ids[trial.number]}:note_str:0"] = trial_note(state, trial)
-    added |= _files(state.folder).links(compared(state.trials, state.objectives), ids)
+    added |= AdapterFiles(StudyFolder(state.folder)).links(compared(state.trials, state.objectives), ids)
     for name, figure in (("front", front_chart(state)), ("hypervolume", hypervolume_chart(state))):
         if figure is not None:
             # The page gives these plots no heading of its own; the legend stands between this one and the plot.
@@ -159,20 +167,17 @@ def additions(state: StudyState, ids: Mapping[int, int] | None = None) -> dict[s
     return added
 
 
-def _files(folder: Path) -> AdapterFiles:
-    return AdapterFiles(folder / "adapters")
-
-
 class StudyApp:
-    """Optuna Dashboard for the study in a folder, as a WSGI application.
+    """Optuna Dashboard for the study in a folder or at an address, as a WSGI application.
 
     It waits for a study that a search has not written yet, and goes over to another one that takes its place.
 
     Raises:
-        MissingDependencyError: Optuna Dashboard is not installed.
+        MissingDependencyError: Optuna Dashboard, or what the address needs, is not installed.
+        StudyError: No storage is known by the address.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, location: str | Path) -> None:
         try:
             from optuna_dashboard import wsgi
         except ImportError as error:
@@ -180,7 +185,9 @@ class StudyApp:
                 f"the dashboard needs the package optuna-dashboard, but: {error}; pip install optuna-dashboard"
             ) from None
         self._wsgi = wsgi
-        self._folder = StudyFolder(folder)
+        self._location = location
+        self._folder = StudyFolder.at(location)
+        self._next_fetch = 0.0
         self._lock = threading.Lock()
         self._app: WSGIApplication = not_yet
         self._shown: Hashable = None
@@ -203,12 +210,15 @@ class StudyApp:
         Raises:
             ResultError: The folder holds no study.
             StudyMismatchError: Another version of autopeft wrote it.
-            MissingDependencyError, StorageError: The database that keeps the study cannot be used.
+            MissingDependencyError, StorageError: The address, or the database that keeps the study, cannot be used.
         """
-        read_state(self._folder.path)
+        read_state(self._location)
 
     def _current(self) -> WSGIApplication:
         with self._lock:
+            if time.monotonic() >= self._next_fetch:
+                self._folder.fetch()
+                self._next_fetch = time.monotonic() + FETCH_SECONDS
             spec = self._spec()
             shown = self._what(spec)
             if shown is None or shown != self._shown:
@@ -217,9 +227,9 @@ class StudyApp:
                     read_state(self._folder.path)
                     assert spec is not None
                     path = self._folder.path
-                    view = StudyView(path) if spec.storage is None else DatabaseView(path, spec)
+                    view = StudyView(path, spec) if spec.storage is None else DatabaseView(path, spec)
                     self._check = view.check
-                    self._app, self._shown = self._wsgi(view, artifact_store=_files(path)), shown
+                    self._app, self._shown = self._wsgi(view, artifact_store=AdapterFiles(self._folder)), shown
             return self._app
 
     def _spec(self) -> StudySpec | None:

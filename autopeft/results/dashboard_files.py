@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from autopeft.searching.folder import ADAPTER_MARK
+from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.trial import TrialRecord
 
 _ID = re.compile(r"([0-9]{1,9})-([0-9]{1,3})")
@@ -17,12 +17,12 @@ _TYPES = {".json": "application/json", ".md": "text/plain; charset=utf-8"}
 
 
 class AdapterFiles:
-    """The `adapters/` folder of a study as an artifact store of Optuna.
+    """The adapters of a study as an artifact store of Optuna.
 
     An artifact is called by the number of its trial and its place among the trial's files, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StudyFolder) -> None:
         self._folder = folder
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
@@ -31,7 +31,7 @@ class AdapterFiles:
         files = self._files(int(match[1])) if match is not None else []
         if match is None or int(match[2]) >= len(files):
             raise ArtifactNotFound(f"no adapter has a file {artifact_id!r}")
-        return files[int(match[2])].open("rb")
+        return (self._folder.fetch_adapter(int(match[1])) / files[int(match[2])]).open("rb")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Refuse. Raises PermissionError."""
@@ -50,15 +50,13 @@ class AdapterFiles:
         """
         links = {}
         for trial in trials:
-            for place, path in enumerate(self._files(trial.number)):
-                kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            for place, file in enumerate(self._files(trial.number)):
+                kind = _TYPES.get(Path(file).suffix) or mimetypes.guess_type(file)[0] or "application/octet-stream"
                 name = f"{trial.number}-{place}"
-                values = {"artifact_id": name, "filename": path.name, "mimetype": kind, "encoding": None}
+                values = {"artifact_id": name, "filename": file, "mimetype": kind, "encoding": None}
                 links[f"dashboard:artifacts:{ids[trial.number]}:{name}"] = json.dumps(values)
         return links
 
-    def _files(self, trial: int) -> list[Path]:
-        folder = self._folder / str(trial)
-        if not (folder / ADAPTER_MARK).is_file():  # it comes last: without it the adapter is still being written
-            return []
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    def _files(self, trial: int) -> list[str]:
+        names = self._folder.adapter_files(trial)
+        return names if ADAPTER_MARK in names else []  # it comes last: without it the adapter is still being written

@@ -12,17 +12,11 @@ def non_dominated(losses: Sequence[Sequence[float]]) -> list[bool]:
     Args:
         losses: Points of equal length; smaller is better in every coordinate.
 
-    Points that are equal do not dominate each other. Takes O(n log n + n f) time for a front of f points.
+    Points that are equal do not dominate each other.
     """
-    order = sorted(range(len(losses)), key=lambda i: tuple(losses[i]))
-    front: list[Sequence[float]] = []
-    keep = [False] * len(losses)
-    for i in order:
-        # Sorted order means that only an earlier point, already kept, can dominate this one.
-        if not any(_dominates(other, losses[i]) for other in front):
-            front.append(losses[i])
-            keep[i] = True
-    return keep
+    import moocore
+
+    return [bool(kept) for kept in moocore.is_nondominated(losses, keep_weakly=True)] if losses else []
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -1,20 +1,25 @@
 """Does a dashboard page that stays open slow a search down, or does either of them grow?
 
-One real search runs, over designs that cost the same, with its dashboard beside it. In turns of a few minutes (open,
-closed, closed, open, ...) the page is asked for as an open browser tab asks for it, or left alone; each trial counts
-for the turn that it lies in as a whole. The machine drifts, and turns about alike in number let that cancel out.
+One real search runs, over designs that cost the same, with its dashboard beside it. In turns of some seconds (open,
+closed, closed, open, ...) the page is asked for as an open browser tab asks for it, or left alone. Each trial takes
+the time from the end of the one before, and counts for the turn that this lies in as a whole. The machine drifts, and
+turns about that are alike in number let that cancel out.
 
     python studies/benchmarks/soak.py --minutes 60            # 30 open, 30 closed
-    python studies/benchmarks/soak.py --minutes 3 --turn 30
+    python studies/benchmarks/soak.py --minutes 3 --turn 15 --out /tmp/soak.json
 
-It prints the slow-down with an interval, the growth of both processes, and every error that either of them wrote, and
-writes the same as JSON (`--out`). The study is kept in a temporary folder, or in a database (`--storage`).
+It prints the slow-down with an interval, what part of a core the dashboard takes with the page open and without (which
+other work on the machine changes less than the trials' seconds), the growth of both processes, and every error that
+either of them wrote, and writes that and every trial's seconds by turn to results/soak.json (`--out`). The study is
+kept in a temporary folder, or in a database (`--storage`).
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import json
-import random
+import math
+import os
 import socket
 import statistics
 import subprocess
@@ -22,17 +27,21 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import scipy.stats
+from machine import cpu_name
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results" / "soak.json"
 POLL_SECONDS = 2.0
 """How often Optuna Dashboard's page asks for what is new."""
-RELOAD_SECONDS = 60.0
+RELOAD_SECONDS = 300.0
 """How often somebody reloads it."""
 SPACE = {
     "blocks": {
@@ -50,15 +59,31 @@ SPACE = {
 
 @dataclass
 class Watched:
-    """What a process needed over time: megabytes by second."""
+    """What a process needed over time: megabytes by second, and seconds of a core."""
 
     name: str
     process: psutil.Process
     memory: list[tuple[float, float]] = field(default_factory=list)
+    cpu: list[tuple[float, float]] = field(default_factory=list)
 
     def look(self) -> None:
         with suppress(psutil.NoSuchProcess):
             self.memory.append((time.time(), self.process.memory_info().rss / 2**20))
+            times = self.process.cpu_times()
+            self.cpu.append((time.time(), times.user + times.system))
+
+    def share_of_a_core(self, turns: list[tuple[bool, float, float]]) -> dict[str, float]:
+        """Return what part of a core it took in the turns in which the page was open, and in the others."""
+        found = {}
+        for name, wanted in (("open", True), ("closed", False)):
+            seen = [
+                [(at, used) for at, used in self.cpu if start <= at <= end]
+                for is_open, start, end in turns
+                if is_open is wanted
+            ]
+            used = sum(looks[-1][1] - looks[0][1] for looks in seen if looks)
+            found[name] = used / max(1e-9, sum(looks[-1][0] - looks[0][0] for looks in seen if looks))
+        return found
 
     def growth(self) -> float:
         """Return megabytes an hour over the second half, in which everything is warm."""
@@ -72,8 +97,9 @@ class Watched:
 class Page:
     """An open tab: asks for new trials, and now and then for everything."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, is_running: Callable[[], bool]) -> None:
         self._address = address
+        self._is_running = is_running
         self.n_requests = 0
         self.slowest_seconds = 0.0
         self.errors: list[str] = []
@@ -93,7 +119,8 @@ class Page:
                 if path.startswith("api/studies/0"):
                     self._n_trials += len(json.loads(body)["trials"])
             except OSError as error:
-                self.errors.append(f"{path}: {error}")
+                if self._is_running():
+                    self.errors.append(f"{path}: {error}")
             self.n_requests += 1
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - start)
 
@@ -139,7 +166,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     driver = psutil.Process(search.pid)
     beside = next(p for p in driver.children(recursive=True) if "dashboard" in p.cmdline())
     watched = [Watched("driver", driver), Watched("dashboard", beside)]
-    page = Page(f"http://127.0.0.1:{port}/")
+    page = Page(f"http://127.0.0.1:{port}/", lambda: is_alive(search))
     turns: list[tuple[bool, float, float]] = []
     for is_open in itertools.cycle((True, False, False, True)):
         start = time.time()
@@ -149,78 +176,99 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
             for process in watched:
                 process.look()
             time.sleep(POLL_SECONDS)
+        for process in watched:
+            process.look()
         turns.append((is_open, start, time.time()))
         if search.poll() is not None:
             break
     said = [line for line in errors.read_text().splitlines() if line and not line.startswith("[")]
-    trials = read_trials(runs, arguments.storage)
-    return report(trials, turns, watched, page, said, (runs / "dashboard.log").read_text().splitlines())
+    ends = read_ends(runs, arguments.storage)
+    return report(ends, turns, watched, page, said, (runs / "dashboard.log").read_text().splitlines())
 
 
-def read_trials(runs: Path, storage: str | None) -> list[tuple[float, float]]:
-    """Return when each trial began and ended."""
+def is_alive(search: "subprocess.Popen[bytes]") -> bool:
+    """Return whether a search goes on: one that is at its end takes the page with it."""
+    with suppress(subprocess.TimeoutExpired):
+        search.wait(timeout=10.0)
+    return search.returncode is None
+
+
+def read_ends(runs: Path, storage: str | None) -> list[float]:
+    """Return when trials ended, the earliest first."""
     from autopeft.searching.state import read_state
 
     trials = read_state(runs, storage=storage).trials
-    return [(t.started_at, t.ended_at) for t in trials if t.outcome == "complete" and t.started_at and t.ended_at]
+    return sorted(trial.ended_at for trial in trials if trial.outcome == "complete" and trial.ended_at)
 
 
 def report(
-    trials: list[tuple[float, float]],
+    ends: list[float],
     turns: list[tuple[bool, float, float]],
     watched: list[Watched],
     page: Page,
     search_errors: list[str],
     dashboard_errors: list[str],
 ) -> dict[str, object]:
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for began, ended in trials:
-        for is_open, start, end in turns:
-            if start <= began and ended <= end:
-                taken[is_open].append(ended - began)
+    taken = [
+        (is_open, [after - before for before, after in itertools.pairwise(ends) if start <= before and after <= end])
+        for is_open, start, end in turns
+    ]
     return {
-        "n_trials_open": len(taken[True]),
-        "n_trials_closed": len(taken[False]),
-        **(slow_down(taken[True], taken[False]) if min(map(len, taken.values())) > 1 else {}),
+        "minutes": (turns[-1][2] - turns[0][1]) / 60,
+        "n_trials_open": sum(len(seconds) for is_open, seconds in taken if is_open),
+        "n_trials_closed": sum(len(seconds) for is_open, seconds in taken if not is_open),
+        **slow_down(taken),
         "n_requests": page.n_requests,
         "slowest_request_seconds": page.slowest_seconds,
         "megabytes": {w.name: {"first": w.memory[0][1], "last": w.memory[-1][1]} for w in watched},
+        "share_of_a_core": {w.name: w.share_of_a_core(turns) for w in watched},
         "growth_megabytes_per_hour": {w.name: w.growth() for w in watched},
         "page_errors": page.errors,
         "search_errors": search_errors,
         "dashboard_errors": dashboard_errors,
+        "turns": [{"is_open": is_open, "seconds_per_trial": seconds} for is_open, seconds in taken],
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "optuna", "optuna-dashboard")},
     }
 
 
-def slow_down(opened: list[float], closed: list[float]) -> dict[str, object]:
-    """Return by how much trials take longer while the page is open, from the seconds of each."""
-    draw = random.Random(0)
-    ratios = sorted(
-        statistics.mean(draw.choices(opened, k=len(opened))) / statistics.mean(draw.choices(closed, k=len(closed)))
-        for _ in range(2000)
-    )
+def slow_down(turns: list[tuple[bool, list[float]]]) -> dict[str, object]:
+    """Return by how much trials take longer while the page is open, and Student's 95 % interval of it.
+
+    Each four turns (open, closed, closed, open) make one ratio, in which a steady drift of the machine cancels.
+    Trials of one turn are not independent, so the ratios are what is counted, not the trials.
+    """
+    fours = [turns[i : i + 4] for i in range(0, len(turns) - 3, 4)]
+    ratios = [
+        math.log(
+            statistics.mean(itertools.chain.from_iterable(seconds for is_open, seconds in four if is_open))
+            / statistics.mean(itertools.chain.from_iterable(seconds for is_open, seconds in four if not is_open))
+        )
+        for four in fours
+        if all(seconds for _, seconds in four)
+    ]
+    if len(ratios) < 2:
+        return {}
+    interval = scipy.stats.ttest_1samp(ratios, 0.0).confidence_interval()
     return {
-        "seconds_per_trial_open": statistics.mean(opened),
-        "seconds_per_trial_closed": statistics.mean(closed),
-        "slow_down": statistics.mean(opened) / statistics.mean(closed) - 1,
-        "slow_down_95": [ratios[49] - 1, ratios[1949] - 1],
-        "slow_down_of_medians": statistics.median(opened) / statistics.median(closed) - 1,
+        "n_ratios": len(ratios),
+        "slow_down": math.expm1(statistics.mean(ratios)),
+        "slow_down_95": [math.expm1(interval.low), math.expm1(interval.high)],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--turn", type=float, default=150.0, help="seconds that the page is open, or closed, at a time")
+    parser.add_argument("--turn", type=float, default=20.0, help="seconds that the page is open, or closed, at a time")
     parser.add_argument("--storage", help="a database for the study, such as postgresql://user@host/database")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(arguments, Path(folder))
     text = json.dumps(found, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+    print(json.dumps({name: value for name, value in found.items() if name != "turns"}, indent=2))
+    arguments.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from wsgiref.types import WSGIApplication
@@ -20,11 +21,16 @@ from click.testing import CliRunner
 from optuna.distributions import IntDistribution
 
 from autopeft.cli import main
+from autopeft.errors import ResultError
+from autopeft.results import dashboard
 from autopeft.results.dashboard import StudyApp, StudyView, additions
 from autopeft.results.dashboard_server import Server, listen, read_only, url
 from autopeft.searching.hypervolume import FACT
+from autopeft.searching.mirror import Mirror
+from autopeft.searching.pareto import compared
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
+from autopeft.spec.location import working_folder
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 from autopeft.spec.trial import Outcome
@@ -88,6 +94,56 @@ def ask(app: WSGIApplication, path: str, method: str = "GET", host: str = "local
         answered.close()
     is_json = answer["headers"].get("Content-Type") == "application/json" and body
     return answer["status"], json.loads(body) if is_json else body
+
+
+def bring_to(location: str, folder: Path) -> None:
+    """Bring a study to an address, as a search elsewhere does."""
+    store = Mirror(location)
+    known = store.journal(store.names()) or b""
+    for path in folder.rglob("*"):
+        if path.name == "study.journal":
+            store.append_journal(len(known), path.read_bytes()[len(known) :])
+        elif path.is_file():
+            store.put(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def test_a_study_at_an_address_is_followed_and_its_adapters_come_when_they_are_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(dashboard, "FETCH_SECONDS", 0.0)
+    location = "memory://dashboard/reviews"
+    state = read_state(folder)
+    best = max(compared(state.trials, state.objectives), key=lambda trial: trial.scores["accuracy"]).number
+    adapter = folder / "adapters" / str(best)
+    (adapter / "adapter.safetensors").write_bytes(b"weights")
+    app = read_only(StudyApp(location))
+    assert ask(app, "/api/studies")[0] == 503, "nothing is there yet"
+    with pytest.raises(ResultError, match="memory://dashboard/reviews"):
+        StudyApp(location).check()
+    bring_to(location, folder)
+    StudyApp(location).check()
+    _, listed = ask(app, "/api/studies")
+    study = listed["study_summaries"][0]["study_id"]
+    _, shown = ask(app, f"/api/studies/{study}")
+    assert len(shown["trials"]) == len(state.trials)
+    assert "Front" in json.dumps(shown)
+    artifacts = shown["trials"][best]["artifacts"]
+    assert {artifact["filename"] for artifact in artifacts} == {path.name for path in adapter.iterdir()}
+    here = working_folder(location)
+    assert not list(here.rglob("*.safetensors"))
+    status, content = ask(app, f"/artifacts/{study}/{best}/{artifacts[0]['artifact_id']}")
+    assert (status, content) == (200, b"weights")
+
+    store = StudyStore.create(folder / "study.journal", name=state.spec.study_name, objectives=state.objectives)
+    store.add(replace(state.trials[0], baseline="", number=len(state.trials)), {}, {})
+    bring_to(location, folder)
+    for _ in range(100):  # Optuna Dashboard looks again after two seconds
+        _, shown = ask(app, f"/api/studies/{study}")
+        if len(shown["trials"]) > len(state.trials):
+            break
+        time.sleep(0.1)
+    assert len(shown["trials"]) == len(state.trials) + 1
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -218,9 +274,13 @@ def test_it_answers_to_no_other_name(app: WSGIApplication, host: str) -> None:
     assert "localhost" in answer["reason"]
 
 
+def view_of(folder: Path) -> StudyView:
+    return StudyView(folder, read_state(folder).spec)
+
+
 def test_the_storage_refuses_to_write(folder: Path) -> None:
     before = contents(folder)
-    study = optuna.load_study(storage=StudyView(folder), study_name="reviews")
+    study = optuna.load_study(storage=view_of(folder), study_name="reviews")
     for write in (lambda: study.set_user_attr("a", 1), study.ask, lambda: study._storage.delete_study(0)):
         with pytest.raises(PermissionError, match="only shows"):
             write()
@@ -228,14 +288,14 @@ def test_the_storage_refuses_to_write(folder: Path) -> None:
 
 
 def test_a_torn_last_line_is_not_read_until_it_is_whole(folder: Path) -> None:
-    view, journal = StudyView(folder), folder / "study.journal"
+    view, journal = view_of(folder), folder / "study.journal"
     n_trials = len(view.get_all_trials(0))
     line = next(line for line in journal.read_bytes().splitlines(keepends=True) if b'"op_code":4' in line)
     with journal.open("ab", buffering=0) as file:
         file.write(line[: len(line) // 2])
         assert len(view.get_all_trials(0)) == n_trials
         assert view.get_all_studies()[0].system_attrs["dashboard:note_ver"] == 1
-        assert len(StudyView(folder).get_all_trials(0)) == n_trials
+        assert len(view_of(folder).get_all_trials(0)) == n_trials
         file.write(line[len(line) // 2 :])
         assert len(view.get_all_trials(0)) == n_trials + 1
 
@@ -250,7 +310,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def test_a_new_trial_is_shown_with_its_note(folder: Path) -> None:
-    view, state = StudyView(folder), read_state(folder)
+    view, state = view_of(folder), read_state(folder)
     n_trials = len(state.trials)
     assert f"dashboard:{n_trials}:note_ver" not in view.get_study_system_attrs(0)
     store = StudyStore.create(folder / "study.journal", name="reviews", objectives=state.objectives)
@@ -261,7 +321,7 @@ def test_a_new_trial_is_shown_with_its_note(folder: Path) -> None:
 def test_plots_are_made_once_for_each_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("autopeft.results.dashboard.additions", lambda state: made.append(1) or additions(state))
-    view = StudyView(folder)
+    view = view_of(folder)
     for _ in range(3):
         assert "dashboard:note_ver" in view.get_study_system_attrs(0)
         assert "dashboard:note_ver" in view.get_all_studies()[0].system_attrs
