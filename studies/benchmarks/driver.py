@@ -12,6 +12,7 @@ and durable files. What is simulated besides:
 
     python studies/benchmarks/driver.py                  # three searches, then seconds of an ask
     python studies/benchmarks/driver.py --only random    # 1,000 workers, 10,000 trials
+    python studies/benchmarks/driver.py --only random tpe asks
     python studies/benchmarks/driver.py --trials 1000 --workers 100
 """
 
@@ -58,6 +59,7 @@ from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
 
+PARTS = ("random", "stopping", "tpe", "asks")
 RESULTS = Path(__file__).parent / "results" / "driver.json"
 MODEL = Path(__file__).parents[1] / "quickstart" / "model"
 OBJECTIVES = tuple(find_objective(name) for name in ("accuracy", "trainable_params"))
@@ -301,7 +303,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--tpe-trials", type=int, default=2000)
-    parser.add_argument("--only", choices=("random", "stopping", "tpe", "asks"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     head = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
@@ -311,13 +313,13 @@ def main() -> None:
         "stopping": {"sampler": "random", "n_trials": arguments.trials, "halving": EarlyStopping()},
         "tpe": {"sampler": "tpe", "n_trials": min(arguments.tpe_trials, arguments.trials), "halving": None},
     }
-    wanted = [name for name in searches if arguments.only in (None, name)]
+    wanted = [name for name in searches if name in arguments.only]
     rows = []
     for name in wanted:
         rows.append(search(model, n_workers=arguments.workers, **searches[name]))  # type: ignore[arg-type]
         show(rows[-1])
     asks: dict[str, dict[str, float]] = {}
-    if arguments.only in (None, "asks"):
+    if "asks" in arguments.only:
         sizes = (100, 1000, 10_000)
         print(f"\n{'CPU ms of an ask at':<20}" + "".join(f"{size:>10,}" for size in sizes) + "  known trials")
         for sampler in ("random", "nsga2", "tpe"):

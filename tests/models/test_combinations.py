@@ -2,9 +2,9 @@
 
 Each works, or is refused with a reason before it is attached. Fast: every row on every architecture, every row over
 every quantization, and a covering design, in which each pair of rows that may go together is once, and each row with
-each architecture and quantization. Slow: the whole product for single rows, the other half of it in test_matrix.py so
-that two processes share it, and each pair of rows alone. Exports are what takes longest: of single rows, one in five is
-loaded again here, and each in test_new_process.py.
+each architecture and quantization. Slow: a quarter of the whole product for single rows, half of that in test_matrix.py
+so that two processes share it, and a fifth of the pairs of rows, each alone; thorough: the rest of both. Exports are
+what takes longest: of single rows, one in five is loaded again here, and each in test_new_process.py.
 """
 
 import warnings
@@ -87,6 +87,12 @@ PAIRS = [
     )
 ]
 HYBRIDS = covering((tuple(BY_NAME), ARCHITECTURES, QUANTIZATIONS), (4, 1, 1), goes_together)
+
+
+def in_tiers(cases: Sequence[tuple[object, ...]], every: int) -> list[object]:
+    """Mark every so many of the cases as slow, and the others as what is run before a release."""
+    marks = (pytest.mark.slow, *[pytest.mark.thorough] * (every - 1))
+    return [pytest.param(*case, marks=marks[number % every]) for number, case in enumerate(cases)]
 
 
 @dataclass(frozen=True)
@@ -344,15 +350,13 @@ def test_stock_exports_open_in_peft_on_a_plain_model(zoo: Zoo, tmp_path: Path, r
     torch.testing.assert_close(opened, answer, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), WHOLE[::2])
+@pytest.mark.parametrize(("name", "architecture", "quantization", "exported"), in_tiers(WHOLE[::2], 4))
 def test_each_technique_on_each_architecture_over_each_quantization(
     zoo: Zoo, tmp_path: Path, name: str, architecture: str, quantization: str, exported: bool
 ) -> None:
     check(zoo, (name,), architecture, quantization, tmp_path if exported else None)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("names", "architecture", "quantization"), PAIRS, ids=str)
+@pytest.mark.parametrize(("names", "architecture", "quantization"), in_tiers(PAIRS, 5), ids=str)
 def test_every_pair_alone(zoo: Zoo, names: Names, architecture: str, quantization: str) -> None:
     check(zoo, names, architecture, quantization, None)
