@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,7 @@ from autopeft.errors import AutopeftError
 from autopeft.executors.base import Executor, Site
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.interruption import Interruption, on_signals
-from autopeft.models import artifact
-from autopeft.models.merging import merge
+from autopeft.models import artifact, merging
 from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_events, write_log
@@ -22,13 +20,12 @@ from autopeft.results.result import SearchResult
 from autopeft.searching.agreement import agree, check_storage, fetch_description
 from autopeft.searching.folder import StudyFolder, cannot_write
 from autopeft.searching.loop import SearchLoop
-from autopeft.searching.mirror import read_export
+from autopeft.searching.mirror import local_export
 from autopeft.searching.sampler import Sampler
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Budget
 from autopeft.spec.event import Callback
-from autopeft.spec.location import is_uri
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec, make_study
 from autopeft.spec.training import Training
@@ -174,10 +171,38 @@ def load(path: str | Path, base_model: str | None = None, dtype: Any = None, dev
         ModelError: The base cannot be loaded.
         StorageError: There is nothing at the address, or it cannot be reached.
     """
-    if not is_uri(path):
-        return artifact.load(path, base_model, dtype, device_map)
-    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
-        return artifact.load(read_export(str(path), Path(folder)), base_model, dtype, device_map)
+    with local_export(path) as folder:
+        return artifact.load(folder, base_model, dtype, device_map)
+
+
+def merge(
+    adapter: str | Path,
+    output: str | Path,
+    base_model: str | None = None,
+    dtype: Any = None,
+    *,
+    dequantize: bool = False,
+) -> Path:
+    """Fold an exported adapter into its base model and write a plain transformers model; return its folder.
+
+    Args:
+        adapter: The exported folder, or its address.
+        output: A new or an empty folder; either all is written or nothing. Its `autopeft.json` and `README.md` say
+            what the model was made from.
+        base_model: Where the base model is now, if not where it was.
+        dtype: Of the merged weights, as a torch dtype or its name; fp32 where it is not given, as in training.
+        dequantize: Take the weights of a 4-bit base as its products saw them, in place of refusing it. The merged
+            model is then as large as the unquantized one.
+
+    Raises:
+        DesignError: The design cannot be folded into weights.
+        ArtifactError: The adapter is incomplete or damaged, the base is not the one it was made for, or the output
+            folder has content.
+        ModelError: The base cannot be loaded.
+        StorageError: There is nothing at the address, or it cannot be reached.
+    """
+    with local_export(adapter) as folder:
+        return merging.merge(folder, output, base_model, dtype, dequantize=dequantize)
 
 
 def _describe(study: PreparedStudy, description: Mapping[str, Any], folder: StudyFolder) -> None:

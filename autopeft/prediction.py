@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import ArtifactError, DataError, ModelError
 from autopeft.models.artifact import load, read_description
+from autopeft.searching.mirror import local_export
 from autopeft.tasks.base import Task, find_task
 from autopeft.tasks.data import Table, by_role, find_columns, read
 from autopeft.tasks.forms import find_form
@@ -91,7 +93,7 @@ def predict(
     that says how many. A language model writes greedily, up to its end token.
 
     Args:
-        adapter: An exported folder, or the model and the tokenizer that `autopeft.load` returned.
+        adapter: An exported folder or the address of one, or the model and the tokenizer that `autopeft.load` returned.
         data: As in `autopeft.search`; labels are not needed. A language model goes on from `text` or `prompt`, or
             answers the last question in `messages`.
         columns: Column by role, such as `{"text": "review"}`, where it is neither the one of the training
@@ -113,12 +115,14 @@ def predict(
         DataError: The data cannot be read, lacks a column, or has one that the answer would overwrite.
         ArtifactError: The folder is no export, is damaged, or the base model is another one.
         ModelError: The base model or the device cannot be used.
+        StorageError: There is nothing at the address, or it cannot be reached.
     """
-    opened = None if isinstance(adapter, str | Path) else adapter
-    purpose = Purpose.of(_description(adapter))
-    table, rows = _rows(data, purpose, columns, split, limit)
-    _check_new(table.rows, [f"probability_{label}" for label in purpose.labels] if probabilities else [])
-    model, tokenizer = opened or load(str(adapter), base_model, device_map=_device(device))
+    with local_export(adapter) if isinstance(adapter, str | Path) else nullcontext(adapter) as found:
+        purpose = Purpose.of(_description(found))
+        table, rows = _rows(data, purpose, columns, split, limit)
+        _check_new(table.rows, [f"probability_{label}" for label in purpose.labels] if probabilities else [])
+        opened = None if isinstance(found, Path) else found
+        model, tokenizer = opened or load(str(found), base_model, device_map=_device(device))
     if tokenizer is None:
         raise ModelError("text needs the tokenizer of the base model, but its folder has none; give base_model")
     work = _Work(model=model, tokenizer=tokenizer, purpose=purpose, batch_size=batch_size, on_progress=on_progress)

@@ -5,6 +5,7 @@ import math
 import platform
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from autopeft.errors import BudgetError, DesignError, SpaceError, StudyError, StudyMismatchError
@@ -13,7 +14,7 @@ from autopeft.estimation.estimator import Estimator
 from autopeft.executors.base import Site
 from autopeft.executors.local import ThisProcess
 from autopeft.models.base import build_meta
-from autopeft.models.model_files import find_licence, locate
+from autopeft.models.model_files import find_licence, locate, travelling_files
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
 from autopeft.searching.hypervolume import FACT as HYPERVOLUME
 from autopeft.searching.hypervolume import make_box
@@ -260,6 +261,8 @@ def prepare_study(
     space.check(meta.summary)
     if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
         site.call(require_kinds, foreign)
+    for name, files in _travelling(spec, space, meta.summary).items():
+        site.take_along(name, files)
     limits = Budget(spec.budget).resolve(meta.summary)
     known = None if folder is None else folder.read_description()
     training, step_seconds = spec.training, {}
@@ -319,6 +322,17 @@ def _kinds(space: SearchSpace, spec: StudySpec) -> set[str]:
     """Return the techniques that the study may train."""
     yardstick = Design() if spec.yardstick is None else Design.from_dict(spec.yardstick)
     return {*(block.kind for block in space.blocks), *yardstick.kinds}
+
+
+def _travelling(spec: StudySpec, space: SearchSpace, model: ModelSummary) -> dict[str, list[Path]]:
+    """Return the files of each local folder that workers read: the model's, and what designs are made with."""
+    yardstick = Design() if spec.yardstick is None else Design.from_dict(spec.yardstick)
+    outside = {**outside_content(space, model)}
+    for block in yardstick.blocks:
+        outside |= block.outside_content()
+    folders = {name: [path for path in Path(name).expanduser().glob("*") if path.is_file()] for name in outside}
+    folders[spec.model] = travelling_files(spec.model, trust_remote_code=spec.trust_remote_code)
+    return {name: files for name, files in folders.items() if files}
 
 
 def _metric(spec: StudySpec) -> str:

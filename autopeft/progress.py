@@ -136,7 +136,8 @@ def event_values(event: Event, *, seconds: float) -> dict[str, Any]:
     bytes, `train_flops`); `excess` (over each limit, relative to it); `examples` (trained on); `scores`,
     `standard_errors` (a value that is not finite is null); `peak_memory` in bytes and `train_seconds` (measured);
     `n_retries`; `reason`; `rung` (at a rung, what was decided: see `autopeft.spec.trial.Verdict`; else null);
-    `n_started`, `n_running` (designs, by then).
+    `worker` (which process ran its last segment, `PID@HOST`; null where none has ended in this search); `n_started`,
+    `n_running` (designs, by then).
 
     Args:
         event: What happened.
@@ -166,6 +167,7 @@ def event_values(event: Event, *, seconds: float) -> dict[str, Any]:
         "n_retries": trial.n_retries,
         "reason": trial.reason,
         "rung": None if verdict is None else asdict(verdict),
+        "worker": event.worker or None,
         "n_started": event.progress.n_started,
         "n_running": event.progress.n_running,
     }

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "progress": VALUES,
     "interruption": set(),
     "doctor": {*VALUES, "models", "executors"},
-    "prediction": {*VALUES, "models", "tasks", "training"},
+    "prediction": {*VALUES, "models", "tasks", "training", "searching"},
     "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
     "outlook": {*VALUES, "preparation", "searching"},
     "api": {

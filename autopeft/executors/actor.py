@@ -3,12 +3,13 @@
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.errors import ExecutorError
-from autopeft.executors.base import MeasuredWorker, SegmentWorker
+from autopeft.executors.base import MeasuredWorker, SegmentWorker, process_name
+from autopeft.executors.luggage import Folder, Lacking, settle
 from autopeft.executors.versions import versions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 
@@ -21,12 +22,14 @@ class Place:
     """Where a worker has come up.
 
     Attributes:
+        name: Of the worker, as in results.
         device: Its GPU or, without one, its node; workers with the same name share the memory.
         memory_bytes: Of that device; None where the worker can't tell.
         versions: Of what must be the same everywhere.
     """
 
     pid: int
+    name: str
     node: str
     device: str
     memory_bytes: int | None
@@ -57,31 +60,34 @@ class SegmentActor:
     def __init__(self, recipe: Recipe) -> None:
         # A terminal sends Ctrl-C to every process in it; the driver alone answers it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        make_worker, setup, folder = recipe
+        self._make_worker, self._setup, folder = recipe
         go_to(folder)
         self._stop_until = -1
         self._worker: SegmentWorker | None = None
-        self._failure = ""
-        try:
-            self._worker = make_worker(setup)
-        except Exception as error:  # whatever it is, it may not survive pickling: its text does
-            self._failure = _text(error)
 
-    def place(self) -> Place:
-        """Say where this is; answered once the worker is made.
+    def place(self, folders: Sequence[Folder] = ()) -> Place | Lacking:
+        """Make the worker and say where it is, or what this node lacks.
+
+        Args:
+            folders: Of the driver, that the worker reads.
 
         Raises:
             ExecutorError: The worker could not be made.
         """
-        if self._worker is None:
-            raise ExecutorError(self._failure)
         import ray
 
+        try:
+            if lacking := settle(folders, ray.get):
+                return lacking
+            self._worker = self._make_worker(self._setup)
+        except Exception as error:  # whatever it is, it may not survive pickling: its text does
+            raise ExecutorError(_text(error)) from None
         node = ray.get_runtime_context().get_node_id()
         gpus = ray.get_gpu_ids()
         measured = self._worker if isinstance(self._worker, MeasuredWorker) else None
         return Place(
             pid=os.getpid(),
+            name=process_name(),
             node=node,
             device=f"{node}/gpu{gpus[0]}" if gpus else node,
             memory_bytes=measured.device_bytes() if measured else None,
@@ -94,7 +100,7 @@ class SegmentActor:
         try:
             result = self._worker.run(segment, lambda: self._stop_until >= number)
             held = self._worker.held_bytes() if isinstance(self._worker, MeasuredWorker) else {}
-            return Report(result=result, held=dict(held))
+            return Report(result=replace(result, worker=process_name()), held=dict(held))
         except Exception as error:
             status = SegmentStatus.OUT_OF_MEMORY if isinstance(error, MemoryError) else SegmentStatus.FAILED
             failure = SegmentResult(trial=segment.trial, status=status, examples=segment.start, error=_text(error))

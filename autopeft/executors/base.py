@@ -1,11 +1,19 @@
 """What the search loop asks of an executor, and what an executor asks of a worker."""
 
-from collections.abc import Callable, Mapping
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from autopeft.spec.trial import Segment, SegmentResult
 
 T = TypeVar("T")
+
+
+def process_name() -> str:
+    """Return what results call the worker in this process."""
+    return f"{os.getpid()}@{socket.gethostname()}"
 
 
 class Site(Protocol):
@@ -14,6 +22,9 @@ class Site(Protocol):
     @property
     def n_threads(self) -> int | None:
         """Return the threads of each worker; None for as many as here."""
+
+    def take_along(self, name: str, files: Sequence[Path]) -> None:
+        """Have a folder of this machine be where workers look for it by its name, with these files of it."""
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a function once where workers run, and return its answer."""

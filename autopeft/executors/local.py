@@ -1,10 +1,12 @@
 """Runs segments in this process, one at a time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from autopeft.executors.base import SegmentWorker
+from autopeft.executors.base import SegmentWorker, process_name
 from autopeft.spec.trial import Segment, SegmentResult
 
 T = TypeVar("T")
@@ -14,6 +16,9 @@ class ThisProcess:
     """The site of a `LocalExecutor`."""
 
     n_threads: int | None = None
+
+    def take_along(self, name: str, files: Sequence[Path]) -> None:
+        """Do nothing: it is here."""
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a function here."""
@@ -53,7 +58,7 @@ class LocalExecutor:
         segment, self._waiting = self._waiting, None
         if self._worker is None:
             self._worker = self._make_worker()
-        return [self._worker.run(segment, self._should_stop)]
+        return [replace(self._worker.run(segment, self._should_stop), worker=process_name())]
 
     def now(self) -> float:
         """Return monotonic seconds."""

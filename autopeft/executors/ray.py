@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from autopeft.errors import ExecutorError
 from autopeft.executors.actor import SegmentActor
 from autopeft.executors.base import SegmentWorker
+from autopeft.executors.luggage import Lacking
 from autopeft.executors.placement import OVERHEAD_BYTES, Plan, plan, room
 from autopeft.executors.ray_cluster import RayCluster, reason_of
 from autopeft.executors.remote import Job, RemoteWorker
@@ -76,7 +77,11 @@ class RayExecutor:
         # Workers beyond what the cluster has room for are not counted on until they come up.
         n_soon = cluster.n_ready
         self._workers = [
-            RemoteWorker(lambda: actor.remote(recipe), self._began - (0.0 if i < n_soon else SOON_SECONDS))
+            RemoteWorker(
+                lambda: actor.remote(recipe),
+                lambda: cluster.folders,
+                self._began - (0.0 if i < n_soon else SOON_SECONDS),
+            )
             for i in range(self.n_workers)
         ]
         self._waiting: list[Job] = []
@@ -228,14 +233,20 @@ class RayExecutor:
             if worker.place is not None or worker.pending not in answered:
                 continue
             try:
-                place = worker.meet()
-                check_versions(versions(), place.versions, node=f"the node {place.node[:8]}")
+                answer = worker.meet()
+                if isinstance(answer, Lacking):
+                    self._cluster.send(answer)
+                    worker.ask()
+                    continue
+                check_versions(versions(), answer.versions, node=f"the node {answer.node[:8]}")
                 self._n_broken = self._n_died = 0
             except RayError as error:
                 self._note_failure(error)
                 worker.replace(self.now())
         if self._started():
             self._last_seen = self.now()
+            if len(self._started()) == self.n_workers:
+                self._cluster.stop_sending()
         elif self.now() - self._last_seen > self._cluster.start_seconds:
             raise ExecutorError(self._cluster.never_started())
         self._tell_what_is_missing()

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, ModelError, StudyError
 from autopeft.executors.actor import go_to
+from autopeft.executors.luggage import Folder, Lacking, Luggage, settle
 from autopeft.executors.shares import Share, share_out
 from autopeft.executors.versions import check_versions, versions
 from autopeft.spec.study import RayOptions
@@ -64,6 +66,7 @@ class RayCluster:
         self._device = device
         self._share: Share | None = None
         self._n_room = 0
+        self._luggage = Luggage()
         self._connected_here = False
 
     @property
@@ -99,17 +102,46 @@ class RayCluster:
         """Return the options of a task or an actor that is one worker."""
         return _placement(self.share)
 
+    def take_along(self, name: str, files: Sequence[Path]) -> None:
+        """Have a folder of this machine be where workers look for it by its name: nodes that lack it are sent it."""
+        self._luggage.add(name, files)
+
+    @property
+    def folders(self) -> tuple[Folder, ...]:
+        """Return what workers are told of the folders that were taken along."""
+        return self._luggage.folders
+
+    def send(self, lacking: Lacking) -> None:
+        """Put folders that a node lacks into the object store: what is told of them from now on has their content.
+
+        Raises:
+            ExecutorError: The object store has no room for them.
+        """
+        log.warning("sending %s to nodes that lack it", words := self._luggage.describe(lacking.names))
+        try:
+            self._luggage.unpack(lacking.names, ray.put)
+        except RayError as error:
+            raise ExecutorError(
+                f"{words} must go through Ray's object store to nodes that lack it, but {last_line(str(error))}; put "
+                "it at the same path on every node, or give a hub id"
+            ) from error
+
+    def stop_sending(self) -> None:
+        """Take out of the object store what was sent."""
+        self._luggage.pack()
+
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a function once where workers run, and return its answer; autopeft's errors come back as they are."""
         task = ray.remote(max_retries=0)(_call_in).options(**self.placement)
         try:
-            return ray.get(task.remote(os.getcwd(), function, args, kwargs))  # type: ignore[no-any-return]
+            while isinstance(
+                answer := ray.get(task.remote(os.getcwd(), self.folders, function, args, kwargs)), Lacking
+            ):
+                self.send(answer)
+            return answer  # type: ignore[no-any-return]
         except RayTaskError as error:
             if isinstance(error.cause, ModelError) and self._options.address is not None:
-                raise ModelError(
-                    f"{error.cause}; that was on a node of the cluster: a model folder must have the same path on "
-                    "every node, or give a hub id"
-                ) from None
+                raise ModelError(f"{error.cause}; that was on a node of the cluster") from None
             if isinstance(error.cause, AutopeftError):
                 raise error.cause from None
             raise ExecutorError(f"{function.__name__} failed on a worker of Ray: {last_line(str(error))}") from error
@@ -164,9 +196,15 @@ class RayCluster:
         check_versions(versions(), there)
 
 
-def _call_in(folder: str, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def _call_in(
+    folder: str,
+    folders: Sequence[Folder],
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> T | Lacking:
     go_to(folder)
-    return function(*args, **kwargs)
+    return settle(folders, ray.get) or function(*args, **kwargs)
 
 
 def _start(address: str | None) -> None:
@@ -181,21 +219,21 @@ def _start(address: str | None) -> None:
             ray.init(**quiet, **(local if address is None else {"address": address}))
     except (Exception, SystemExit) as error:  # Ray ends the process where a cluster does not answer
         where = "a local Ray cannot be started" if address is None else f"the Ray at {address!r} cannot be joined"
-        raise ExecutorError(f"{where}: {_why_not(error)}; see executor.address, or take executor=local") from error
+        raise ExecutorError(f"{where}: {_why_not(error)}, or take executor=local") from error
 
 
 def _why_not(error: BaseException) -> str:
-    """Return why a Ray was not joined, in a line."""
+    """Return why a Ray was not joined, and what to do, in a line."""
     text = str(error).strip()
     if text.startswith("Version mismatch"):  # Ray's own check: the cluster's versions, then those of this process
-        return " ".join(text.split())
+        return f"{' '.join(text.split())}; install the same on both"
     reason = last_line(text).rstrip(".") or type(error).__name__
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         # At a given address Ray sends no token unless it is told to, and what it then says names no reason.
         reason += (
             " (where the cluster asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token)"
         )
-    return reason
+    return f"{reason}; see executor.address"
 
 
 def _check_reachable(address: str) -> None:

@@ -1,6 +1,6 @@
 """One worker on Ray: the process that is it now, what that runs, and how it is replaced."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
 from autopeft.executors.actor import Place, Report
+from autopeft.executors.luggage import Folder, Lacking
 from autopeft.executors.placement import Need, Seat
 from autopeft.executors.ray_cluster import last_line
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
@@ -57,9 +58,16 @@ class RemoteWorker:
         since: When the present actor was asked for.
     """
 
-    def __init__(self, make_actor: Callable[[], Any], now: float) -> None:
-        """Ask Ray for the first actor."""
+    def __init__(self, make_actor: Callable[[], Any], folders: Callable[[], Sequence[Folder]], now: float) -> None:
+        """Ask Ray for the first actor.
+
+        Args:
+            make_actor: Asks for one.
+            folders: Returns what the worker reads of the driver's, as it travels by then.
+            now: On the executor's clock.
+        """
         self._make_actor = make_actor
+        self._folders = folders
         self._actor: Any = None
         self._told_to_stop = False
         self._sent = 0.0
@@ -69,11 +77,15 @@ class RemoteWorker:
         """Put a new actor in the place of the present one; what that ran is forgotten."""
         self.kill()
         self._actor = self._make_actor()
-        self._answer = self._actor.place.remote()
+        self.ask()
         self.place: Place | None = None
         self.job: Job | None = None
         self._held: Mapping[str, int] = {}
         self.since = now
+
+    def ask(self) -> None:
+        """Ask the present actor to start, with what has been put for its node by now."""
+        self._answer = self._actor.place.remote(self._folders())
 
     def kill(self) -> None:
         """End the present actor's process, also one that hangs or was stopped."""
@@ -97,15 +109,16 @@ class RemoteWorker:
         device, capacity = self.place.device, self.place.memory_bytes
         return Seat(device=device, capacity_bytes=capacity, running=running, held=self._held)
 
-    def meet(self) -> Place:
-        """Take in the answer of an actor that has started, or has not.
+    def meet(self) -> Place | Lacking:
+        """Take in the answer of an actor that has started, or has not; where its node lacks something, ask it again.
 
         Raises:
             RayError: The actor could not be made, or died.
         """
-        place: Place = ray.get(self._answer)
-        self.place, self._answer = place, None
-        return place
+        answer: Place | Lacking = ray.get(self._answer)
+        if isinstance(answer, Place):
+            self.place, self._answer = answer, None
+        return answer
 
     def run(self, job: Job, now: float) -> None:
         """Send a segment out."""
@@ -157,6 +170,7 @@ class RemoteWorker:
 
     def _lose(self, job: Job, status: SegmentStatus, why: str, now: float) -> SegmentResult:
         """Replace a worker that is of no more use, and say what became of its segment."""
-        pid = None if self.place is None else self.place.pid
+        assert self.place is not None  # it had a segment
+        name = self.place.name
         self.replace(now)
-        return job.ended(status, f"{why} (process {pid}); another one takes its place")
+        return replace(job.ended(status, f"{why} (process {name}); another one takes its place"), worker=name)

@@ -66,25 +66,7 @@ def merge(
     *,
     dequantize: bool = False,
 ) -> Path:
-    """Fold an exported adapter into its base model and write a plain transformers model.
-
-    Args:
-        adapter: The exported folder.
-        output: A new or an empty folder; either all is written or nothing.
-        base_model: Where the base model is now, if not where it was.
-        dtype: Of the merged weights, as a dtype or its name; fp32 where it is not given, as in training.
-        dequantize: Take the weights of a 4-bit base as its products saw them, in place of refusing it. The merged
-            model is then as large as the unquantized one.
-
-    Returns:
-        The folder. Its `autopeft.json` and `README.md` say what the model was made from.
-
-    Raises:
-        DesignError: The design cannot be folded into weights.
-        ArtifactError: The adapter is incomplete or damaged, the base is not the one it was made for, or the output
-            folder has content.
-        ModelError: The base cannot be loaded.
-    """
+    """Fold an exported adapter into its base model; arguments and errors as of `autopeft.merge`."""
     export, target, number_type = read_export(Path(adapter)), Path(output), find_dtype(dtype)
     if export.is_merged:
         raise ArtifactError(f"only an exported adapter can be merged, but {export.folder} is a merged model already")

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.spec.messages import first_line
+from autopeft.spec.whereabouts import sha256, whereabouts
 from autopeft.spec.yaml_file import read_yaml
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
@@ -41,10 +41,21 @@ def locate(
 def _local(name: str) -> Path | None:
     """Return the local folder of that name, or None where there is none."""
     try:
-        folder = Path(name).expanduser()
+        folder = whereabouts(name)
         return folder if folder.is_dir() else None
     except (OSError, RuntimeError):  # a name that no system takes, a user without a home
         return None
+
+
+def travelling_files(name: str, *, trust_remote_code: bool = False) -> list[Path]:
+    """Return the files of a local model folder that loading it takes; none of a hub id, which each node fetches."""
+    folder = _local(name)
+    if folder is None:
+        return []
+    weights = set(weight_files(folder))
+    wanted = [pattern for pattern in _wanted(trust_remote_code) if pattern != "*.safetensors"]
+    others = {path for pattern in wanted for path in folder.glob(pattern) if path.is_file()}
+    return sorted(weights | others)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -75,15 +86,8 @@ def fingerprint(folder: Path) -> str:
     """
     total = hashlib.sha256()
     for path in [folder / "config.json", *(weight_files(folder) if has_weights(folder) else [])]:
-        status = path.stat()
-        total.update(f"{path.name}:{_file_hash(path, status.st_size, status.st_mtime_ns)}\n".encode())
+        total.update(f"{path.name}:{sha256(path)}\n".encode())
     return total.hexdigest()
-
-
-@cache
-def _file_hash(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # the key of the cache
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_licence(folder: Path) -> str | None:
@@ -125,7 +129,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weigh
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted = [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
+    wanted = _wanted(trust_remote_code)
     if not needs_weights:
         wanted.remove("*.safetensors")
     try:
@@ -136,6 +140,10 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weigh
             f"model must be a folder or a hub id that can be reached, but {name!r} is no folder here and the hub "
             f"says: {reason}; check the name, the network, HF_HUB_OFFLINE and your token, or give a local folder"
         ) from error
+
+
+def _wanted(trust_remote_code: bool) -> list[str]:
+    return [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
 
 
 def _check_config(name: str, folder: Path, trust_remote_code: bool) -> None:

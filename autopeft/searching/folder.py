@@ -2,10 +2,11 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autopeft.errors import StorageError, StudyMismatchError
+from autopeft.errors import StorageError, StudyLockedError, StudyMismatchError
 from autopeft.searching.checkpoints import Checkpoints
 from autopeft.searching.lock import FolderLock
 from autopeft.searching.working_copy import WorkingCopy, working_copy
@@ -126,15 +127,32 @@ class StudyFolder:
         Args:
             everything: Checkpoints and the weights of adapters too.
         """
-        if self._copy is not None and not self._is_held_here():
-            self._copy.pull(everything=everything)
-            self.checkpoints.forget()
+        if self._copy is None or self._is_held_here():
+            return
+        journal = self._copy.pull(everything=everything)
+        self.checkpoints.forget()
+        if journal is not None:
+            with suppress(StudyLockedError):  # a search has begun here meanwhile, and writes what comes after that
+                self._lock.acquire()
+                try:
+                    self._copy.write_journal(journal)
+                finally:
+                    self._lock.release()
 
     def fetch_adapter(self, trial: int) -> Path:
         """Return the folder of a trained design, brought here where the study lies at an address."""
-        if self._copy is not None:
+        if self._copy is not None and not self._is_held_here():
             self._copy.pull_below(f"adapters/{trial}/")
         return self.adapter(trial)
+
+    def adapter_files(self, trial: int) -> list[str]:
+        """Return the names of a trained design's files, of those too that `fetch_adapter` would bring."""
+        folder = self.adapter(trial)
+        here = folder.iterdir() if folder.is_dir() else ()
+        names = {path.name for path in here if path.is_file() and not path.is_symlink()}
+        if self._copy is not None:
+            names |= self._copy.names_in(f"adapters/{trial}/")
+        return sorted(names)
 
     def publish(self) -> None:
         """Bring to the study's address what was written here by other means than `write`, such as the report."""

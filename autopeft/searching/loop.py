@@ -181,13 +181,14 @@ class SearchLoop:
 
     def _tell(self) -> None:
         """Say what has happened, now that it is written."""
-        for kind, record in self._trials.news():
+        for kind, record, worker in self._trials.news():
             progress = self._ledger.progress(
                 elapsed_seconds=self._clock.elapsed_seconds(),
                 n_refused=sum(self._proposals.n_refused.values()),
                 n_workers=self._executor.n_workers,
             )
-            self._on_event(Event(kind=kind, trial=record, progress=progress, metric=self._plan.metric.name))
+            metric = self._plan.metric.name
+            self._on_event(Event(kind=kind, trial=record, progress=progress, metric=metric, worker=worker))
 
 
 def _first_trial_on(device: str, store: StudyStore) -> int:

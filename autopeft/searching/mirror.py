@@ -7,11 +7,12 @@ what the next search begins from, wherever that runs. Object stores cannot appen
 
 import json
 import logging
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ import fsspec
 
 from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError
 from autopeft.searching.process import ProcessMark
+from autopeft.spec.location import is_uri
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class Mirror:
         self._beats: threading.Thread | None = None
         self._ended = threading.Event()
         self._taken_by = ""
+        self._parts: dict[str, bytes] = {}
 
     # Files ----------------------------------------------------------------------------------------------------
 
@@ -116,18 +119,25 @@ class Mirror:
         self.put(f"{_JOURNAL}{offset:0{_N_DIGITS}}", content)
 
     def journal(self, names: dict[str, int]) -> bytes | None:
-        """Return the journal, put together from its parts; None where there is none.
+        """Return the journal, put together from its parts; None where there is none. Known parts are not read again.
 
         Where one part is missing, what comes after it is left out: it says nothing without what was before.
         """
-        content = b""
+        content = bytearray()
         parts = sorted(name for name in names if is_journal_part(name))
+        known, self._parts = self._parts, {}
         for name in parts:
-            offset, part = int(name.removeprefix(_JOURNAL)), self.read(name)
+            part = known.get(name)
+            # The first one is always read: it tells a study that was begun anew from the one that was known.
+            if part is None or len(part) != names[name] or name == parts[0]:
+                part = self.read(name)
+                known = known if part == known.get(name) or name != parts[0] else {}
+            offset = int(name.removeprefix(_JOURNAL))
             if part is None or offset > len(content):
                 break
+            self._parts[name] = part
             content += part[len(content) - offset :]
-        return content if parts else None
+        return bytes(content) if parts else None
 
     def compact_journal(self, names: dict[str, int], content: bytes) -> None:
         """Put one part in the place of many; stopped anywhere, it leaves the journal whole."""
@@ -292,18 +302,22 @@ def is_journal_part(name: str) -> bool:
     return name.startswith(_JOURNAL) and name.removeprefix(_JOURNAL).isdigit()
 
 
-def read_export(uri: str, target: Path) -> Path:
-    """Bring an exported folder from an address to a local one, and return that.
+@contextmanager
+def local_export(location: str | Path) -> Iterator[Path]:
+    """Give an exported folder for as long as the block runs: the one at a path, or a copy of the one at an address.
 
     Raises:
         StorageError: There is nothing at the address.
     """
-    mirror = Mirror(uri)
-    for name, content in _contents(mirror):
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return target
+    if not is_uri(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        for name, content in _contents(Mirror(str(location))):
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(folder)
 
 
 def _contents(mirror: Mirror) -> Iterator[tuple[str, bytes]]:

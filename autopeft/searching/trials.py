@@ -59,7 +59,8 @@ class Trials:
         self._interrupted = interrupted
         self._should_stop = should_stop
         self._tickets: dict[int, int] = {}
-        self._events: list[tuple[EventKind, TrialRecord]] = []
+        self._workers: dict[int, str] = {}
+        self._events: list[tuple[EventKind, TrialRecord, str]] = []
         self._n_failures = 0
         self._last_failure = ""
 
@@ -118,6 +119,7 @@ class Trials:
     def take_result(self, result: SegmentResult) -> None:
         """Write down what a segment has come to, and what follows from it for its trial."""
         record, status = self._ledger.records[result.trial], result.status
+        self._workers[result.trial] = result.worker
         if status is SegmentStatus.LOST:
             self._retry(record, result)
             return
@@ -228,10 +230,10 @@ class Trials:
 
     def note(self, kind: EventKind, record: TrialRecord) -> None:
         """Keep what has happened until it is written."""
-        self._events.append((kind, record))
+        self._events.append((kind, record, self._workers.get(record.number, "")))
 
-    def news(self) -> list[tuple[EventKind, TrialRecord]]:
-        """Return what has happened since the last call, now that it is written."""
+    def news(self) -> list[tuple[EventKind, TrialRecord, str]]:
+        """Return what has happened since the last call, now that it is written, and which worker had the trial."""
         events, self._events = self._events, []
         return events
 

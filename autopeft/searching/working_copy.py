@@ -4,6 +4,7 @@ The address is the truth: what is only here was never counted, and goes when a s
 `.mirror` names the address, so that the folder is known for what it is wherever it is opened.
 """
 
+import secrets
 from pathlib import Path
 
 from autopeft.errors import StudyMismatchError
@@ -22,6 +23,7 @@ class WorkingCopy:
     def __init__(self, path: Path, mirror: Mirror) -> None:
         self.path = path.resolve()
         self.mirror = mirror
+        self._names: dict[str, int] = {}
         self._put: dict[str, tuple[int, int]] = {}  # size and time of change of what is known to be at the address
 
     @classmethod
@@ -59,7 +61,9 @@ class WorkingCopy:
         """
         self.mirror.acquire()
         try:
-            self.pull(everything=True, exactly=True)
+            journal = self.pull(everything=True, exactly=True)
+            if journal is not None:
+                self.write_journal(journal)
         except BaseException:
             self.mirror.release()
             raise
@@ -88,24 +92,31 @@ class WorkingCopy:
 
     # Reading --------------------------------------------------------------------------------------------------
 
-    def pull(self, *, everything: bool, exactly: bool = False) -> None:
-        """Bring what lies at the address here.
+    def pull(self, *, everything: bool, exactly: bool = False) -> bytes | None:
+        """Bring what lies at the address here, but for the journal: return that, or None where there is none.
 
         Args:
             everything: Checkpoints and the weights of adapters too.
             exactly: Take away what is not at the address, and put the parts of the journal together there.
         """
-        names = self.mirror.names()
+        names = self._names = self.mirror.names()
         if exactly:
             self._drop_all_but(names)
         for name, n_bytes in names.items():
             if not is_journal_part(name) and (everything or not _is_heavy(name)):
                 self._bring(name, n_bytes)
         journal = self.mirror.journal(names)
-        if journal is not None:
-            self._write(_JOURNAL, journal)
-            if exactly:
-                self.mirror.compact_journal(names, journal)
+        if journal is not None and exactly:
+            self.mirror.compact_journal(names, journal)
+        return journal
+
+    def write_journal(self, content: bytes) -> None:
+        """Have the journal here be the one at the address; no search may be writing it."""
+        self._write(_JOURNAL, content)
+
+    def names_in(self, prefix: str) -> set[str]:
+        """Return the names of the files in a folder at the address, as it was when it was last looked at."""
+        return {name.removeprefix(prefix) for name in self._names if name.startswith(prefix)}
 
     def pull_below(self, prefix: str) -> None:
         """Bring the files here whose names begin with a prefix."""
@@ -127,9 +138,12 @@ class WorkingCopy:
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # several may read the study at a time
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _drop_all_but(self, names: dict[str, int]) -> None:
         kept = {self.path / name for name in names}

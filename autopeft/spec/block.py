@@ -143,7 +143,10 @@ class Block(BaseModel):
         yield from ()
 
     def outside_content(self) -> Mapping[str, str]:
-        """Return what the block read from outside of its settings, by path, with a hash of its content."""
+        """Return what the block read from outside of its settings, by path, with a hash of its content.
+
+        A folder among them travels to workers that lack it; there `autopeft.spec.whereabouts` says where it is.
+        """
         return {}
 
     def conflicts(self) -> Mapping[str, str]:

@@ -64,12 +64,14 @@ class Event:
 
     Attributes:
         metric: The quality metric of the study.
+        worker: Which process ran the trial's last segment, as `PID@HOST`; empty where none has ended in this search.
     """
 
     kind: EventKind
     trial: TrialRecord
     progress: Progress
     metric: str
+    worker: str = ""
 
     def describe(self) -> str:
         """Say in one line what happened."""

@@ -40,5 +40,9 @@ def working_folder(location: str, work_dir: str | None = None) -> Path:
     name = location.rpartition("/")[2]
     if work_dir is not None:
         return Path(work_dir) / name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "autopeft" / "studies" / hashlib.sha256(location.encode()).hexdigest()[:16] / name
+    return cache_folder("studies") / hashlib.sha256(location.encode()).hexdigest()[:16] / name
+
+
+def cache_folder(kind: str) -> Path:
+    """Return where autopeft keeps copies of one kind in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autopeft" / kind

@@ -104,6 +104,7 @@ class SegmentResult:
         samples: Outputs of a task that generates, made in the final check.
         losses: Mean training loss of each step of the segment.
         error: What went wrong, with its traceback, where something did.
+        worker: Which process ran it, as `PID@HOST`; empty where none did, or nothing says which.
     """
 
     trial: int
@@ -118,6 +119,7 @@ class SegmentResult:
     samples: tuple[Sample, ...] = ()
     losses: tuple[float, ...] = ()
     error: str = ""
+    worker: str = field(default="", compare=False)
 
     @property
     def odd_scores(self) -> dict[str, float]:

@@ -39,10 +39,16 @@ start_ray() { # nodes, then what else `ray start` is told; --block keeps the ste
 
 select=(--nodelist="$head")
 start_ray 1 --head --node-ip-address="$head_ip" --port="$port" --include-dashboard=false
+is_up=false
 for _ in $(seq 60); do
-  ray health-check --address "$head_ip:$port" >/dev/null 2>&1 && break
+  ray health-check --address "$head_ip:$port" >/dev/null 2>&1 && is_up=true && break
+  kill -0 $! 2>/dev/null || break # `ray start` has ended, and said why
   sleep 2
 done
+if ! $is_up; then
+  echo "Ray must start on $head, but it did not; see above" >&2
+  exit 1
+fi
 if ((SLURM_JOB_NUM_NODES > 1)); then
   select=(--exclude="$head")
   start_ray "$((SLURM_JOB_NUM_NODES - 1))" --address="$head_ip:$port"

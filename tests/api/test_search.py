@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ def test_a_search_answers_with_trained_adapters(study: dict[str, Any], tiny_bert
     assert set(result.state.tests) >= {t.number for t in result.front}
     assert {e.kind for e in events} >= {EventKind.STARTED, EventKind.FINISHED}
     assert events[-1].progress.n_started == 6
+    lines = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
+    assert {line["worker"] for line in lines if line["event"] == "started"} == {None}
+    assert {line["worker"] for line in lines if line["outcome"] == "complete"} == {
+        f"{os.getpid()}@{socket.gethostname()}"
+    }
 
     again = autopeft.open(folder)
     assert again.state == result.state

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,10 @@ def test_what_ray_begins_this_process_goes_on_with_and_the_other_way_round(study
     assert n_designs(third) == 6
     assert {t.estimate.version for t in third} == {first[0].estimate.version}
     twins = [t for t in third if t.design == third[0].design]
+    lines = (Path(study["output_dir"]) / "tiny" / "search.jsonl").read_text().splitlines()
+    workers = {line["worker"] for line in map(json.loads, lines) if line["worker"]}
+    assert len(workers) >= 2, "on Ray and here"
+    assert f"{os.getpid()}@{socket.gethostname()}" in workers
     assert len({t.estimate.peak_memory for t in twins}) == 1, "a worker's threads are what memory is predicted for"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,7 @@ def test_a_killed_worker_loses_its_segment_and_is_replaced(make: Make) -> None:
     (result,) = executor.wait()
     assert (result.trial, result.status, result.examples) == (1, SegmentStatus.LOST, 7)
     assert f"process {pid}" in result.error
+    assert result.worker == f"{pid}@{socket.gethostname()}"
     assert run(executor, segment(2))[2].scores["pid"] != pid
 
 

@@ -34,13 +34,14 @@ def test_rays_own_check_of_versions_is_told_in_a_line() -> None:
     said = _why_not(caught.value)
     assert "\n" not in said
     assert "cluster was started with: Ray: 2.1.0 Python: 3.12.1 This process" in said
+    assert said.endswith("; install the same on both")
 
 
 def test_a_token_that_may_be_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "RAY_AUTH_MODE=token" in _why_not(ConnectionError("Failed to connect"))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert _why_not(ConnectionError("Failed to connect.")) == "Failed to connect"
+    assert _why_not(ConnectionError("Failed to connect.")) == "Failed to connect; see executor.address"
 
 
 def test_a_gpu_is_not_named_by_number() -> None:

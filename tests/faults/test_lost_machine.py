@@ -206,6 +206,48 @@ def test_what_is_removed_goes_at_the_address_too(tmp_path: Path) -> None:
     assert f"checkpoints/{path.name}" not in Mirror(location).names()
 
 
+def test_who_reads_an_address_never_writes_over_a_search_that_begins(tmp_path: Path) -> None:
+    """A reader has just read the journal, when a search begins in the same working folder and goes on with it."""
+    location = "memory://reading/study"
+    Mirror(location).append_journal(0, b"one\n")
+    reader, searching = (StudyFolder.at(location, str(tmp_path)) for _ in range(2))
+    assert reader._copy is not None
+    pull = reader._copy.pull
+
+    def pull_slowly(*, everything: bool) -> bytes | None:
+        journal = pull(everything=everything)
+        reader._copy.pull = pull
+        searching.acquire()
+        with searching.journal.open("ab") as file:
+            file.write(b"two\n")
+        return journal
+
+    reader._copy.pull = pull_slowly
+    reader.fetch()
+    assert searching.journal.read_bytes() == b"one\ntwo\n"
+    reader.fetch()
+    assert searching.journal.read_bytes() == b"one\ntwo\n"
+    searching.release()
+    reader.fetch()
+    assert reader.journal.read_bytes() == b"one\n", "what has not reached the address does not count"
+
+
+def test_parts_of_a_journal_are_read_once_and_a_study_begun_anew_is_noticed() -> None:
+    store, other = Mirror("memory://parts/study"), Mirror("memory://parts/study")
+    for n, line in enumerate([b"a 1\n", b"a 2\n", b"a 3\n"]):
+        other.append_journal(4 * n, line)
+    read, names = store.read, []
+    store.read = lambda name: (names.append(name), read(name))[1]
+    assert store.journal(store.names()) == b"a 1\na 2\na 3\n"
+    other.append_journal(12, b"a 4\n")
+    names.clear()
+    assert store.journal(store.names()) == b"a 1\na 2\na 3\na 4\n"
+    assert [int(name.rpartition("/")[2]) for name in names] == [0, 12]
+    for n, line in enumerate([b"b 1\n", b"b 2\n", b"b 3\n", b"b 4\n"]):
+        other.append_journal(4 * n, line)
+    assert store.journal(store.names()) == b"b 1\nb 2\nb 3\nb 4\n"
+
+
 @pytest.mark.slow
 def test_a_study_at_an_address_from_search_to_load(
     study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -226,6 +268,9 @@ def test_a_study_at_an_address_from_search_to_load(
     model, _ = autopeft.load(target)
     same, _ = autopeft.load(f"{location}/tiny/adapters/{best.number}")
     assert {n: t.sum() for n, t in model.state_dict().items()} == {n: t.sum() for n, t in same.state_dict().items()}
+    rows = Path(study["data"])
+    elsewhere = autopeft.predict(f"{location}/tiny/adapters/{best.number}", rows, limit=20)
+    assert elsewhere.equals(autopeft.predict(target, rows, limit=20))
     for name in ("report.html", "front.json", "front.png", "study.json", "search.log", "lock.json"):
         assert (tmp_path / "store" / "tiny" / name).is_file() == (name != "lock.json")
     assert not any(t.outcome is Outcome.RUNNING for t in result.state.trials)

@@ -13,9 +13,7 @@ Source: Pfeiffer et al. 2021 (arXiv:2005.00247), section 3.2 (Q, K and V; no sca
 start of V, the penalty with its factor 0.01; z_n is what an adapter adds, without the residual).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -32,6 +30,7 @@ from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
+from autopeft.spec.whereabouts import sha256, whereabouts
 
 _OFF_DIAGONAL = 1e-6
 _QUERY_STD = 0.02
@@ -92,7 +91,7 @@ def _read_member(value: Any) -> Any:
         raise ValueError("a gated adapter cannot be fused, for its gate reads what the fusion changes: export another")
     # An export holds the mean of the experts: one adapter.
     plain = tuple(block.model_copy(update={"experts": 1}) for block in blocks)
-    return Member(folder=str(value), sha256=_sha256(tensors), base=base, blocks=plain)
+    return Member(folder=str(value), sha256=sha256(tensors), base=base, blocks=plain)
 
 
 def _read_members(value: Any) -> Any:
@@ -311,27 +310,16 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: The folder is not there any more, or holds something else.
     """
-    folder = Path(member.folder).expanduser()
+    folder = whereabouts(member.folder)
     file = find_file(folder, TENSOR_FILE)
     if file is None:
         raise ArtifactError(
             f"a new training of a fusion needs the adapters that it fuses, but {member.folder} is not there; put it "
             "back, or load an export of a trained fusion, which holds them"
         )
-    if _sha256(file) != member.sha256:
+    if sha256(file) != member.sha256:
         raise ArtifactError(
             f"an adapter must be the one that the design was made with, but {member.folder} has changed since; make "
             "the design anew, from the path"
         )
     return read_tensors(folder, TENSOR_FILE)
-
-
-def _sha256(file: Path) -> str:
-    status = file.stat()
-    return _hash(file, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _hash(file: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # the key of the cache
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
