@@ -85,6 +85,10 @@ class Watched:
             found[name] = used / max(1e-9, sum(looks[-1][0] - looks[0][0] for looks in seen if looks))
         return found
 
+    def megabytes(self, at: float) -> float:
+        """Return what it had when last looked at before a second."""
+        return next(size for second, size in reversed(self.memory) if second <= at)
+
     def growth(self) -> float:
         """Return megabytes an hour over the second half, in which everything is warm."""
         half = self.memory[len(self.memory) // 2 :]
@@ -226,7 +230,14 @@ def report(
         "page_errors": page.errors,
         "search_errors": search_errors,
         "dashboard_errors": dashboard_errors,
-        "turns": [{"is_open": is_open, "seconds_per_trial": seconds} for is_open, seconds in taken],
+        "turns": [
+            {
+                "is_open": is_open,
+                "seconds_per_trial": seconds,
+                "megabytes": {w.name: round(w.megabytes(end)) for w in watched},
+            }
+            for (is_open, seconds), (_, _, end) in zip(taken, turns, strict=True)
+        ],
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "optuna", "optuna-dashboard")},
     }

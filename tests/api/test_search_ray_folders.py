@@ -19,7 +19,10 @@ from tests.tasks.generated import save_tiny_bert
 
 pytestmark = pytest.mark.ray
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+def environment(**others: str) -> dict[str, str]:
+    """Return what processes of the cluster inherit: Ray may have set its authentication in ours meanwhile."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **others}
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def address(driver: Path, tmp_path: Path) -> Iterator[str]:
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"),
                 f"--address={cluster.address}",
             ],
-            env={**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache of the node")},
+            env=environment(XDG_CACHE_HOME=str(tmp_path / "cache of the node")),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -81,7 +84,7 @@ def test_what_a_node_lacks_is_sent_to_it_once(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
     )
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.count("to nodes that lack it") == 1
