@@ -35,8 +35,10 @@ class Grid:
         tops, growths = self._levels(curve.net) + curve.high, self._levels(growth.net) + growth.high
         return self._curves(curve, growth, *self._highest(tops, growths))
 
-    def added(self, curve: Curve, growth: Curve, model: tuple[Curve, Curve]) -> tuple[Curve, Curve]:
-        """Return what a block adds to a model, and how that grows, by group.
+    def added(
+        self, curve: Curve, growth: Curve, model: tuple[Curve, Curve], told: tuple[Curve, Curve]
+    ) -> tuple[Curve, Curve]:
+        """Return what a block adds to a model, and how that grows, by group; `told` is what is told of the model.
 
         How far it goes above the model counts where something of the block is there: it is below zero where the
         model's highest point comes before the block does anything.
@@ -48,10 +50,9 @@ class Grid:
         tops = np.where((before != 0) | (curve.net != 0), np.maximum(tops, level + own.net + curve.net), tops)
         growths = self._levels(own_growth.net) + before_growth + own_growth.high + growth.high
         high, high_growth = self._highest(tops, growths)
-        told, told_growth = self.told(own, own_growth)
         there = high > NOWHERE
-        high = np.where(there, high - told.high, NOWHERE)
-        return self._curves(curve, growth, high, np.where(there, high_growth - told_growth.high, 0.0))
+        high = np.where(there, high - told[0].high, NOWHERE)
+        return self._curves(curve, growth, high, np.where(there, high_growth - told[1].high, 0.0))
 
     def _curves(self, curve: Curve, growth: Curve, high: Bytes, high_growth: Bytes) -> tuple[Curve, Curve]:
         return (

@@ -1,12 +1,13 @@
 """Exact sizes of what designs bring, block by block: what trains, its bytes, what the optimizer keeps, the export.
 
 A block is attached once in one layer and once in two layers of a model that has no more: what the second adds is what
-each layer gets, the rest comes once. Tensors outside of the layers are known by name, because blocks may share them.
-A technique on some of the maps brings what it brings to these when it is on all of them; and where three sizes of a
-block lie on a line, so do those between them.
+each layer gets, the rest comes once. Where that is all that is named after the layer, other sizes of the block are
+attached to one layer alone. Tensors outside of the layers are known by name, because blocks may share them. A technique
+on some of the maps brings what it brings to these when it is on all of them, one in several places the sum of what it
+brings to each; and where three sizes of a block lie on a line, so do those between them.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
@@ -105,6 +106,7 @@ class Parts:
         self._parts: dict[Hashable, Part] = {}
         self._sizes: dict[Hashable, dict[int, Part]] = {}
         self._seen: dict[Hashable, dict[str, Sizes]] = {}
+        self._plain: set[Hashable] = set()
         head = self._attach(())
         self.head = _sum(head.values())
         self._head_names = head.keys()
@@ -172,7 +174,7 @@ class Parts:
         if block.whole_model:
             found = self._in_one(block)
             return Part(each=Sizes(), once=_sum(found.values()).plus(self.head, -1))
-        return self._of_roles(block) or self._in_layers(block)
+        return self._of_roles(block) or self._of_places(block) or self._in_layers(block)
 
     def _of_roles(self, block: Block) -> Part | None:
         """Return what a technique on some of the maps brings, where it brings nothing but to single maps."""
@@ -185,16 +187,31 @@ class Parts:
         chosen = {role: sizes for role, sizes in maps.items() if role in block.roles}  # type: ignore[attr-defined]
         return Part(each=_sum(chosen.values()), maps=chosen)
 
+    def _of_places(self, block: Block) -> Part | None:
+        """Return what a block in several kinds of sublayers brings, where nothing comes once for all of them."""
+        single = list(by_place(block))
+        parts = [self.part(one, without_layers(one)) for one in single] if len(single) > 1 else []
+        if not parts or any(part.once != NOTHING for part in parts):
+            return None
+        shared = {name: sizes for part in parts for name, sizes in part.shared.items()}
+        return Part(each=_sum(part.each for part in parts), shared=shared)
+
     def _in_layers(self, block: Block) -> Part:
-        """Attach a block to one layer, and to two where it brings something else than tensors of single maps."""
+        """Attach a block to one layer, and to two where it may bring something else to a layer than is named so."""
         one = self._in_one(block.model_copy(update={"layers": (0,)}))
         own = {name: sizes for name, sizes in one.items() if name not in self._head_names}
         if isinstance(block, LinearTechnique) and one[""] == self._rest and (maps := self._maps(own)):
             return Part(each=_sum(maps.values()), maps=maps)
-        two = self._attach((block.model_copy(update={"layers": (0, 1)}),))
         shared = {name: sizes for name, sizes in own.items() if not name.startswith((self._inside, _UNNAMED))}
+        named = _sum(sizes for name, sizes in own.items() if name.startswith(self._inside))
+        kind = variant(block), one[""], frozenset(own)
+        if kind in self._plain:
+            return Part(each=named, shared=shared)
+        two = self._attach((block.model_copy(update={"layers": (0, 1)}),))
         each = _sum(two.values()).plus(_sum(one.values()), -1)
         once = _sum(one.values()).plus(self.head, -1).plus(each, -1).plus(_sum(shared.values()), -1)
+        if each == named and once == NOTHING:
+            self._plain.add(kind)
         return Part(each=each, once=once, shared=shared)
 
     def _in_one(self, block: Block) -> dict[str, Sizes]:
@@ -276,6 +293,15 @@ def _between(one: Mapping[str, Sizes], two: Mapping[str, Sizes], share: Fraction
     found = {name: sizes.between(two[name], share) for name, sizes in one.items()}
     known = {name: sizes for name, sizes in found.items() if sizes is not None}
     return known if len(known) == len(found) else None
+
+
+def by_place(block: Block) -> Iterator[Block]:
+    """Yield a block once for each kind of sublayer that it is in: those don't meet."""
+    places = getattr(block, "at", ())
+    if isinstance(places, tuple) and len(places) > 1:
+        yield from (block.model_copy(update={"at": (place,)}) for place in places)
+    else:
+        yield block
 
 
 def without_layers(block: Block) -> Hashable:

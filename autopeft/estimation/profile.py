@@ -214,8 +214,8 @@ class ProfilingRun(DryRun):
         self._tracker: StretchTracker
 
     def tracker_class(self, **settings: Any) -> StretchTracker:  # type: ignore[override]
-        """Make the tracker of one step."""
-        self._tracker = StretchTracker(stretches=self.stretches, **settings)
+        """Make the tracker of one step; it keeps what it sees itself, and tells nobody."""
+        self._tracker = StretchTracker(stretches=self.stretches, **{**settings, "observer": None})
         return self._tracker
 
     def __enter__(self) -> Self:

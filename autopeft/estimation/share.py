@@ -135,17 +135,14 @@ class ShareTable:
         )
 
 
-def _joined(one: Curve, two: Curve) -> Curve:
-    return Curve(
-        net=np.concatenate([one.net, two.net]),
-        high=np.concatenate([one.high, two.high]),
-        flops=np.concatenate([one.flops, two.flops]),
-    )
-
-
 def _stacked(curves: Sequence[Curve]) -> Curve:
     return Curve(
         net=np.stack([curve.net for curve in curves]),
         high=np.stack([curve.high for curve in curves]),
         flops=np.stack([curve.flops.sum(axis=-1) for curve in curves]),
     )
+
+
+def _joined(one: Curve, two: Curve) -> Curve:
+    net, high, flops = (np.concatenate(pair) for pair in zip(vars(one).values(), vars(two).values(), strict=True))
+    return Curve(net=net, high=high, flops=flops)

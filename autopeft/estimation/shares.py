@@ -12,7 +12,7 @@ from autopeft.errors import ModelError
 from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.grid import Grid
-from autopeft.estimation.parts import on_all_maps, variant
+from autopeft.estimation.parts import by_place, on_all_maps, variant
 from autopeft.estimation.profile import Profile, ProfilingRun
 from autopeft.estimation.share import BACKWARD, EVALUATION, FORWARD, Frame, Share
 from autopeft.estimation.stretches import N_MARKS
@@ -75,6 +75,7 @@ class Shares:
         self._grid = Grid(starts, n_inside)
         self._whole_grid = Grid([0, *(place + 1 for place in starts), n_inside + 1], n_inside + 2)
         self._alone_inside = self._alone.curve.inside(), self._alone.growth.inside()
+        self._alone_told = self._grid.told(*self._alone_inside)
         self.start_bytes = self._live_profile.start_bytes
         self.live = self._frame(self._live_profile)
         with self._running(None, live=False) as run:
@@ -94,7 +95,7 @@ class Shares:
     def of(self, block: Block, key: Hashable) -> tuple[Share, ...]:
         """Return what a block adds, in as many shares as it has independent places; `key` is its `without_layers`."""
         if key not in self._shares:
-            self._shares[key] = tuple(self._share(part) for part in _separate(block))
+            self._shares[key] = tuple(self._share(part) for part in by_place(block))
         return self._shares[key]
 
     def prompted(self, block: Block, key: Hashable) -> Frame:
@@ -115,7 +116,7 @@ class Shares:
         share = self._own(widened or block)
         if widened is not None:
             share = self._restrict(share, block.roles)  # type: ignore[attr-defined]
-        curve, growth = self._grid.added(share.curve, share.growth, self._alone_inside)
+        curve, growth = self._grid.added(share.curve, share.growth, self._alone_inside, self._alone_told)
         return replace(share, curve=curve, growth=growth)
 
     def _own(self, block: Block) -> Share:
@@ -254,12 +255,3 @@ class Shares:
             self._see(each, attached)
         with attached, ProfilingRun(attached, self._machine, live=live, order=self._order) as run:
             yield run
-
-
-def _separate(block: Block) -> Iterator[Block]:
-    """Yield a block once for each kind of sublayer that it is in: those don't meet."""
-    places = getattr(block, "at", ())
-    if isinstance(places, tuple) and len(places) > 1:
-        yield from (block.model_copy(update={"at": (place,)}) for place in places)
-    else:
-        yield block

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from autopeft.models.technique import DISPLACED
 
@@ -71,9 +71,11 @@ def peak_memory(resident: Iterable[torch.Tensor], device: torch.device) -> Itera
         # Other tensors of the process (a base at another quantization) are in both figures and cancel out.
         peak.n_bytes = start_bytes + torch.cuda.max_memory_allocated(device) - allocated
         return
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+    # Not `torch.profiler.profile`: that one refers to itself, so that its events, megabytes for each step, stay until
+    # Python looks for such circles, which with many objects it does rarely.
+    with profile(profile_memory=True, use_kineto=True) as profiler:
         yield peak
-    events = profiler.profiler.kineto_results.events() if profiler.profiler is not None else []
+    events = profiler.kineto_results.events() if profiler.kineto_results is not None else []
     deltas = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     live = highest = start_bytes
     for _, delta in sorted(deltas, key=lambda item: item[0]):

@@ -43,14 +43,14 @@ def test_a_model_and_a_block_go_as_high_as_their_sum(seed: int) -> None:
     # A block that frees something in a stretch may lower the model's highest point there: that is not counted.
     grid, own, block = Grid(STARTS, N_STRETCHES), curve(seed), curve(seed + 100, there=(2, 3, 5), least=0)
     told, _ = grid.told(own, own)
-    added, _ = grid.added(block, block, (own, own))
+    added, _ = grid.added(block, block, (own, own), grid.told(own, own))
     both = highest(own.net + block.net, own.high + block.high)
     assert np.array_equal(highest(told.net + added.net, told.high + np.maximum(added.high, 0)), both)
 
 
 def test_a_block_counts_where_it_is() -> None:
     grid, own, block = Grid(STARTS, N_STRETCHES), curve(1), curve(2, there=(5,))
-    added, growth = grid.added(block, block, (own, own))
+    added, growth = grid.added(block, block, (own, own), grid.told(own, own))
     assert (added.high[:, :3] == NOWHERE).all()
     assert (added.high[:, 3] > NOWHERE).all()
     assert (growth.high[:, :3] == 0).all()

@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +56,18 @@ def test_a_training_step_against_counted_tensors() -> None:
     with torch.no_grad(), peak_memory([*model.parameters(), *moments, batch], CPU) as forward:
         model(batch)
     assert forward.n_bytes == pytest.approx(resident + 2 * activation, abs=64)
+
+
+def test_what_was_noted_of_a_step_goes_with_it() -> None:
+    def n_profiles() -> int:
+        return sum(type(each) is torch.autograd.profiler.profile for each in gc.get_objects())
+
+    gc.disable()  # which would find them at last, after hundreds of megabytes
+    try:
+        before = n_profiles()
+        with peak_memory([], torch.device("cpu")) as peak:
+            torch.ones(100) + 1
+        assert peak.n_bytes
+        assert n_profiles() == before
+    finally:
+        gc.enable()
