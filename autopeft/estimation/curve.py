@@ -1,6 +1,5 @@
 """Memory and operations over the stretches of a step, as plain arrays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +24,17 @@ class Curve:
     high: Bytes
     flops: Bytes
 
-    @classmethod
-    def flat(cls, n_stretches: int) -> "Curve":
-        """Return a pass in which nothing happens."""
-        return cls(net=np.zeros(n_stretches), high=np.zeros(n_stretches), flops=np.zeros((2, n_stretches)))
-
-    @classmethod
-    def stack(cls, curves: Sequence["Curve"]) -> "Curve":
-        """Return several passes as one, [passes, stretches]."""
-        return cls(
-            net=np.stack([curve.net for curve in curves]),
-            high=np.stack([curve.high for curve in curves]),
-            flops=np.stack([curve.flops for curve in curves], axis=1),
+    def joined(self, other: "Curve") -> "Curve":
+        """Return the passes of this one, and then those of another."""
+        return Curve(
+            net=np.concatenate([self.net, other.net]),
+            high=np.concatenate([self.high, other.high]),
+            flops=np.concatenate([self.flops, other.flops], axis=1),
         )
+
+    def passes(self, chosen: slice) -> "Curve":
+        """Return some of the passes."""
+        return Curve(net=self.net[chosen], high=self.high[chosen], flops=self.flops[:, chosen])
 
     def plus(self, other: "Curve", weight: float = 1.0) -> "Curve":
         """Return the sum with so many times another."""

@@ -5,9 +5,11 @@ Peak memory and FLOPs are put together from what a dry run of a model of one lay
 (`autopeft.estimation.layered`). What is to be decided by them goes through `autopeft.estimation.costing`.
 """
 
+import gc
 import random
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autopeft.errors import DesignError, ModelError
@@ -167,11 +169,12 @@ class FastEstimator:
             groups[pair[0], _family(pair[1])].append(pair)
         ends = [group[end] for end in (-1, 0) for group in groups.values()]
         parts = [*ends, *blocks.values()]
-        for number, (quantization, block) in enumerate(parts):
-            if self.obstacle:
-                break
-            progress(number, len(parts))
-            self._learn(quantization, block)
+        with _uncollected():
+            for number, (quantization, block) in enumerate(parts):
+                if self.obstacle:
+                    break
+                progress(number, len(parts))
+                self._learn(quantization, block)
 
     def knows(self, design: Design) -> bool:
         """Return whether every part of a design was measured, so that its cost takes no more than its sum."""
@@ -239,6 +242,18 @@ class FastEstimator:
             source=DRY_RUN,
             reason=reason,
         )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for circles of objects: models that come and go make it look at all that there is."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _obstacle(estimator: Estimator) -> str:

@@ -107,6 +107,7 @@ class Parts:
         self._sizes: dict[Hashable, dict[int, Part]] = {}
         self._seen: dict[Hashable, dict[str, Sizes]] = {}
         self._plain: set[Hashable] = set()
+        self._beside: dict[Hashable, Block] = {}
         head = self._attach(())
         self.head = _sum(head.values())
         self._head_names = head.keys()
@@ -140,6 +141,8 @@ class Parts:
         key = without_layers(block)
         if key not in self._parts:
             self._seen[key] = _tensors(attached, self._machine)
+            if block.size_is_factor:
+                self._beside[variant(block)] = block
 
     def knows(self, key: Hashable) -> bool:
         """Return whether the blocks that differ in their layers alone were measured."""
@@ -152,10 +155,18 @@ class Parts:
         return self._parts[key]
 
     def _between(self, block: Block) -> Part | None:
-        """Return what lies between two measured sizes of a block, where a third one lies between them too."""
+        """Return what lies between two measured sizes of a block, where a third one lies between them too.
+
+        Where the size is a factor, two say it of all.
+        """
+        beside = self._beside.pop(variant(block), None)
+        if beside is not None:
+            self.part(beside, without_layers(beside))
         known = self._sizes.get(variant(block), {})
         size = getattr(block, block.size_field) if block.size_field else 0
-        if len(known) < _N_ON_A_LINE or not min(known) < size < max(known):
+        if len(known) < (2 if block.size_is_factor else _N_ON_A_LINE):
+            return None
+        if not block.size_is_factor and not min(known) < size < max(known):
             return None
         low, high = min(known), max(known)
 

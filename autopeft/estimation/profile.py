@@ -7,8 +7,8 @@ are known what it leaves behind and how far it goes above its start, and which p
 the sequences: of such stretches the timeline of any number of layers can be put together.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autopeft.estimation.curve import Bytes, Curve
+from autopeft.estimation.curve import Curve
 from autopeft.estimation.dry_run import DryRun, Machine
-from autopeft.estimation.kernels import is_attention
+from autopeft.estimation.stretch_tracker import Record, StretchTracker
 from autopeft.estimation.stretches import Call, Described, Stretches
-from autopeft.estimation.tracker import DEVICE, Category, StorageTracker
 from autopeft.models.attach import Attached
 from autopeft.spec.cost import Workload
 
@@ -46,6 +45,7 @@ class Profile:
         reads_weights: Whether a map's weights are read besides by the map itself, or train.
         released: The stretch in which a map's input goes, by role: in the forward pass, or in the backward pass where
             it is kept.
+        records: What both steps did.
     """
 
     curve: Curve
@@ -60,6 +60,15 @@ class Profile:
     order: tuple[str, ...]
     start_bytes: tuple[int, int]
     reads_weights: bool
+    records: tuple[Record, Record]
+
+    def scaled(self, ratio: float) -> "Profile":
+        """Return what it would be with a block of so many times the size, which was attached with that as a factor.
+
+        What is there when steps begin is left as it is.
+        """
+        curve, growth = _curves(self.records, ratio)
+        return replace(self, curve=curve, growth=growth)
 
     def does_the_same(self, other: "Profile") -> bool:
         """Return whether two profiles are of a layer that does the same in each stretch.
@@ -69,6 +78,13 @@ class Profile:
         facts = [(p.kept, p.read, p.diverted, p.sharing, p.released, p.order, p.input_bytes) for p in (self, other)]
         one, two = self.curve.inside(), other.curve.inside()
         return facts[0] == facts[1] and np.array_equal(one.high, two.high) and np.array_equal(one.flops, two.flops)
+
+
+def _curves(records: tuple[Record, Record], ratio: float = 1.0) -> tuple[Curve, Curve]:
+    """Return the curve of all three passes of two steps, and its growth."""
+    training, evaluation = (record.curves(ratio) for record in records)
+    curve, growth = (one.joined(other.passes(slice(1))) for one, other in zip(training, evaluation, strict=True))
+    return curve, growth
 
 
 class _Above(torch.autograd.Function):
@@ -85,118 +101,6 @@ class _Above(torch.autograd.Function):
         return gradient
 
 
-class StretchTracker(StorageTracker):  # type: ignore[no-untyped-call]
-    """Follow live bytes by stretch, and what of them grows with the length of the sequences.
-
-    What is made of the batch does, and what is made of that; not so what has the shape of a weight, or of something
-    that was made of weights alone: those are its gradients.
-    """
-
-    def __init__(self, *, stretches: Stretches, **settings: Any) -> None:
-        """Start at zero; `settings` are those of `StorageTracker`."""
-        super().__init__(**settings)
-        self._stretches = stretches
-        self.curves = {backward: Curve.flat(stretches.n_stretches) for backward in (False, True)}
-        self.growths = {backward: Curve.flat(stretches.n_stretches) for backward in (False, True)}
-        self._at: tuple[bool, int] | None = None
-        self._start_bytes = 0
-        self._start_growing_bytes = 0
-        self._start_flops = np.zeros((2, 2))
-        self.first_bytes = 0
-        self._grows = False
-        self._growing: dict[int, int] = {}
-        self._growing_bytes = 0
-        self._growing_flops = np.zeros(2)
-        self._weights: set[tuple[int, ...]] = set()
-
-    def register(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
-        """Count what is there before the step: weights and the batch."""
-        tensors = list(tensors)
-        super().register(tensors, category)
-        for tensor in tensors:
-            if category == "activations":
-                self._grow(tensor)
-            else:
-                self._weights.update((tuple(tensor.shape), tuple(reversed(tensor.shape))))
-
-    def __enter__(self) -> Any:
-        """Start from what is registered."""
-        self._start_bytes = self.first_bytes = self._total_bytes
-        self._start_growing_bytes = self._growing_bytes
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator in its stretch."""
-        if func is DEVICE:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        here = self._stretches.here()
-        if here != self._at:
-            self._settle_sum()
-            self.close()
-            self._at = here
-        storages = list(_storages(args))
-        self._stretches.see(storages)
-        self._grows = any(key in self._growing for key in storages)
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def close(self) -> None:
-        """End the present stretch."""
-        n_flops = np.stack([self._n_flops(), self._growing_flops])
-        if self._at is not None:
-            backward, place = self._at
-            curve, growth = self.curves[backward], self.growths[backward]
-            curve.net[place] += self._total_bytes - self._start_bytes
-            growth.net[place] += self._growing_bytes - self._start_growing_bytes
-            for each, more in zip((curve, growth), n_flops - self._start_flops, strict=True):
-                each.flops[:, place] += more
-        self._start_bytes, self._start_growing_bytes = self._total_bytes, self._growing_bytes
-        self._start_flops = n_flops
-
-    def _n_flops(self) -> Bytes:
-        attention = sum(count for packet, count in self.flops.items() if is_attention(packet))
-        return np.array((sum(self.flops.values()), attention), dtype=float)
-
-    def _count(self, packet: Any, n_flops: int) -> None:
-        super()._count(packet, n_flops)
-        if self._grows:
-            self._growing_flops += (n_flops, n_flops * is_attention(packet))
-
-    def _follow(self, tensor: torch.Tensor) -> None:
-        super()._follow(tensor)
-        shape = tuple(tensor.shape)
-        if not self._grows:
-            self._weights.update((shape, tuple(reversed(shape))))
-        elif shape not in self._weights:
-            self._grow(tensor)
-
-    def _grow(self, tensor: torch.Tensor) -> None:
-        key = tensor.untyped_storage()._cdata
-        if key not in self._growing:
-            self._growing[key] = self._storages[key].n_bytes
-            self._growing_bytes += self._growing[key]
-
-    def _forget(self, key: int) -> None:
-        super()._forget(key)
-        self._growing_bytes -= self._growing.pop(key, 0)
-
-    def _note(self, total_bytes: int, scratch_bytes: int = 0) -> None:
-        super()._note(total_bytes, scratch_bytes)
-        if self._at is not None:
-            backward, place = self._at
-            high, above = self.curves[backward].high, total_bytes + scratch_bytes - self._start_bytes
-            if above > high[place]:
-                high[place] = above
-                self.growths[backward].high[place] = self._growing_bytes - self._start_growing_bytes
-
-
-def _storages(values: Iterable[Any]) -> Iterator[int]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value.untyped_storage()._cdata
-        elif isinstance(value, tuple | list):
-            yield from _storages(value)
-
-
 class ProfilingRun(DryRun):
     """A dry run that keeps the curves of the steps that it ran last.
 
@@ -204,10 +108,19 @@ class ProfilingRun(DryRun):
         calls: How the model called its layer in the training step, and in the evaluation step.
     """
 
-    def __init__(self, attached: Attached, machine: Machine, *, live: bool, order: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        attached: Attached,
+        machine: Machine,
+        *,
+        live: bool,
+        order: Sequence[str] | None = None,
+        factor: int | None = None,
+    ) -> None:
         super().__init__(attached, machine, whole=True)
         self._live = live
         self._order = order
+        self._factor = factor
         self._layer = attached.base.summary.layers[0]
         self.calls: tuple[Call, Call]
         self.stretches: Stretches
@@ -215,7 +128,8 @@ class ProfilingRun(DryRun):
 
     def tracker_class(self, **settings: Any) -> StretchTracker:  # type: ignore[override]
         """Make the tracker of one step; it keeps what it sees itself, and tells nobody."""
-        self._tracker = StretchTracker(stretches=self.stretches, **{**settings, "observer": None})
+        silent = {**settings, "observer": None}
+        self._tracker = StretchTracker(stretches=self.stretches, factor=self._factor, **silent)
         return self._tracker
 
     def __enter__(self) -> Self:
@@ -242,9 +156,11 @@ class ProfilingRun(DryRun):
         training, trained = self._followed(train, live=self._live)
         evaluation, evaluated = self._followed(evaluate, live=False)
         self.calls = training.call, evaluation.call
+        records = trained.record(), evaluated.record()
+        curve, growth = _curves(records)
         return Profile(
-            curve=Curve.stack([trained.curves[False], trained.curves[True], evaluated.curves[False]]),
-            growth=Curve.stack([trained.growths[False], trained.growths[True], evaluated.growths[False]]),
+            curve=curve,
+            growth=growth,
             kept=training.kept,
             read=training.read,
             diverted=frozenset(training.diverted),
@@ -255,6 +171,7 @@ class ProfilingRun(DryRun):
             order=tuple(training.order),
             start_bytes=(trained.first_bytes, evaluated.first_bytes),
             reads_weights=training.reads_weights,
+            records=records,
         )
 
     def _followed(self, step: Callable[[], object], *, live: bool) -> tuple[Stretches, StretchTracker]:

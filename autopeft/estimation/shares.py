@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autopeft.errors import ModelError
+from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.curve import Bytes, Curve
 from autopeft.estimation.dry_run import Machine
 from autopeft.estimation.grid import Grid
@@ -24,6 +24,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 
 See = Callable[[Block, Attached], None]
+_PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149)
 _INNER_MARKS = (" multiplies", " has multiplied")
 
 
@@ -57,6 +58,7 @@ class Shares:
         self._like = like
         self._see = see
         self._order: tuple[str, ...] | None = None
+        self._factor = factor_for(base, workload)
         with self._running(None) as run:
             self._live_profile = run.profile(workload)
             alone = run.layer_profile(run.calls)
@@ -89,6 +91,7 @@ class Shares:
         self._roles = tuple(self._begins)
         self.diverting = self._grid.sums(np.stack([self._diverted_input(role) for role in self._roles]))
         self._measured: dict[Hashable, dict[int, Any]] = {}
+        self._scalable: dict[Hashable, Profile | None] = {}
         self._shares: dict[Hashable, tuple[Share, ...]] = {}
         self._frames: dict[Hashable, Frame] = {}
 
@@ -125,8 +128,25 @@ class Shares:
             share = self._like._own(block)
             if not share.reads_weights:
                 return share
-        found: Share = self._between(block, Shares._measure)
+        found: Share = self._of_factor(block) or self._between(block, Shares._measure)
         return found
+
+    def _of_factor(self, block: Block) -> Share | None:
+        """Return a block's share from a run at a size that divides nothing else; None where its size is no factor."""
+        field = block.size_field
+        if not block.size_is_factor or field is None or self._factor is None:
+            return None
+        kind = variant(block)
+        if kind not in self._scalable:
+            marked = block.model_copy(update={field: self._factor})
+            try:
+                self._scalable[kind] = self._profile(marked, factor=self._factor)
+            except DesignError:  # more than the model's maps allow
+                self._scalable[kind] = None
+        profile = self._scalable[kind]
+        if profile is None:
+            return None
+        return self._share_of(block, profile.scaled(getattr(block, field) / self._factor))
 
     def _between(self, block: Block, measure: Callable[["Shares", Block], Any]) -> Any:
         """Return a block's share, or frame, from those of two other sizes: what it adds is affine in the size.
@@ -149,8 +169,13 @@ class Shares:
         return known[low].mix(known[high], (size - low) / (high - low))
 
     def _measure(self, block: Block) -> Share:
-        with self._running(block) as run:
-            profile = run.profile(self._workload) if self._calls is None else run.layer_profile(self._calls)
+        return self._share_of(block, self._profile(block))
+
+    def _profile(self, block: Block, *, factor: int | None = None) -> Profile:
+        with self._running(block, factor=factor) as run:
+            return run.profile(self._workload) if self._calls is None else run.layer_profile(self._calls)
+
+    def _share_of(self, block: Block, profile: Profile) -> Share:
         live = self._alone
         curve, growth = (
             one.plus(other, -1).inside() for one, other in ((profile.curve, live.curve), (profile.growth, live.growth))
@@ -245,7 +270,7 @@ class Shares:
         return Frame(curve=curve, growth=growth, tokens=tokens)
 
     @contextmanager
-    def _running(self, block: Block | None, *, live: bool = True) -> Iterator[ProfilingRun]:
+    def _running(self, block: Block | None, *, live: bool = True, factor: int | None = None) -> Iterator[ProfilingRun]:
         """Attach a block to the model of one layer, ready for steps."""
         blocks = () if block is None else (block if block.whole_model else block.model_copy(update={"layers": (0,)}),)
         design = Design(blocks=blocks, quantization=self._base.quantization)
@@ -253,5 +278,12 @@ class Shares:
             attached = attach(self._base, design)
         for each in blocks:
             self._see(each, attached)
-        with attached, ProfilingRun(attached, self._machine, live=live, order=self._order) as run:
+        with attached, ProfilingRun(attached, self._machine, live=live, order=self._order, factor=factor) as run:
             yield run
+
+
+def factor_for(base: Base, workload: Workload) -> int | None:
+    """Return a prime number that divides no dimension of a model's tensors and of its batches; None where all do."""
+    batches = (workload.batch_size, workload.evaluation_batch_size, workload.max_tokens)
+    sizes = {*batches, *(size for tensor in base.model.parameters() for size in tensor.shape)}
+    return next((number for number in _PRIMES if all(size % number for size in sizes)), None)

@@ -85,6 +85,8 @@ class Block(BaseModel):
     Class attributes:
         kind: Name in files and on the command line.
         size_field: The field that says how large the block is, or None; 0 in a search space leaves the block out.
+        size_is_factor: Whether all that it brings and computes is in proportion to its size, or the same at any: costs
+            of all sizes are then told from two.
         whole_model: Whether the technique belongs to the model as a whole: such a block has no layers to choose.
         space_fields: Names that a search space may give besides the fields themselves.
         default_learning_rate: Used where a space gives none.
@@ -95,6 +97,7 @@ class Block(BaseModel):
 
     kind: ClassVar[str]
     size_field: ClassVar[str | None] = None
+    size_is_factor: ClassVar[bool] = False
     whole_model: ClassVar[bool] = False
     space_fields: ClassVar[frozenset[str]] = frozenset()
     default_learning_rate: ClassVar[float] = 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 import bitsandbytes
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autopeft.estimation.batch import batch_for
@@ -33,11 +33,11 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer
 def allocated_peak(function: Callable[[], object]) -> int:
     """Return the highest sum of what the allocator handed out and did not get back while a function ran."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+    with profile(profile_memory=True, use_kineto=True) as profiler:
         result = function()
     del result
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
+    assert profiler.kineto_results is not None
+    events = profiler.kineto_results.events()
     live = peak = 0
     for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
         live += change

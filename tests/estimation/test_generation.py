@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from autopeft.estimation import dry_run, generation
+from autopeft.estimation import generation
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
 from autopeft.models.base import Head, build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.writing import MAX_NEW_TOKENS, N_SAMPLES
-from autopeft.training import sampling, worker
+from autopeft.training import sampling
 from tests.estimation.measured import HEAD as CLASSES
 from tests.estimation.measured import allocated_peak, model_tensors, storage_bytes
 from tests.estimation.test_repeats import deep
@@ -83,7 +83,3 @@ def test_writing_counts_where_it_needs_most(llama: str):
 def test_what_writes_nothing_has_no_such_peak(llama: str, tmp_path: Path):
     for base in (build_meta(llama, CLASSES), deep("t5", tmp_path)):
         assert generation.lengths(base, Workload.uniform(batch_size=1, n_tokens=8)) is None
-
-
-def test_sizes_are_those_of_the_final_check():
-    assert (dry_run.N_SAMPLES, generation.n_new_tokens(None)) == (worker.N_SAMPLES, sampling.n_new_tokens(None))

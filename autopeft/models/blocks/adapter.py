@@ -48,6 +48,7 @@ class Adapter(BottleneckTechnique):
     """
 
     kind: ClassVar[str] = "adapter"
+    size_is_factor: ClassVar[bool] = True
     # A prior, not a measurement: inside the range 3e-5 to 3e-3 that Houlsby et al. sweep.
     default_learning_rate: ClassVar[float] = 1e-3
 

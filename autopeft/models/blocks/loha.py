@@ -33,6 +33,7 @@ class LoHa(ScaledTechnique):
     """
 
     kind: ClassVar[str] = "loha"
+    size_is_factor: ClassVar[bool] = True
     peft_type: ClassVar[str] = "LOHA"
     peft_names: ClassVar[Mapping[str, str]] = {
         "b1": "hada_w1_a",

@@ -48,6 +48,7 @@ class Lora(AlphaTechnique):
     """
 
     kind: ClassVar[str] = "lora"
+    size_is_factor: ClassVar[bool] = True
     peft_type: ClassVar[str] = "LORA"
     shared_fields: ClassVar[tuple[str, ...]] = ("dropout", "rslora", "dora")
     # A prior, not a measurement: Hu et al. (appendix D) use 2e-4 to 5e-4 on models of 125 M parameters and

@@ -31,6 +31,7 @@ class Shira(UnscaledTechnique):
     """
 
     kind: ClassVar[str] = "shira"
+    size_is_factor: ClassVar[bool] = True
     peft_type: ClassVar[str] = "SHIRA"
     peft_names: ClassVar[Mapping[str, str]] = {"values": "shira_weight", "indices": "shira_indices"}
     # There peft's layer multiplies by the dequantized weight, where an int8 product quantizes its input too.

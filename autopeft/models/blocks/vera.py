@@ -40,6 +40,7 @@ class Vera(UnscaledTechnique):
     """
 
     kind: ClassVar[str] = "vera"
+    size_is_factor: ClassVar[bool] = True
     peft_type: ClassVar[str] = "VERA"
     peft_names: ClassVar[Mapping[str, str]] = {"lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}
     peft_takes_transposed: ClassVar[bool] = True
