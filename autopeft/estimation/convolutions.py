@@ -10,16 +10,13 @@ none of which is ever touched. What it shows is that of this machine's CPU.
 """
 
 import os
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch._C._autograd import _disable_profiler_legacy, _enable_profiler_legacy
-from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
 
+from autopeft.estimation.asking import asked, described
 from autopeft.estimation.tracker import Formula
 
 _LARGEST_PROBE_BYTES = 2**25
@@ -34,19 +31,6 @@ def convolution_formulas(n_threads: int) -> dict[Any, Formula]:
             _scratch_bytes, torch.ops.aten.convolution_backward.default, 2, n_threads
         ),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What a kernel is chosen by of a tensor."""
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    def zeros(self, n_examples: int | None = None) -> torch.Tensor:
-        sizes = self.sizes if n_examples is None else (n_examples, *self.sizes[1:])
-        return torch.empty_strided(sizes, self.strides, dtype=self.dtype).zero_()
 
 
 def _scratch_bytes(
@@ -64,18 +48,12 @@ def _scratch_bytes(
     results = out_val if isinstance(out_val, tuple | list) else (out_val,)
     n_bytes = sum(tensor.nbytes for tensor in (*args[:n_batched], *results) if tensor is not None)
     n_examples = len(args[0])
-    described = tuple(map(_described, args))
+    shapes = tuple(map(described, args))
 
     def ask(n_examples: int) -> int:
-        return _extended(partial(_asked, operator, described, n_batched, n_examples), n_threads, _most_threads())
+        return _extended(partial(asked, operator, shapes, n_batched, n_examples), n_threads, _most_threads())
 
     return _extended(ask, n_examples, max(1, n_examples * _LARGEST_PROBE_BYTES // n_bytes))
-
-
-def _described(value: Any) -> Hashable:
-    if isinstance(value, torch.Tensor):
-        return _Shape(tuple(value.shape), value.stride(), value.dtype)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _most_threads() -> int:
@@ -93,43 +71,3 @@ def _extended(ask: Callable[[int], int], n: int, most: int) -> int:
         return n * ask(1)
     half = most // 2
     return ask(most) + (n - most) * max(0, ask(most) - ask(half)) // (most - half)
-
-
-@lru_cache(maxsize=4096)
-def _asked(
-    operator: Callable[..., Any], described: Sequence[Any], n_batched: int, n_examples: int, n_threads: int
-) -> int:
-    """Return what one convolution took, in a thread of its own, where no mode and no profiler of the caller's is."""
-
-    def run() -> int:
-        args = [
-            value.zeros(n_examples if at < n_batched else None) if isinstance(value, _Shape) else value
-            for at, value in enumerate(described)
-        ]
-        before = torch.get_num_threads()
-        torch.set_num_threads(n_threads)
-        try:
-            return _allocated_and_freed(lambda: operator(*args))
-        finally:
-            torch.set_num_threads(before)
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(run).result()
-
-
-def _allocated_and_freed(function: Callable[[], object]) -> int:
-    """Return how far above its result's bytes a function goes.
-
-    Torch's older profiler is the one that watches a thread alone: with the newer one, two at a time end the process.
-    """
-    _enable_profiler_legacy(ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig()))
-    try:
-        result = function()
-    finally:
-        records = _disable_profiler_legacy()
-    del result
-    live = peak = 0
-    for record in (each for of_thread in records for each in of_thread):
-        live += record.cpu_memory_usage()  # 0 where it is no allocation
-        peak = max(peak, live)
-    return peak - live

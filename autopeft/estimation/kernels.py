@@ -6,16 +6,18 @@ product, the integers inside an int8 product. What a convolution takes is asked 
 `autopeft.estimation.convolutions`.
 
 It knows only roughly what oneDNN packs for itself in bf16 products, which depends on the CPU, the shape
-and the threads: see `_packed_bytes`.
+and the threads: see `_packed_bytes`. Whether this CPU has a matrix unit (AMX) is asked of a product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from autopeft.estimation.asking import Shape, asked
 from autopeft.estimation.convolutions import convolution_formulas
 from autopeft.estimation.cuda_kernels import CUDA_QUANTIZED_SCRATCH, cuda_scratch
 from autopeft.estimation.recurrent import lstm_backward_scratch_bytes, lstm_layer, lstm_scratch_bytes
@@ -36,8 +38,17 @@ _QUADRATIC = frozenset(
 _ARITHMETIC = tuple(getattr(_aten, name + end) for name in ("add", "sub", "mul", "div") for end in ("", "_"))
 _LARGEST_PACK_BYTES = 1_200_000
 """What oneDNN packs of a weight at a time at most: about half of a core's second-level cache."""
+_LARGEST_PIECE_BYTES, _NARROW = 197_632, 64
 _KEY_BLOCK = 512
 """Keys that the CPU's flash attention takes at a time."""
+_PROBE = Shape((512, 512), (512, 1), torch.bfloat16)
+"""A weight that a CPU with a matrix unit packs whole."""
+
+
+@cache
+def has_matrix_unit() -> bool:
+    """Return whether this CPU multiplies bf16 in a matrix unit, for which it packs whole weights, and keys."""
+    return asked(_aten.mm.default, (_PROBE, _PROBE), 0, 0, 1) >= 2 * prod(_PROBE.sizes)
 
 
 def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
@@ -128,8 +139,8 @@ def _flash_bytes(query: torch.Tensor, key: torch.Tensor, n_threads: int) -> int:
     """Return the workspace of the CPU's flash attention in the forward pass.
 
     Each thread has a block of scores, its sums and maxima, and a block of the output, in fp32. Reduced
-    precision adds the block of scores and a block of keys in that dtype, and all keys and values packed for the
-    matrix unit of CPUs that have one.
+    precision adds the block of scores in that dtype, and on CPUs with a matrix unit a block of keys, and all keys and
+    values packed for it.
 
     Source: `cpu_flash_attention` in aten/src/ATen/native/cpu/FlashAttentionKernel.cpp; equal to
         the profiler's figure to the byte, lengths 64 to 2,048.
@@ -138,8 +149,9 @@ def _flash_bytes(query: torch.Tensor, key: torch.Tensor, n_threads: int) -> int:
     scores = block * key_block
     n_bytes = 4 * n_threads * (scores + 2 * block + block * query.shape[-1])
     if query.itemsize < 4:
-        n_bytes += query.itemsize * n_threads * (scores + key_block * query.shape[-1])
-        n_bytes += 2 * key.numel() * key.itemsize
+        n_bytes += query.itemsize * n_threads * scores
+        if has_matrix_unit():
+            n_bytes += query.itemsize * n_threads * key_block * query.shape[-1] + 2 * key.numel() * key.itemsize
     return n_bytes
 
 
@@ -174,11 +186,12 @@ def _promoted_bytes(left: Any, right: Any, *_: Any, out_val: torch.Tensor, **__:
 
 
 def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> int:
-    """Return what a bf16 product of rows and a weight packs for the matrix unit.
+    """Return what a bf16 product of rows and a weight packs.
 
-    The right operand is packed where enough rows share the work: always where it lies as it is used (the
-    backward), from as many rows as it has columns where it is transposed (the forward); once for each
-    thread where every thread has that many rows.
+    For a matrix unit, the right operand is packed where enough rows share the work: always where it lies
+    as it is used (the backward), from as many rows as it has columns where it is transposed (the forward);
+    once for each thread where every thread has that many rows. Without one, each thread packs pieces of
+    both operands, which are larger where many rows are summed, in a weight's gradient.
 
     Measured, not documented: oneDNN as in torch 2.13 on an AVX512 + AMX CPU, 12 shapes of 64 to 4,096 by 64 to
     4,096, 64 to 4,096 rows. With one thread it holds for all but the halves that some backward products of
@@ -194,7 +207,14 @@ def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> in
     )
 
 
+def _summed_piece_bytes(n_summed: int, sides: tuple[int, int]) -> int:
+    n_bytes = 40_000 + 700 * min(n_summed, 1024)
+    return n_bytes if min(sides) >= _NARROW else min(n_bytes, 200_000)
+
+
 def _packed_weight_bytes(n_rows: int, n_columns: int, n_bytes: int, n_threads: int, *, transposed: bool) -> int:
+    if not has_matrix_unit():
+        return n_threads * min(_LARGEST_PIECE_BYTES, 66_560 + 85 * n_bytes // (2 * n_columns))
     if n_rows >= n_threads * n_columns:
         return n_threads * min(n_bytes, _LARGEST_PACK_BYTES)
     return 0 if transposed and n_rows < n_columns else min(n_bytes, _LARGEST_PACK_BYTES)
