@@ -38,7 +38,8 @@ _QUADRATIC = frozenset(
 _ARITHMETIC = tuple(getattr(_aten, name + end) for name in ("add", "sub", "mul", "div") for end in ("", "_"))
 _LARGEST_PACK_BYTES = 1_200_000
 """What oneDNN packs of a weight at a time at most: about half of a core's second-level cache."""
-_LARGEST_PIECE_BYTES, _NARROW = 197_632, 64
+_LARGEST_PIECE_BYTES = 197_632
+"""What it packs of both operands at a time on a CPU without a matrix unit, for each thread."""
 _KEY_BLOCK = 512
 """Keys that the CPU's flash attention takes at a time."""
 _PROBE = Shape((512, 512), (512, 1), torch.bfloat16)
@@ -192,25 +193,21 @@ def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> in
     For a matrix unit, the right operand is packed where enough rows share the work: always where it lies
     as it is used (the backward), from as many rows as it has columns where it is transposed (the forward);
     once for each thread where every thread has that many rows. Without one, each thread packs pieces of
-    both operands, which are larger where many rows are summed, in a weight's gradient.
+    both operands.
 
     Measured, not documented: oneDNN as in torch 2.13 on an AVX512 + AMX CPU, 12 shapes of 64 to 4,096 by 64 to
     4,096, 64 to 4,096 rows. With one thread it holds for all but the halves that some backward products of
-    few rows take; with two there are more exceptions.
+    few rows take; with two there are more exceptions. On an AVX512 CPU without AMX, 11 shapes: within 0.1 MB
+    for each thread.
 
     Omits: fp32 sums of part of the result, for more than 2,000 channels; a weight's gradient, whose left
-        operand is transposed and whose pieces are under 1 MB.
+        operand is transposed: its pieces are under 1 MB, and reach 1.1 MB for each thread without a matrix unit.
     """
     if right.itemsize >= 4 or not left.is_contiguous():
         return 0
     return _packed_weight_bytes(
         left.shape[0], right.shape[1], right.numel() * right.itemsize, n_threads, transposed=not right.is_contiguous()
     )
-
-
-def _summed_piece_bytes(n_summed: int, sides: tuple[int, int]) -> int:
-    n_bytes = 40_000 + 700 * min(n_summed, 1024)
-    return n_bytes if min(sides) >= _NARROW else min(n_bytes, 200_000)
 
 
 def _packed_weight_bytes(n_rows: int, n_columns: int, n_bytes: int, n_threads: int, *, transposed: bool) -> int:
