@@ -9,14 +9,13 @@ A probe reads and writes 32 MB at most; the scratch memory that it takes besides
 none of which is ever touched. What it shows is that of this machine's CPU.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from autopeft.estimation.asking import asked, described
+from autopeft.estimation.asking import asked, described, extended, most_threads
 from autopeft.estimation.tracker import Formula
 
 _LARGEST_PROBE_BYTES = 2**25
@@ -51,23 +50,6 @@ def _scratch_bytes(
     shapes = tuple(map(described, args))
 
     def ask(n_examples: int) -> int:
-        return _extended(partial(asked, operator, shapes, n_batched, n_examples), n_threads, _most_threads())
+        return extended(partial(asked, operator, shapes, n_batched, n_examples), n_threads, most_threads())
 
-    return _extended(ask, n_examples, max(1, n_examples * _LARGEST_PROBE_BYTES // n_bytes))
-
-
-def _most_threads() -> int:
-    return max(2, os.cpu_count() or 1)
-
-
-def _extended(ask: Callable[[int], int], n: int, most: int) -> int:
-    """Return the answer for a number, or for more than can be asked for, what lies on a line through two answers.
-
-    Threads and, past the first few, examples each add the same.
-    """
-    if n <= most:
-        return ask(n)
-    if most == 1:
-        return n * ask(1)
-    half = most // 2
-    return ask(most) + (n - most) * max(0, ask(most) - ask(half)) // (most - half)
+    return extended(ask, n_examples, max(1, n_examples * _LARGEST_PROBE_BYTES // n_bytes))

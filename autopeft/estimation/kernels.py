@@ -2,11 +2,9 @@
 
 A dispatch mode sees the tensors that go into an operator and come out of it. This module knows what
 happens in between: workspaces of the CPU's flash attention, the dequantized weight inside a 4-bit
-product, the integers inside an int8 product. What a convolution takes is asked of the kernel itself, by
-`autopeft.estimation.convolutions`.
-
-It knows only roughly what oneDNN packs for itself in bf16 products, which depends on the CPU, the shape
-and the threads: see `_packed_bytes`. Whether this CPU has a matrix unit (AMX) is asked of a product.
+product, the integers inside an int8 product. What convolutions and bf16 products take is asked of the
+kernels themselves, by `autopeft.estimation.convolutions` and `autopeft.estimation.products`; so is
+whether this CPU has a matrix unit (AMX), for which attention packs, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from autopeft.estimation.asking import Shape, asked
 from autopeft.estimation.convolutions import convolution_formulas
 from autopeft.estimation.cuda_kernels import CUDA_QUANTIZED_SCRATCH, cuda_scratch
+from autopeft.estimation.products import packed_bytes, packed_bytes_of
 from autopeft.estimation.recurrent import lstm_backward_scratch_bytes, lstm_layer, lstm_scratch_bytes
 from autopeft.estimation.tracker import Formula
 
@@ -36,10 +35,6 @@ _QUADRATIC = frozenset(
     }
 )
 _ARITHMETIC = tuple(getattr(_aten, name + end) for name in ("add", "sub", "mul", "div") for end in ("", "_"))
-_LARGEST_PACK_BYTES = 1_200_000
-"""What oneDNN packs of a weight at a time at most: about half of a core's second-level cache."""
-_LARGEST_PIECE_BYTES = 197_632
-"""What it packs of both operands at a time on a CPU without a matrix unit, for each thread."""
 _KEY_BLOCK = 512
 """Keys that the CPU's flash attention takes at a time."""
 _PROBE = Shape((512, 512), (512, 1), torch.bfloat16)
@@ -79,8 +74,8 @@ def scratch_formulas(device: str, *, n_threads: int) -> dict[Any, Formula]:
         formulas = {
             _FLASH: flash,
             _FLASH_BACKWARD: flash_backward,
-            _aten.mm: lambda left, right, **_: _packed_bytes(left, right, n_threads),
-            _aten.addmm: lambda _bias, left, right, **_: _packed_bytes(left, right, n_threads),
+            _aten.mm: lambda left, right, **_: packed_bytes(left, right, n_threads),
+            _aten.addmm: lambda _bias, left, right, **_: packed_bytes(left, right, n_threads),
             _aten.mkldnn_rnn_layer: lstm_scratch_bytes,
             _aten.mkldnn_rnn_layer_backward: lstm_backward_scratch_bytes,
             **convolution_formulas(n_threads),
@@ -187,37 +182,6 @@ def _promoted_bytes(left: Any, right: Any, *_: Any, out_val: torch.Tensor, **__:
     return sum(tensor.numel() for tensor in copied) * dtype.itemsize
 
 
-def _packed_bytes(left: torch.Tensor, right: torch.Tensor, n_threads: int) -> int:
-    """Return what a bf16 product of rows and a weight packs.
-
-    For a matrix unit, the right operand is packed where enough rows share the work: always where it lies
-    as it is used (the backward), from as many rows as it has columns where it is transposed (the forward);
-    once for each thread where every thread has that many rows. Without one, each thread packs pieces of
-    both operands.
-
-    Measured, not documented: oneDNN as in torch 2.13 on an AVX512 + AMX CPU, 12 shapes of 64 to 4,096 by 64 to
-    4,096, 64 to 4,096 rows. With one thread it holds for all but the halves that some backward products of
-    few rows take; with two there are more exceptions. On an AVX512 CPU without AMX, 11 shapes: within 0.1 MB
-    for each thread.
-
-    Omits: fp32 sums of part of the result, for more than 2,000 channels; a weight's gradient, whose left
-        operand is transposed: its pieces are under 1 MB, and reach 1.1 MB for each thread without a matrix unit.
-    """
-    if right.itemsize >= 4 or not left.is_contiguous():
-        return 0
-    return _packed_weight_bytes(
-        left.shape[0], right.shape[1], right.numel() * right.itemsize, n_threads, transposed=not right.is_contiguous()
-    )
-
-
-def _packed_weight_bytes(n_rows: int, n_columns: int, n_bytes: int, n_threads: int, *, transposed: bool) -> int:
-    if not has_matrix_unit():
-        return n_threads * min(_LARGEST_PIECE_BYTES, 66_560 + 85 * n_bytes // (2 * n_columns))
-    if n_rows >= n_threads * n_columns:
-        return n_threads * min(n_bytes, _LARGEST_PACK_BYTES)
-    return 0 if transposed and n_rows < n_columns else min(n_bytes, _LARGEST_PACK_BYTES)
-
-
 def _on_shapes(formula: Any) -> Formula:
     """Return torch's formula of an operator on tensors alone; its own way to their shapes takes ten times as long."""
     on_shapes: Callable[..., int] = formula.__wrapped__
@@ -256,7 +220,8 @@ def _dequantized_bytes(hidden: torch.Tensor, shape: list[int], n_threads: int) -
     if hidden.itemsize >= 4:
         return n_bytes
     n_rows = hidden.numel() // hidden.shape[-1]
-    return n_bytes + _packed_weight_bytes(n_rows, shape[0], n_bytes, n_threads, transposed=True)
+    n_columns, n_inner = shape
+    return n_bytes + packed_bytes_of(n_rows, n_inner, n_columns, hidden.dtype, n_threads, right_transposed=True)
 
 
 def _scale_bytes(codes: torch.Tensor | None) -> int:

@@ -56,7 +56,7 @@ def test_a_convolution_takes_what_the_allocator_gave_it(kernel: Kernel, n_exampl
 
 def test_more_examples_and_threads_than_can_be_asked_for_are_told_from_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "_LARGEST_PROBE_BYTES", 4_000_000)  # 8 images
-    monkeypatch.setattr(convolutions, "_most_threads", lambda: 2)
+    monkeypatch.setattr(convolutions, "most_threads", lambda: 2)
     call, before = calls(PATCHES, 20, torch.bfloat16)[FORWARD], torch.get_num_threads()
     predicted = told(FORWARD, call, 3)
     assert torch.get_num_threads() == before
@@ -107,5 +107,5 @@ def test_peaks_of_steps_on_images_in_bf16_are_those_of_real_ones(
     training, evaluation = estimator.steps(design)
     with attach(load_base(str(tmp_path), HEAD, kernel="eager"), design) as attached:
         run = RealRun(attached, "bf16", batch_size=3, n_tokens=1)
-        assert training.peak_bytes == pytest.approx(run.training_peak(), rel=0.01)  # pieces of products are rough
+        assert training.peak_bytes == pytest.approx(run.training_peak(), rel=0.005)
         assert evaluation.peak_bytes == pytest.approx(run.evaluation_peak(), rel=0.005)
