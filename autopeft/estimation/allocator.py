@@ -176,24 +176,24 @@ class AllocatorPeaks:
 
 
 def replay(
-    training: Sequence[Event] | None, evaluation: Sequence[Event], *, workspaces: Sequence[int] = ()
+    training: Sequence[Event] | None, *others: Sequence[Event], workspaces: Sequence[int] = ()
 ) -> AllocatorPeaks:
     """Return what the allocator's peaks would be over a training: the second step is like all that come after.
 
-    The base is loaded; the first step makes the optimizer's state behind its gradients; a second step and
-    an evaluation find everything in place.
+    The base is loaded; the first step makes the optimizer's state behind its gradients; a second step, an
+    evaluation and the writing of samples find everything in place.
 
     Args:
         training: Of one step with the optimizer's state in place; None where nothing trains.
-        evaluation: Of one evaluation step.
+        others: Of one evaluation step, and of what comes after it.
         workspaces: What libraries take before the first product and keep, in bytes.
 
     Omits: what loading needs for a while, such as a weight before it is quantized; that a kernel's scratch memory
         may be several tensors.
     """
     replayed = _Replay()
-    replayed.load(training or evaluation, workspaces)
-    for step in (training, training, evaluation):
+    replayed.load(training or others[0], workspaces)
+    for step in (training, training, *others):
         if step is not None:
             replayed.run(step)
     allocator = replayed.allocator

@@ -185,7 +185,11 @@ class DryRun:
         return self._events(partial(self._evaluate, partial(self._score, batch)), needed, trains=False)
 
     def generation_step(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> StepCost:
-        """Return the cost of the higher of two forward passes that write: of prompts, and of the last token.
+        """Return the cost of the higher of two forward passes that write; arguments as of `generation_events`."""
+        return self.cost(self.generation_events(n_prompt_tokens=n_prompt_tokens, n_cached_tokens=n_cached_tokens))
+
+    def generation_events(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> list[Event]:
+        """Return what happens to storages in the higher of two forward passes: of prompts, and of the last token.
 
         Source: `_sample` in transformers' generation/utils.py: the scores of the token before live on, in fp32.
 
@@ -198,7 +202,7 @@ class DryRun:
         for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens + 1)):
             batch = self._batch(N_SAMPLES, n_tokens)
             passes.append(self._events(partial(self._write, n_cached, batch), _tensors(batch), trains=False))
-        return max((self.cost(events) for events in passes), key=lambda cost: cost.peak_bytes)
+        return max(passes, key=lambda events: summarize(events).peak_bytes)
 
     def _events(self, step: Step, batch: Sequence[torch.Tensor], *, trains: bool) -> list[Event]:
         """Return what happens to storages in a step; of layers that repeat a few are run, where that says all.
@@ -273,7 +277,7 @@ class DryRun:
 
     def _write(self, n_cached: int, batch: Batch, _tracker: StorageTracker, trace: Trace) -> None:
         inputs, _ = batch
-        trace.begin("evaluation")
+        trace.begin("writing")
         base, ids = self._attached.base, inputs["input_ids"]
         asked: dict[str, Any] = {**inputs, "input_ids": ids[:, n_cached:], "past_key_values": cache_of(base, n_cached)}
         if "logits_to_keep" in signature(self._model.forward).parameters:

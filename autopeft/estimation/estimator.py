@@ -37,7 +37,7 @@ class Estimator:
     The design is really attached to the model on the meta device. Answers are kept by the design's key.
 
     Omits: memory outside of tensors (the Python process, the CUDA context), what an allocator reserves
-        beyond them, what `autopeft.estimation.kernels` lists, and in what CUDA reserves the writing of samples.
+        beyond them, and what `autopeft.estimation.kernels` lists.
     """
 
     version = VERSION
@@ -157,7 +157,7 @@ class Estimator:
         return self._with_few(design, self._steps)
 
     def explain(self, design: Design) -> Explanation:
-        """Return what the memory of both steps is made of: by module at the peak, and over time.
+        """Return what the memory of all steps is made of: by module at the peak, and over time.
 
         Raises:
             DesignError: The design is illegal on this model.
@@ -170,7 +170,9 @@ class Estimator:
             trains = attached.n_trainable > 0
             training = run.training_events(batch_size=workload.batch_size, n_tokens=n_tokens) if trains else []
             evaluation = run.evaluation_events(batch_size=workload.evaluation_batch_size, n_tokens=n_tokens)
-            return explain(run.cost(training), run.cost(evaluation), training, evaluation)
+            lengths = self._writing_lengths(design)
+            writing = [] if lengths is None else run.generation_events(**lengths)
+            return explain(training, evaluation, writing)
 
     def _attach(self, design: Design) -> Attached:
         self.check(design)
@@ -224,12 +226,16 @@ class Estimator:
         return self._with_few(design, generate)
 
     def _generation(self, run: DryRun, design: Design) -> StepCost | None:
+        lengths = self._writing_lengths(design)
+        return None if lengths is None else run.generation_step(**lengths)
+
+    def _writing_lengths(self, design: Design) -> dict[str, int] | None:
+        """Return the tokens that forward passes read which write samples; None where the model writes none."""
         lengths = generation.lengths(self.base(design.quantization), self._workload)
         if lengths is None:
             return None
-        n_prompt, n_cached = lengths
         n_added = sum(block.n_input_tokens for block in design.blocks)
-        return run.generation_step(n_prompt_tokens=n_prompt, n_cached_tokens=n_cached + n_added)
+        return {"n_prompt_tokens": lengths[0], "n_cached_tokens": lengths[1] + n_added}
 
     def _estimate(self, design: Design) -> Estimate:
         base_bytes = self._stored_bytes(design.quantization)
@@ -252,7 +258,7 @@ class Estimator:
                 inference_flops=evaluation.flops // self._workload.evaluation_batch_size,
                 serving=design.serving(self.base("none").summary),
                 version=self.version,
-                reserved_memory=_reserved_bytes(training, evaluation),
+                reserved_memory=_reserved_bytes(*steps),
             )
 
         return self._with_few(design, estimate)
@@ -270,11 +276,10 @@ class Estimator:
         return self._base_bytes[quantization]
 
 
-def _reserved_bytes(training: StepCost, evaluation: StepCost) -> int | None:
+def _reserved_bytes(training: StepCost, *others: StepCost) -> int | None:
     """Return what CUDA's allocator would reserve at most, or None on a CPU."""
-    if evaluation.events is None:
-        return None
-    return replay(training.events, evaluation.events, workspaces=CUBLAS_WORKSPACES).reserved_bytes
+    events = [step.events for step in others if step.events is not None]
+    return replay(training.events, *events, workspaces=CUBLAS_WORKSPACES).reserved_bytes if events else None
 
 
 def stored_bytes(base: Base) -> int:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autopeft.estimation.dry_run import StepCost
 from autopeft.estimation.trace import Begun, Borrowed, Event, Freed, Made, Moved, Phase
 from autopeft.estimation.tracker import CATEGORIES, Category
 
@@ -14,18 +13,15 @@ class Explanation:
     """Where the memory of a design goes.
 
     Attributes:
-        training: The cost of a training step.
-        evaluation: The cost of an evaluation step.
         timeline: Live bytes by category, whenever they rose or fell: through the training step, then through
-            the evaluation step; each with its phase. As many points as there are changes.
+            the evaluation step, then through the writing of samples; each with its phase. As many points as there are
+            changes.
         peak_at: Index in `timeline` of the first of its highest points.
         by_module: What is alive at that point: module, category and bytes, the largest first. A module is named
             by role where it has one (`layers.*.mlp_up`), otherwise by its path, with all layers as one;
             `loss`, `optimizer` and `inputs` are what no module made.
     """
 
-    training: StepCost
-    evaluation: StepCost
     timeline: tuple[tuple[Phase, Mapping[Category, int]], ...]
     peak_at: int
     by_module: tuple[tuple[str, Category, int], ...]
@@ -35,22 +31,22 @@ class Explanation:
         """Return the phase of the peak."""
         return self.timeline[self.peak_at][0]
 
+    @property
+    def peak_bytes(self) -> int:
+        """Return the bytes of the peak."""
+        return sum(self.timeline[self.peak_at][1].values())
 
-def explain(
-    training: StepCost, evaluation: StepCost, training_events: Sequence[Event], evaluation_events: Sequence[Event]
-) -> Explanation:
-    """Return where memory goes, from the events of both steps."""
-    timeline = [*_timeline(training_events), *_timeline(evaluation_events)]
-    totals = [sum(live.values()) for _, live in timeline]
-    is_training = training.peak_bytes >= evaluation.peak_bytes
+
+def explain(*steps: Sequence[Event]) -> Explanation:
+    """Return where memory goes, from the events of steps; those without events are left out."""
+    timelines = [(events, _timeline(events)) for events in steps if events]
+    highest = [max(sum(live.values()) for _, live in timeline) for _, timeline in timelines]
+    timeline = [point for _, points in timelines for point in points]
+    peak_bytes = max(highest)
     return Explanation(
-        training=training,
-        evaluation=evaluation,
         timeline=tuple(timeline),
-        peak_at=totals.index(max(totals)),
-        by_module=_by_module(
-            training_events if is_training else evaluation_events, max(training.peak_bytes, evaluation.peak_bytes)
-        ),
+        peak_at=next(place for place, (_, live) in enumerate(timeline) if sum(live.values()) == peak_bytes),
+        by_module=_by_module(timelines[highest.index(peak_bytes)][0], peak_bytes),
     )
 
 

@@ -26,7 +26,7 @@ from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
 
-VERSION = "fast-1"
+VERSION = "fast-2"
 """Changes whenever an answer may."""
 FAST, DRY_RUN = "fast", "dry run"
 

@@ -188,8 +188,12 @@ class LayeredMemory:
         return self._rows[placed.lowest, first]
 
     def _add(self, placed: _Blocks) -> tuple[Bytes, Bytes, Bytes]:
-        """Return what blocks leave behind, how far they go above the model's own layers, and what they compute."""
-        numbers, on, tokens = placed.numbers, placed.on, placed.frame.tokens
+        """Return what blocks leave behind, how far they go above the model's own layers, and what they compute.
+
+        Layers in which the same blocks are get the same, which is put together once.
+        """
+        numbers, tokens = placed.numbers, placed.frame.tokens
+        on, kind_of = _kinds(placed.on)
         table = self._known_table()
         net, high, flops = (part[numbers] for part in (table.curve.net, table.curve.high, table.curve.flops))
         if tokens != 1.0:
@@ -204,7 +208,7 @@ class LayeredMemory:
         changers = [place for place, number in enumerate(numbers) if self._changes_input[number]]
         # In reverse; what changes a map's input comes last, after all that read what it made.
         if changers:
-            diverted = tokens * self._diverted(placed, changers)
+            diverted = tokens * self._diverted(placed, on, changers)
             before[:, BACKWARD] = _behind(each[:, BACKWARD], changers)
             before[changers, BACKWARD] += diverted[BACKWARD]
         else:
@@ -217,18 +221,19 @@ class LayeredMemory:
         added += tokens * (keeps @ self._shares.keeping.swapaxes(0, 1))
         if diverted is not None:
             added += diverted
-        return added, most, (on.sum(axis=1) @ flops.reshape(len(numbers), -1)).reshape(2, 3)
+        own_flops = (placed.on.sum(axis=1) @ flops.reshape(len(numbers), -1)).reshape(2, 3)
+        return added[:, kind_of], most[:, kind_of], own_flops
 
-    def _diverted(self, placed: _Blocks, changers: Sequence[int]) -> Bytes:
+    def _diverted(self, placed: _Blocks, on: Bytes, changers: Sequence[int]) -> Bytes:
         """Return what changes where a block reads what another one has made of a map's input: that is kept too."""
         reads = self._known_table().reads
-        met = np.zeros((self._n_layers, len(self._shares.diverting)))
+        met = np.zeros((on.shape[1], len(self._shares.diverting)))
         for place in changers:
             number = placed.numbers[place]
             n_earlier = sum(self._turns[other] < self._turns[number] for other in placed.numbers[:place])
             if n_earlier:
-                read = np.minimum(placed.on[:n_earlier].T @ reads[placed.numbers[:n_earlier]], 1.0)
-                met += placed.on[place][:, None] * self._known[number].diverts * read
+                read = np.minimum(on[:n_earlier].T @ reads[placed.numbers[:n_earlier]], 1.0)
+                met += on[place][:, None] * self._known[number].diverts * read
         changed: Bytes = met @ self._shares.diverting.swapaxes(0, 1)
         return changed
 
@@ -272,6 +277,13 @@ class LayeredMemory:
         elif n_new := len(self._known) - len(self._table.keeps):
             self._table = self._table.with_more(self._known[-n_new:])
         return self._table
+
+
+def _kinds(on: Bytes) -> tuple[Bytes, list[int]]:
+    """Return the columns that differ, and which one each layer has: layers with the same blocks need the same."""
+    kinds: dict[bytes, int] = {}
+    kind_of = [kinds.setdefault(column.tobytes(), len(kinds)) for column in on.T]
+    return on[:, [kind_of.index(kind) for kind in range(len(kinds))]], kind_of
 
 
 def _turn(found: tuple[tuple[int, str], int, Bytes, int]) -> tuple[int, str]:

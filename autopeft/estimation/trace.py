@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from autopeft.estimation.tracker import CATEGORIES, Category
 
-Phase = Literal["forward", "backward", "optimizer", "evaluation"]
-"""Of a training step, or all of an evaluation step."""
+Phase = Literal["forward", "backward", "optimizer", "evaluation", "writing"]
+"""Of a training step; all of an evaluation step; all of a forward pass that writes."""
 Direction = Literal["forward", "backward"]
 
 _RESIDENT = ("base", "trainable")

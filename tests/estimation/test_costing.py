@@ -1,12 +1,14 @@
 """Who decides by which estimate: dry runs for the record and near a limit, the fast path elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 
 from autopeft.errors import DesignError
 from autopeft.estimation import costing as module
 from autopeft.estimation.costing import MARGIN, N_WASTED, Costing
 from autopeft.estimation.estimator import Estimator
-from autopeft.estimation.fast import VERSION
+from autopeft.estimation.fast import DRY_RUN, VERSION, Costs, FastEstimator
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from tests.estimation.test_fast import lora, make_estimator, minilm_estimator
@@ -60,6 +62,27 @@ def test_near_a_limit_a_dry_run_decides(full: Estimator) -> None:
     assert decided(trainable_params=record.trainable_params).version == VERSION, "parameters are exact"
     over = decided(peak_memory=record.peak_memory, trainable_params=record.trainable_params - 1)
     assert over.version == VERSION, "it is over the other limit for sure"
+
+
+@pytest.mark.parametrize("factor", [1 - 2 * MARGIN, 1 + MARGIN / 2, 1 + 2 * MARGIN])
+def test_a_fast_path_that_is_wrong_on_a_model_decides_nothing_there(
+    full: Estimator, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FastEstimator.__call__
+
+    def off(fast: FastEstimator, design: Design) -> Costs:
+        told = right(fast, design)
+        return told if told.source == DRY_RUN else replace(told, peak_memory=round(factor * told.peak_memory))
+
+    monkeypatch.setattr(FastEstimator, "__call__", off)
+    costing = Costing(full)
+    costing.learn([SMALL, LARGE])
+    if abs(factor - 1) > MARGIN:
+        assert f"{factor - 1:+.0%} off a dry run on this model" in costing.obstacle
+        assert costing.quick(SMALL) == full(SMALL)
+    else:
+        assert costing.obstacle == ""
+        assert costing.quick(SMALL).version == VERSION
 
 
 def test_few_designs_take_dry_runs(minilm_estimator: Estimator) -> None:

@@ -10,17 +10,20 @@ from autopeft.models.base import Base, Head, build_meta
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
+from autopeft.spec.training import Precision
 
 WORKLOAD = Workload.uniform(batch_size=4, n_tokens=16)
 
 
-def make_estimator(base: Base, *, checkpointing: bool = False) -> Estimator:
+def make_estimator(
+    base: Base, *, checkpointing: bool = False, precision: Precision = "fp32", device: str = "cpu"
+) -> Estimator:
     return Estimator(
         base,
         workload=WORKLOAD,
-        precision="fp32",
+        precision=precision,
         kernel="sdpa",
-        device="cpu",
+        device=device,
         n_threads=1,
         checkpointing=checkpointing,
     )
@@ -70,13 +73,17 @@ def test_layers_below_the_lowest_that_trains_leave_nothing_behind(
 
 
 @pytest.mark.thorough
-def test_peaks_of_random_hybrids_are_within_bounds(minilm_estimator: Estimator) -> None:
-    fast, space = FastEstimator(minilm_estimator), SearchSpace.load("hybrid-full")
+@pytest.mark.parametrize(("precision", "device"), [("fp32", "cpu"), ("bf16", "cpu"), ("bf16", "cuda")])
+def test_peaks_of_random_hybrids_are_within_bounds(
+    minilm_estimator: Estimator, precision: Precision, device: str
+) -> None:
+    estimator = make_estimator(minilm_estimator.base("none"), precision=precision, device=device)
+    fast, space = FastEstimator(estimator), SearchSpace.load("hybrid-full")
     chooser, errors = RandomChooser(random.Random(3)), []
     while len(errors) < 5:
-        drawn = space.draw(chooser, minilm_estimator.base("none").summary)
+        drawn = space.draw(chooser, estimator.base("none").summary)
         if not drawn.violation:
-            told, full = fast(drawn.design), minilm_estimator(drawn.design)
+            told, full = fast(drawn.design), estimator(drawn.design)
             assert_near(told, full, memory=0.03)
             errors.append(abs(told.peak_memory / full.peak_memory - 1))
     assert sorted(errors)[len(errors) // 2] < 0.01

@@ -2,7 +2,7 @@
 
 Eager attention has nothing that torch has no formula for. Of CPU flash attention it has none: there the counter takes
 its own formula for the CUDA kernel of the same mathematics. Products with 4-bit weights have no formula either, and do
-the arithmetic of the unquantized ones. An LSTM is one kernel without a formula: test_prompts.py has it.
+the arithmetic of the unquantized ones. An LSTM is one kernel without a formula: test_recurrent.py has it.
 """
 
 import sys

@@ -73,11 +73,11 @@ def test_the_peak_of_writing_is_the_one_that_the_profiler_sees(llama: str, name:
 
 
 def test_writing_counts_where_it_needs_most(llama: str):
-    workload = Workload.uniform(batch_size=1, n_tokens=48)
+    workload = Workload.uniform(batch_size=1, n_tokens=4)  # few scores: what is written is the longer text
     estimator = Estimator(build_meta(llama, HEAD), workload=workload, precision="fp32", kernel="sdpa", device="cpu")
     writing, (_, evaluation) = estimator.generation(Design()), estimator.steps(Design())
     assert writing is not None
-    assert estimator(Design()).peak_memory == max(writing.peak_bytes, evaluation.peak_bytes)
+    assert estimator(Design()).peak_memory == writing.peak_bytes > evaluation.peak_bytes
 
 
 def test_what_writes_nothing_has_no_such_peak(llama: str, tmp_path: Path):

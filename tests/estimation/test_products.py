@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autopeft.estimation import asking, products
+from autopeft.estimation.asking import Shape
 from autopeft.estimation.products import packed_bytes
 from tests.estimation.measured import allocated_peak
 
@@ -50,13 +51,38 @@ def test_a_slice_is_asked_for_as_its_whole(kind: str) -> None:
     assert packed_bytes(left, right, 1) == peak(left, right, 1)
 
 
-@pytest.mark.parametrize("kind", MATRICES)
-def test_what_would_take_long_is_asked_for_at_a_smaller_shape(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, right = matrices(kind, (700, 3000, 2000), torch.bfloat16)
-    n_bytes, real = packed_bytes(left, right, 1), peak(left, right, 1)
-    assert abs(n_bytes - real) <= 0.05 * (left.nbytes + right.nbytes + 2 * left.shape[0] * right.shape[1])
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(700, 3000, 2000), (2048, 1024, 1024), (100, 4000, 5000)])
+def test_what_would_take_long_is_asked_for_at_a_smaller_shape(
+    sizes: tuple[int, int, int], n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As good as the tensors that a step keeps anyway are large; and better than nothing, over all three products."""
+    told, real, given = 0, 0, 0
+    products_of_it = [matrices(kind, sizes, torch.bfloat16) for kind in MATRICES]
+    for left, right in products_of_it:
+        n_bytes, n_real = packed_bytes(left, right, n_threads), peak(left, right, n_threads)
+        n_given = left.nbytes + right.nbytes + 2 * left.shape[0] * right.shape[1]
+        assert abs(n_bytes - n_real) <= 0.08 * n_threads * n_given
+        told, real, given = told + n_bytes, real + n_real, given + n_given
+    assert 0.5 <= told / real <= 2
     monkeypatch.setattr(asking, "_allocated_and_freed", lambda _: pytest.fail("asked again"))
-    assert packed_bytes(left, right, 1) == n_bytes
+    assert told == sum(packed_bytes(left, right, n_threads) for left, right in products_of_it)
+
+
+def test_a_probe_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for: a head of a hundred thousand words, and one row."""
+    seen: list[int] = []
+
+    def remember(_operator: object, given: tuple[Shape, Shape], *_: object) -> int:
+        (n_rows, n_inner), (_, n_columns) = (shape.sizes for shape in given)
+        seen.append(2 * (n_rows * n_inner + n_inner * n_columns + n_rows * n_columns))
+        assert n_rows * n_inner * n_columns <= 2**29
+        return 1
+
+    monkeypatch.setattr(products, "asked", remember)
+    for sizes in ((1, 8192, 128_256), (4, 128_256, 8192), (100_000, 4096, 4096), (1, 1, 2**26)):
+        assert products.packed_bytes_of(*sizes, torch.bfloat16, 1) == 1
+    assert max(seen) <= 2**25
 
 
 def test_a_product_in_fp32_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

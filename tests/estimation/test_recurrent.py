@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft.estimation.kernels import replacements, scratch_formulas
-from tests.estimation.measured import allocated_peak
+from tests.estimation.measured import allocated_peak, counted
 
 FORWARD, BACKWARD = torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.mkldnn_rnn_layer_backward
 LSTM = 2
@@ -34,3 +35,20 @@ def test_an_lstm_takes_what_the_allocator_gave_it(
     backward = sum(results.values()) + scratch[BACKWARD](*back)
     assert forward == pytest.approx(allocated_peak(lambda: FORWARD(*arguments)), rel=0.02)
     assert backward == pytest.approx(allocated_peak(lambda: BACKWARD(*back)), rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch sets it with the rest
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_an_lstm_computes_the_products_that_torch_counts(n_layers: int) -> None:
+    """Without oneDNN torch runs an LSTM as plain products, of which its counter has formulas."""
+    lstm = torch.nn.LSTM(12, 8, num_layers=n_layers, bidirectional=True)
+    read, *states = (
+        torch.randn(*sizes, requires_grad=True) for sizes in ((5, 3, 12), (2 * n_layers, 3, 8), (2 * n_layers, 3, 8))
+    )
+
+    def step() -> None:
+        lstm(read, tuple(states))[0].sum().backward()
+
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        step()
+    assert counted(step) == counter.get_total_flops() > 0
