@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autopeft.api import merge as merge
     from autopeft.api import open_study as open
     from autopeft.api import search as search
+    from autopeft.models.loading import Head as Head
     from autopeft.outlook import DryRun as DryRun
     from autopeft.prediction import predict as predict
     from autopeft.results.result import SearchResult as SearchResult
@@ -45,6 +46,7 @@ _HOMES = {
     "Estimate": "spec.cost",
     "Design": "spec.design",
     "Event": "spec.event",
+    "Head": "models.loading",
     "SearchSpace": "spec.space",
     "EarlyStopping": "spec.study",
     "StudySpec": "spec.study",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from autopeft.errors import DesignError
 from autopeft.preparation import PreparedStudy
-from autopeft.searching.calibration import device_bytes
 from autopeft.searching.forecast import expected
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
@@ -84,7 +83,7 @@ def memory_warning(study: PreparedStudy) -> str:
     """
     needs: list[tuple[int, Design]] = []
     for design in _for_a_while(study.smallest()):
-        needs.append((device_bytes(study.estimator(design)), design))
+        needs.append((study.estimator(design).device_bytes, design))
         if needs[-1][0] <= study.memory_bytes:
             return ""
     if not needs:

@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from autopeft.cli import main
 
@@ -37,6 +39,23 @@ def test_its_commands_are_understood() -> None:
     assert {words[0] for words in commands()} == set(main.commands)
     for name, *arguments in commands():
         main.commands[name].make_context(name, arguments)  # raises for an option, a value or a number of arguments
+
+
+def test_what_it_says_that_an_estimate_prints_is_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two threads, as on the machine that it was printed on: attention has a workspace for each."""
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    monkeypatch.chdir(tmp_path)
+    (command,) = [words for words in commands() if words[0] == "estimate" and "--plot" in words]
+    shown = README.split("--plot memory.png\n```\n\n```text\n")[1].split("```")[0]
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert CliRunner().invoke(main, command).output == shown
+    finally:
+        torch.set_num_threads(n_threads)
+    assert (tmp_path / "memory.png").is_file()
 
 
 def test_the_files_it_names_are_there() -> None:

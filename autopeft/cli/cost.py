@@ -92,7 +92,8 @@ class _Question:
     multiple=True,
     metavar="COST=AMOUNT",
     callback=_read_budget,
-    help="What --space is held against, such as peak_memory=8GiB or trainable_params=2% (may be repeated).",
+    help="What --space is held against, such as peak_memory=8GiB or trainable_params=2% (may be repeated). A peak is "
+    "that of tensors; --fit takes what CUDA's allocator reserves, which is more.",
 )
 @click.option(
     "--fit",
@@ -102,6 +103,12 @@ class _Question:
     help="Which batches and which storage of the base fit a memory such as 24GiB.",
 )
 @click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(list(TASKS)))
+@click.option(
+    "--head",
+    metavar="CLASS",
+    help="Class of transformers that the model is built as instead of the task's, such as "
+    "AutoModelForImageClassification; images have the model's size, whatever --sequence-length says.",
+)
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
 @click.option("--sequence-length", default=128, show_default=True, type=click.IntRange(min=1), help="In tokens.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
@@ -131,6 +138,7 @@ def estimate(
     plot: str | None,
     as_json: bool,
     measure: bool,
+    head: str | None,
     revision: str | None,
     trust_remote_code: bool,
     **values: Any,
@@ -157,7 +165,12 @@ def estimate(
         check_device(setting)
     loaded = _load_spaces(spaces, shipped=memory_bytes is not None)
     costs = ModelCosts(
-        model, task=setting.task, kernel=setting.kernel, revision=revision, trust_remote_code=trust_remote_code
+        model,
+        task=setting.task,
+        kernel=setting.kernel,
+        head=None if head is None else _head(head),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     question = _Question(costs=costs, setting=setting, measure=measure, as_json=as_json)
     if made is not None:
@@ -192,15 +205,26 @@ def _check_options(
         raise click.UsageError("--plot draws the memory of one design; give --design")
 
 
+def _head(name: str) -> Any:
+    """Return a head of this class; a classifier has two new classes."""
+    from autopeft.models.loading import Head
+
+    classes = TASKS["text-classification"].classes if name.endswith("Classification") else ()
+    return Head(auto_class=name, labels=classes)
+
+
 def _read_design(text: str) -> Any:
     from autopeft.errors import DesignError
     from autopeft.spec.design import Design
 
-    if not text.lstrip().startswith("{"):
-        path = Path(text)
-        if not path.is_file():
-            raise DesignError(f"--design must be a JSON object, or a file that holds one, but got {text!r}")
-        text = path.read_text(encoding="utf-8")
+    if not text.lstrip().startswith(("{", "[")):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = f"not UTF-8: {error}" if isinstance(error, ValueError) else error.strerror
+            raise DesignError(
+                f"--design must be a JSON object, or a file that holds one, but got {text!r} ({reason})"
+            ) from None
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -226,9 +250,14 @@ def _show_design(question: _Question, design: Any, plot: str | None) -> None:
     question.show({"design": resolved.to_dict(), **answer.to_dict()}, lambda: (head, "", str(answer)))
     if plot is not None:
         from autopeft.costs.plot import draw_memory
+        from autopeft.errors import StorageError
 
         explanation = question.costs.at(question.setting).explain(design)
-        draw_memory(explanation, head).savefig(plot, dpi=120)
+        picture = draw_memory(explanation, head)
+        try:
+            picture.savefig(plot, dpi=120)
+        except OSError as error:
+            raise StorageError(f"{plot} cannot be written ({error.strerror}); name another place") from error
         click.echo(plot, err=question.as_json)
 
 

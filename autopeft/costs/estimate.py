@@ -48,14 +48,16 @@ def estimate(
             that has one (its weights are not read).
         design: A design, or its JSON form.
         batch_size: Examples in a training step, and in an evaluation step.
-        sequence_length: Tokens of every example.
+        sequence_length: Tokens of every example; images have the size that the model takes.
         dtype: What is computed in. Unquantized weights are fp32 in either case, and bfloat16 means autocast.
         optimizer: What makes the steps: `adamw`, `adamw_8bit` or `sgd`.
         checkpointing: Whether layers compute their activations again in the backward pass instead of keeping them.
-        device: Where it would be trained: `cpu` or `cuda`, which need not be here.
-        kernel: Attention kernel.
+        device: Where it would be trained: `cpu` or `cuda`, which need not be here. For a CPU it is this one, with the
+            threads that torch has in this process: what its kernels take for themselves is asked of them.
+        kernel: Attention kernel: `sdpa` or `eager`.
         task: What it would be trained for: `text-classification`, with two classes, or `causal-lm`.
-        head: What the model has on top, where it is not what the task asks for.
+        head: What the model has on top, where it is not what the task asks for, such as
+            `autopeft.Head(auto_class="AutoModelForImageClassification", labels=("cat", "dog"))`.
         n_steps: Steps that `train_flops` covers.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether to run Python code that the model brings.

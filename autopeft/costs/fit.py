@@ -112,11 +112,6 @@ class Fit:
         }
 
 
-def needed_bytes(estimate: Estimate) -> int:
-    """Return the memory that a device must have for a design: what CUDA's allocator holds, or the live tensors."""
-    return estimate.peak_memory if estimate.reserved_memory is None else estimate.reserved_memory
-
-
 def largest_batch_size(bytes_at: Callable[[int], int], memory_bytes: int) -> int:
     """Return the largest power of two, up to `MAX_BATCH_SIZE`, whose memory fits; 0 where that of 1 does not.
 
@@ -220,7 +215,7 @@ def _quantizations(space: SearchSpace) -> tuple[Quantization, ...]:
 
 def _largest_batch(costs: ModelCosts, design: Design, memory_bytes: int, setting: Setting) -> LargestBatch:
     def bytes_at(batch_size: int) -> int:
-        return needed_bytes(costs.cost(design, replace(setting, batch_size=batch_size)))
+        return costs.cost(design, replace(setting, batch_size=batch_size)).device_bytes
 
     batch_size = largest_batch_size(bytes_at, memory_bytes)
     return LargestBatch(design=design, batch_size=batch_size, memory_bytes=bytes_at(max(1, batch_size)))
@@ -246,7 +241,7 @@ def _fit_space(
         space=space.name,
         quantization=quantization,
         n_sampled=len(sampled),
-        n_fitting=sum(needed_bytes(estimate) <= memory_bytes for _, estimate in sampled),
+        n_fitting=sum(estimate.device_bytes <= memory_bytes for _, estimate in sampled),
         smallest=_largest_batch(costs, smallest, memory_bytes, setting),
         typical=_largest_batch(costs, median(sampled)[0], memory_bytes, setting),
     )

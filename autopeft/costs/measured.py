@@ -6,7 +6,6 @@ from shutil import disk_usage
 from statistics import median
 from tempfile import gettempdir
 
-from autopeft.costs.fit import needed_bytes
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.sample import CostSample
 from autopeft.costs.setting import PRECISIONS, Setting
@@ -116,7 +115,7 @@ class Stopwatch:
 
     def _check_memory(self, design: Design, estimate: Estimate) -> None:
         """Raise `DesignError` where a design is likely not to fit the device, or its random weights the disk."""
-        device, n_bytes = self._setting.device, needed_bytes(estimate)
+        device, n_bytes = self._setting.device, estimate.device_bytes
         if n_bytes > (there := available_bytes(device)):
             raise DesignError(
                 f"what is measured must fit the device, but {design.describe()} is predicted to need "

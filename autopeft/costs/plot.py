@@ -44,7 +44,7 @@ def check_plot_path(path: str | Path) -> Path:
 
 
 def draw_memory(explanation: Explanation, title: str) -> Figure:
-    """Draw live bytes by category over a training and an evaluation step, and what is alive at the peak.
+    """Draw live bytes by category over a training step and what comes after it, and what is alive at the peak.
 
     The horizontal axis counts changes of memory, not time.
     """
@@ -66,7 +66,7 @@ def _draw_timeline(axes: Axes, explanation: Explanation) -> None:
         colors=[COLORS[category] for category in shown],
         step="post",
     )
-    peak_bytes = sum(points[explanation.peak_at].values())
+    peak_bytes = explanation.peak_bytes
     words = f"{format_bytes(peak_bytes)}, {explanation.peak_phase}"
     axes.plot([explanation.peak_at], [peak_bytes], "v", color="black", markersize=6)
     right = explanation.peak_at > len(points) / 2

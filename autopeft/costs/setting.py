@@ -51,6 +51,8 @@ class Setting:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DesignError(f"{name} must be a whole number >= 1, but got {name}={value!r}")
+        if not isinstance(self.checkpointing, bool):
+            raise DesignError(f"checkpointing must be True or False, but got {self.checkpointing!r}")
         known: dict[str, tuple[Any, ...]] = {
             "dtype": get_args(Dtype),
             "optimizer": get_args(OptimizerName),

@@ -115,6 +115,10 @@ def _batch(found: LargestBatch) -> str:
 
 
 def _note(fit: Fit) -> str:
+    stored = "Base none is in fp32, of which bfloat16 computes a copy of each weight when it is needed."
     if fit.setting.device == "cuda":
-        return "On a GPU the CUDA context, and whatever else runs there, take memory besides: leave them room."
-    return "What the Python process takes besides its tensors comes on top."
+        return (
+            f"{stored} On a GPU the CUDA context, and whatever else runs there, take memory besides: leave them room. "
+            "What CUDA's allocator reserves is predicted by its documented rules, and was not measured on a GPU."
+        )
+    return f"{stored} What the Python process takes besides its tensors comes on top."

@@ -31,6 +31,18 @@ class Head:
     auto_class: str
     labels: tuple[str, ...] = ()
 
+    def find_class(self) -> Any:
+        """Return the class of transformers. Raises `ModelError` where there is none of that name."""
+        import transformers
+
+        found = getattr(transformers, self.auto_class, None) if self.auto_class.startswith("AutoModel") else None
+        if found is None:
+            raise ModelError(
+                "the head must be a class of transformers that begins with AutoModel, such as "
+                f"AutoModelForImageClassification, but got {self.auto_class!r}"
+            )
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -82,8 +94,6 @@ def read(
 def _from_pretrained(
     checkpoint: Checkpoint, kernel: Kernel, dtype: torch.dtype, device_map: Any, quantization_config: Any
 ) -> tuple["PreTrainedModel", dict[str, Any]]:
-    import transformers
-
     labels: dict[str, Any] = {}
     if checkpoint.head.labels:
         labels = {
@@ -93,7 +103,7 @@ def _from_pretrained(
         }
     if not has_weights(checkpoint.folder):
         return _from_config(checkpoint, kernel, dtype, labels)
-    model, info = getattr(transformers, checkpoint.head.auto_class).from_pretrained(
+    model, info = checkpoint.head.find_class().from_pretrained(
         str(checkpoint.folder),
         attn_implementation=kernel,
         dtype=dtype,
@@ -117,7 +127,7 @@ def _from_config(
     trust = checkpoint.trust_remote_code
     config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trust, **labels)
     with torch.device("meta"):
-        model = getattr(transformers, checkpoint.head.auto_class).from_config(
+        model = checkpoint.head.find_class().from_config(
             config, attn_implementation=kernel, dtype=dtype, trust_remote_code=trust
         )
     return model.eval(), {"missing_keys": [], "mismatched_keys": []}

@@ -149,8 +149,9 @@ def _wanted(trust_remote_code: bool) -> list[str]:
 def _check_config(name: str, folder: Path, trust_remote_code: bool) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
-        hint = "; it holds an adapter: give its base model" if (folder / "adapter_config.json").is_file() else ""
-        raise ModelError(f"a model folder must have a config.json, but {name!r} has none{hint}")
+        is_adapter = (folder / "adapter_config.json").is_file()
+        hint = "it holds an adapter: give its base model" if is_adapter else "give a folder that save_pretrained wrote"
+        raise ModelError(f"a model folder must have a config.json, but {name!r} has none; {hint}")
     try:
         config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

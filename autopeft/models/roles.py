@@ -159,7 +159,7 @@ def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         names = [name for name, module in model.named_modules() if linear_shape(module)]
         raise ModelError(
             "a model must have a list of equal transformer layers with linear maps, but "
-            f"{type(model).__name__} has none; its linear maps: {', '.join(names) or 'none'}"
+            f"{type(model).__name__} has none; its linear maps: {', '.join(names) or 'none'}; take a transformer"
         )
     return found
 

@@ -65,7 +65,7 @@ def _n_heads(config: Any, layers: Sequence[LayerSummary]) -> int:
         seen = ", ".join(linear.path.removeprefix(f"{layers[0].path}.") for linear in layers[0].roles.values())
         raise ModelError(
             f"the layers must have attention heads, but {type(config).__name__} says of none; what has a role in a "
-            f"layer: {seen or 'nothing'}"
+            f"layer: {seen or 'nothing'}; take a model with attention"
         )
     return int(n_heads)
 

@@ -38,15 +38,13 @@ def _rank(n: int, coverage: float = COVERAGE) -> int:
     return math.ceil((n + 1) * coverage)
 
 
-def device_bytes(estimate: Estimate) -> int:
-    """Return what a device must have for a design: on CUDA what the caching allocator reserves, else the peak."""
-    return max(estimate.peak_memory, estimate.reserved_memory or 0)
-
-
 def memory_ratio(record: TrialRecord) -> float | None:
     """Return measured / predicted peak memory; None where none was measured, and for references.
 
     Full fine-tuning keeps copies that its estimate leaves out, and the base as it is takes no training step.
+
+    Omits: that no trial measures the writing of samples. Where that is predicted to need most, the ratio is too low,
+        and a bound, which is never below the prediction, none the worse for it.
     """
     if record.is_reference or not record.measured.peak_memory:
         return None
@@ -98,9 +96,9 @@ class Calibration:
             evidence.append((self._ratios[record.estimate.version], ratio))
         if not record.is_reference:
             if record.outcome is Outcome.OUT_OF_MEMORY:
-                evidence.append((self._out, (device_bytes(record.estimate), record.number)))
+                evidence.append((self._out, (record.estimate.device_bytes, record.number)))
             elif record.measured.n_steps:
-                evidence.append((self._held, device_bytes(record.estimate)))
+                evidence.append((self._held, record.estimate.device_bytes))
         return evidence
 
     # Memory ---------------------------------------------------------------------------------------------------
@@ -118,7 +116,7 @@ class Calibration:
 
     def device_bound(self, estimate: Estimate) -> int:
         """Return what a device must have for a design at most, by the same measurements."""
-        return math.ceil(device_bytes(estimate) * self._memory_factor(estimate))
+        return math.ceil(estimate.device_bytes * self._memory_factor(estimate))
 
     def _memory_factor(self, estimate: Estimate) -> float:
         ratios = self._ratios[estimate.version]
@@ -141,7 +139,7 @@ class Calibration:
         """
         had = self._held[-1] if self._held else 0
         place = bisect_right(self._out, (had, math.inf))
-        if place == len(self._out) or device_bytes(estimate) < self._out[place][0]:
+        if place == len(self._out) or estimate.device_bytes < self._out[place][0]:
             return None
         return self._records[self._out[place][1]]
 
@@ -161,6 +159,10 @@ class Calibration:
         own = self._rates[quantization]
         rates = own if len(own) >= MIN_TIMED else self._all_rates
         return _middle(rates) if rates else self._prior
+
+    def is_timed(self, quantization: str) -> bool:
+        """Return whether a trial of that quantization has been timed: what `seconds_per_flop` says is no guess then."""
+        return bool(self._rates[quantization])
 
     def _seconds_per_flop(self, record: TrialRecord) -> float | None:
         if record.measured.train_seconds <= 0 or not record.examples or record.baseline == "base":

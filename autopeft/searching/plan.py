@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from autopeft.searching.calibration import device_bytes
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.objective import Objective
@@ -39,7 +38,7 @@ class Baseline:
         """
         if self.name == "full":
             # The weights that training changes are copies, beside those of the base.
-            needed = device_bytes(estimate) + estimate.base_bytes
+            needed = estimate.device_bytes + estimate.base_bytes
             if memory_bytes is None or needed <= memory_bytes:
                 return ""
             return f"it needs {format_bytes(needed)} of memory, and the device has {format_bytes(memory_bytes)}"
@@ -60,6 +59,7 @@ class SearchPlan:
         timeout_seconds: For this call, or None.
         test: Whether there is a test split for the final check.
         test_size: Examples of the test split for each one of the validation split.
+        n_validation: Examples of the validation split; 0 where nobody says.
         device: What designs train on, in words: what was measured on another one says nothing of it.
         memory_bytes: Of the device, where that is known.
         seconds_per_flop: Of training, as a few steps before the search took on the device, where that is known.
@@ -76,6 +76,7 @@ class SearchPlan:
     seed: int = 0
     test: bool = True
     test_size: float = 1.0
+    n_validation: int = 0
     device: str = ""
     memory_bytes: int | None = None
     seconds_per_flop: float | None = None

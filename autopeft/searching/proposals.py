@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from autopeft.errors import BudgetError, DesignError
-from autopeft.searching.calibration import device_bytes
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
 from autopeft.searching.sampler import Proposal, Sampler
@@ -93,7 +92,7 @@ class Proposals:
         exhausted = self._ledger.calibration.exhausted(estimate)
         if exhausted is None:
             return "", ""
-        needed = format_bytes(device_bytes(exhausted.estimate))
+        needed = format_bytes(exhausted.estimate.device_bytes)
         return "out_of_memory", f"trial {exhausted.number}, predicted to need {needed}, ran out of memory"
 
     def _way_out(self, tightest: str, details: str) -> str:

@@ -17,7 +17,9 @@ class Workload:
     """The shapes that a full training and its evaluations will make, known once the data is tokenized.
 
     Attributes:
-        max_tokens: Length of the longest input after truncation and padding, in either split.
+        batch_size: Examples of the largest batch of a training step.
+        evaluation_batch_size: Examples of the largest batch of an evaluation, of any split.
+        max_tokens: Length of the longest input after truncation and padding, in any split.
         n_steps: Optimizer steps of a full training.
         n_examples: Examples seen by a full training: epochs x training split.
         n_train_tokens: Tokens of a full training, padding included.
@@ -73,6 +75,7 @@ class Estimate:
             the study's batch size and longest batch, and of a language model over the writing of samples.
         train_flops: Floating-point operations of the full training.
         inference_flops: Floating-point operations of the forward pass for one example of the longest length.
+        serving: Who serves the trained design: the base that it is merged into, stock PEFT, or autopeft alone.
         version: Which estimator said so.
         step_flops: Floating-point operations of one training step at the longest length.
         at_peak: Bytes at the peak by what they are for: `base`, `trainable`, `gradients`, `optimizer`, `activations`
@@ -126,7 +129,7 @@ class Estimate:
             head = f"{share}; {head}"
         yield "trainable parameters", format_count(self.trainable_params), head
         yield "base model", format_bytes(self.base_bytes), "stored, frozen"
-        yield "peak memory", format_bytes(self.peak_memory), "the larger of a training and an evaluation step"
+        yield "peak memory", format_bytes(self.peak_memory), "the highest of training, evaluating and writing"
         for category, words in _AT_PEAK.items():
             if self.at_peak.get(category):
                 yield (
@@ -168,6 +171,11 @@ class Estimate:
         merged = ", none once merged" if self.serving == "merge" and added else ""
         per_token = format_count(added / self.n_tokens)
         return f", {added / self.base_inference_flops:+.2%} over the base alone ({per_token} a token{merged})"
+
+    @property
+    def device_bytes(self) -> int:
+        """Return what a device must have for the design: on CUDA what the caching allocator reserves, else the peak."""
+        return max(self.peak_memory, self.reserved_memory or 0)
 
     def cost(self, name: str) -> int:
         """Return the cost objective called `name`."""

@@ -168,7 +168,7 @@ def workload(data: PreparedData, training: Training) -> Workload:
     longest = max(int(split.lengths.max()) for split in splits if len(split))
     return Workload(
         batch_size=min(training.batch_size, len(data.train)),
-        evaluation_batch_size=min(training.evaluation_batch_size, len(data.validation)),
+        evaluation_batch_size=min(training.evaluation_batch_size, max(len(data.validation), len(data.test))),
         max_tokens=padded_length(longest, data.max_length),
         n_steps=plan.n_steps,
         n_examples=plan.full,

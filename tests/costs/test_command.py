@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from click.testing import CliRunner
 
 from autopeft.cli import main
@@ -37,6 +38,31 @@ def test_one_design(llama_config: str, tmp_path: Path):
     assert values["trainable_params"] == 2 * 2 * (64 + 64)
     assert values["design"]["blocks"][0]["lora"]["rank"] == 2
     assert values["peak_memory"] == sum(values["at_peak"].values())
+
+
+def test_the_memory_of_a_step_is_drawn(llama_config: str, tmp_path: Path):
+    picture = tmp_path / "memory.png"
+    code, output = run(llama_config, "--design", LORA, "--plot", str(picture))
+    assert code == 0, output
+    assert output.rstrip().endswith("memory.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    picture.mkdir()
+    code, output = run(llama_config, "--design", LORA, "--plot", str(picture))
+    assert code == 2
+    assert "is a directory" in output
+
+
+def test_a_head_that_no_task_has(tmp_path: Path):
+    transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
+    ).save_pretrained(tmp_path)
+    code, output = run(
+        str(tmp_path), "--design", LORA, "--json", "--head", "AutoModelForImageClassification", "--batch-size", "1"
+    )
+    assert code == 0, output
+    assert json.loads(output)["head_params"] == 2 * (32 + 1)
+    assert json.loads(output)["trainable_params"] == 2 * (32 + 1) + 2 * 2 * (32 + 32)
 
 
 def test_designs_of_a_space(llama_config: str, space: str):
@@ -88,6 +114,10 @@ def test_what_fits(llama_config: str, space: str):
         (["{model}", "--fit", "1GiB", "--measure"], "--measure times --design, or predicts the time of --space"),
         (["{model}", "--design", "none.json"], "--design must be a JSON object, or a file that holds one, but"),
         (["{model}", "--design", "{"], "--design must be JSON, but"),
+        (["{model}", "--design", "[" + "1, " * 200], "--design must be JSON, but"),
+        (["{model}", "--design", "x" * 300], "(File name too long)"),
+        (["{model}", "--design", "{model}"], "(Is a directory)"),
+        (["{model}", "--design", LORA, "--head", "Trainer"], "begins with AutoModel, such as AutoModelForImage"),
         (["{model}", "--design", LORA, "--plot", "x.txt"], "a plot must end in .png, .pdf, .svg, but got 'x.txt'"),
         (["{model}", "--design", LORA, "--plot", "no/x.png"], "a plot needs a folder that is there"),
         (["{model}", "--design", LORA, "--optimizer", "adam"], "'adam' is not one of 'adamw', 'adamw_8bit', 'sgd'"),

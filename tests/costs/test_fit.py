@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.costs.fit import MAX_BATCH_SIZE, fit, largest_batch_size, needed_bytes
+from autopeft.costs.fit import MAX_BATCH_SIZE, fit, largest_batch_size
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.setting import Setting
 from autopeft.spec.space import SearchSpace
@@ -55,7 +55,7 @@ def test_what_is_said_to_fit_does_and_its_double_does_not(llama_config: str):
     (of_space,) = found.spaces
     for answer in (*found.designs, of_space.smallest, of_space.typical):
         there, double = (
-            needed_bytes(costs.cost(answer.design, replace(setting, batch_size=n * answer.batch_size))) for n in (1, 2)
+            costs.cost(answer.design, replace(setting, batch_size=n * answer.batch_size)).device_bytes for n in (1, 2)
         )
         assert there == answer.memory_bytes <= memory_bytes < double
     assert list(found.refused) == ["wide"]
@@ -69,8 +69,9 @@ def test_on_a_gpu_what_the_allocator_holds_must_fit():
     from tests.costs.test_sample import made_up
 
     _, estimate = made_up(1, 100)
-    assert needed_bytes(estimate) == 100
-    assert needed_bytes(replace(estimate, reserved_memory=160)) == 160
+    assert estimate.device_bytes == 100
+    assert replace(estimate, reserved_memory=160).device_bytes == 160
+    assert replace(estimate, reserved_memory=90).device_bytes == 100
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autopeft.errors import BudgetError
-from autopeft.searching.calibration import Calibration, conformal_bound, device_bytes, memory_ratio
+from autopeft.searching.calibration import Calibration, conformal_bound, memory_ratio
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
@@ -137,7 +137,7 @@ def test_what_ran_out_of_memory_rules_out_what_needs_as_much() -> None:
     assert calibration.exhausted(make_estimate(299, reserved=400)) == out, "on CUDA what is reserved decides"
     calibration.put(make_record(2, predicted=350, measured=350))
     assert calibration.exhausted(make_estimate(1000)) is None, "a device that held 350 did not fail at 300 by itself"
-    assert device_bytes(make_estimate(5)) == 5
+    assert make_estimate(5).device_bytes == 5
 
 
 def test_seconds_are_those_of_the_quantization_once_there_are_a_few() -> None:

@@ -96,5 +96,8 @@ def test_the_workload_is_what_the_plan_does(data: PreparedData, training: Traini
     assert found.n_examples == full_examples(90, training) == 225
     assert found.n_steps == len(batches) == 12 + 12 + 6
     assert found.n_train_tokens == sum(len(batch.indices) * batch.n_tokens for batch in batches)
-    assert found.max_tokens >= max(batch.n_tokens for batch in batches)
+    longest = max(int(split.lengths.max()) for split in (data.train, data.validation, data.test))
+    assert found.max_tokens == padded_length(longest, data.max_length)
     assert (found.batch_size, found.evaluation_batch_size) == (8, 16)
+    large = training.model_copy(update={"evaluation_batch_size": 1000})
+    assert workload(data, large).evaluation_batch_size == len(data.test) == 50, "the test split is scored as well"
