@@ -1,6 +1,6 @@
 """How a search went: what rungs stopped, how far predictions were off, and what designs wrote side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -69,14 +69,24 @@ class Throughput:
 
     Attributes:
         low, high: The quartiles.
-        off: Median relative error of the times that `median` predicts for the trials it was fitted on.
+        errors: Measured seconds over those that the search would have predicted from the trials that had ended before,
+            minus 1: of each trial but the first, in the order in which they ended.
     """
 
     n: int
     median: float
     low: float
     high: float
-    off: float
+    errors: tuple[float, ...]
+
+    def describe(self) -> str:
+        """Say how far predictions were off, in a sentence; nothing where none was made."""
+        if not self.errors:
+            return ""
+        trials = f"{len(self.errors)} trial{'' if len(self.errors) == 1 else 's'}"
+        off, worst = median(map(abs, self.errors)), max(self.errors, key=abs)
+        text = f"The seconds of {trials}, each predicted from those that had ended before it, were off by"
+        return f"{text} {100 * off:.0f} % in the median and {100 * worst:+.0f} % at worst."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +167,16 @@ def throughput(state: StudyState) -> Throughput | None:
     seconds = np.array([trial.measured.train_seconds for trial in trials])
     flops = np.array([trained_flops(state, trial) for trial in trials])
     low, middle, high = (float(value) for value in np.quantile(flops / seconds, (0.25, 0.5, 0.75)))
-    off = float(np.median(np.abs(flops / middle / seconds - 1)))
-    return Throughput(n=len(trials), median=middle, low=low, high=high, off=off)
+    return Throughput(n=len(trials), median=middle, low=low, high=high, errors=tuple(_time_errors(state, trials)))
+
+
+def _time_errors(state: StudyState, trials: Iterable[TrialRecord]) -> Iterator[float]:
+    calibration = Calibration(n_full_examples=state.n_full_examples)
+    for trial in sorted(trials, key=lambda trial: (trial.ended_at or 0.0, trial.number)):
+        predicted = calibration.train_seconds(trial.estimate, trial.design.quantization)
+        if predicted:
+            yield trial.measured.train_seconds * state.n_full_examples / (predicted * trial.examples) - 1
+        calibration.put(trial)
 
 
 def written(state: StudyState, first: Sequence[TrialRecord]) -> tuple[Written, ...]:

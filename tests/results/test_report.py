@@ -223,6 +223,20 @@ def test_time_is_compared_with_predicted_compute(state: StudyState) -> None:
     assert trained_flops(state, state.trials[13]) == state.trials[13].estimate.train_flops / 2
 
 
+def test_each_time_is_held_against_what_earlier_trials_predicted(state: StudyState, page: Page) -> None:
+    speed = throughput(state)
+    assert speed is not None
+    first, second = sorted((t for t in state.chains if t.examples), key=lambda t: (t.ended_at or 0.0, t.number))[:2]
+    seconds_per_flop = first.measured.train_seconds / trained_flops(state, first)
+    assert len(speed.errors) == speed.n - 1
+    assert speed.errors[0] == pytest.approx(
+        second.measured.train_seconds / (seconds_per_flop * trained_flops(state, second)) - 1
+    )
+    assert speed.describe() in page.words
+    assert replace(speed, errors=(0.1, -0.3)).describe().endswith("off by 20 % in the median and -30 % at worst.")
+    assert replace(speed, errors=()).describe() == ""
+
+
 def test_memory_errors_are_those_of_what_was_measured(state: StudyState, build: Builder, page: Page) -> None:
     errors = memory_errors(state)
     assert errors is not None
