@@ -4,14 +4,14 @@ The workers are simulated, with a virtual clock that the driver's own seconds ad
 Everything else is the search as it is: proposals in the space `hybrid` on MiniLM, a budget, the record in a journal,
 and durable files. What is simulated besides:
 
-- a trial takes a minute on the virtual clock, give or take a tenth (with early stopping, a full one does);
+- a trial takes a minute on the virtual clock, give or take a tenth, or exactly that (with early stopping, a full one);
 - its checkpoint has the size of the adapter's weights, with Adam's two moments unless it trained in full, and is
   written and synced, as is the adapter; the bytes mean nothing;
 - costs are counted by a formula, not by a dry run: `fast_path.py` times those;
 - results do not travel over a network.
 
-    python studies/benchmarks/driver.py                  # three searches, then seconds of an ask
-    python studies/benchmarks/driver.py --only random    # 1,000 workers, 10,000 trials
+    python studies/benchmarks/driver.py                  # four searches, then seconds of an ask
+    python studies/benchmarks/driver.py --only even --output studies/benchmarks/results/driver_even.json
     python studies/benchmarks/driver.py --only random tpe asks
     python studies/benchmarks/driver.py --trials 1000 --workers 100
 """
@@ -29,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
 
-PARTS = ("random", "stopping", "tpe", "asks")
+PARTS = ("even", "random", "stopping", "tpe", "asks")
 RESULTS = Path(__file__).parent / "results" / "driver.json"
 MODEL = Path(__file__).parents[1] / "quickstart" / "model"
 OBJECTIVES = tuple(find_objective(name) for name in ("accuracy", "trainable_params"))
@@ -102,8 +102,9 @@ class KnownCosts:
 class KnownWorker:
     """Answers with a quality that grows with length and size, and files of the size that real ones have."""
 
-    def __init__(self, costs: KnownCosts) -> None:
+    def __init__(self, costs: KnownCosts, seconds: Callable[[Segment], float]) -> None:
         self._costs = costs
+        self._seconds = seconds
         self._bytes = random.Random(0).randbytes(12 * 2 * MOST_PARAMETERS)
 
     def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
@@ -116,16 +117,16 @@ class KnownWorker:
             examples=segment.stop,
             scores={"accuracy": 0.4 + 0.04 * math.log10(n) * segment.stop / segment.full + noise, "loss": 1.0},
             standard_errors={"accuracy": 0.01, "loss": 0.01},
-            measured=Measured(train_seconds=segment_seconds(segment), evaluation_seconds=0.5, n_steps=1, n_tokens=1),
+            measured=Measured(train_seconds=self._seconds(segment), evaluation_seconds=0.5, n_steps=1, n_tokens=1),
             checkpoint=self._bytes[: 4 * n if full else 12 * n],
             artifact={"autopeft.json": b"{}" * 500, "adapter.safetensors": self._bytes[: 4 * n]} if full else {},
             predictions=(0.0, 1.0) * 250,
         )
 
 
-def segment_seconds(segment: Segment) -> float:
-    """Return what a segment takes: the same for the same trial."""
-    jitter = random.Random(segment.trial).uniform(0.9, 1.1)
+def segment_seconds(segment: Segment, *, spread: float) -> float:
+    """Return what a segment takes, which is the same for the same trial: its share of a minute, give or take a part."""
+    jitter = random.Random(segment.trial).uniform(1 - spread, 1 + spread)
     return TRIAL_SECONDS * jitter * (segment.stop - segment.start) / FULL
 
 
@@ -197,7 +198,13 @@ class Stopwatch:
 
 
 def search(
-    model: ModelSummary, *, sampler: str, n_trials: int, n_workers: int, halving: EarlyStopping | None
+    model: ModelSummary,
+    *,
+    sampler: str,
+    n_trials: int,
+    n_workers: int,
+    spread: float = 0.1,
+    halving: EarlyStopping | None = None,
 ) -> dict[str, Any]:
     """Run one search and say what came of it."""
     costs, watch = KnownCosts(model), Stopwatch()
@@ -205,12 +212,13 @@ def search(
         folder = StudyFolder(Path(path) / "study")
         store = StudyStore.create(folder.journal, name="driver", objectives=OBJECTIVES)
         takes: list[float] = []
+        seconds = partial(segment_seconds, spread=spread)
 
-        def timed(*segment: Any) -> float:
-            takes.append(segment_seconds(*segment))
+        def timed(segment: Segment) -> float:
+            takes.append(seconds(segment))
             return takes[-1]
 
-        executor = SimulatedExecutor(KnownWorker(costs), timed, n_workers=n_workers, with_real_time=True)
+        executor = SimulatedExecutor(KnownWorker(costs, seconds), timed, n_workers=n_workers, with_real_time=True)
         started = time.perf_counter(), time.process_time()
         with watch.watching():
             loop = SearchLoop(
@@ -238,6 +246,7 @@ def search(
     return {
         "sampler": sampler,
         "early_stopping": halving is not None,
+        "spread": spread,
         "n_trials": n_trials,
         "n_workers": n_workers,
         "real_seconds": round(real, 1),
@@ -288,7 +297,8 @@ def ask_seconds(model: ModelSummary, sampler: str, n_known: int, repeats: int = 
 def show(row: dict[str, Any]) -> None:
     stopping = "early stopping" if row["early_stopping"] else "all in full"
     print(
-        f"\n{row['sampler']}, {stopping}: {row['n_trials']:,} trials, {row['n_workers']:,} workers: "
+        f"\n{row['sampler']}, {stopping}, a minute ± {row['spread']:.0%}: "
+        f"{row['n_trials']:,} trials, {row['n_workers']:,} workers: "
         f"{row['real_seconds']:.0f} s real ({row['simulated_workers_seconds']:.0f} s of it the simulated workers'), "
         f"{row['virtual_makespan_seconds']:.0f} s virtual, workers {row['busy']:.1%} busy "
         f"({row['busy_with_an_instant_driver']:.1%} if the driver took no time), "
@@ -308,15 +318,16 @@ def main() -> None:
     arguments = parser.parse_args()
     head = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
     model = build_meta(str(MODEL), head).summary
-    searches = {
-        "random": {"sampler": "random", "n_trials": arguments.trials, "halving": None},
+    searches: dict[str, dict[str, Any]] = {
+        "even": {"sampler": "random", "n_trials": arguments.trials, "spread": 0.0},
+        "random": {"sampler": "random", "n_trials": arguments.trials},
         "stopping": {"sampler": "random", "n_trials": arguments.trials, "halving": EarlyStopping()},
-        "tpe": {"sampler": "tpe", "n_trials": min(arguments.tpe_trials, arguments.trials), "halving": None},
+        "tpe": {"sampler": "tpe", "n_trials": min(arguments.tpe_trials, arguments.trials)},
     }
     wanted = [name for name in searches if name in arguments.only]
     rows = []
     for name in wanted:
-        rows.append(search(model, n_workers=arguments.workers, **searches[name]))  # type: ignore[arg-type]
+        rows.append(search(model, n_workers=arguments.workers, **searches[name]))
         show(rows[-1])
     asks: dict[str, dict[str, float]] = {}
     if "asks" in arguments.only:

@@ -6,6 +6,7 @@ measures what the space's designs are made of; then designs that it has not seen
     python studies/benchmarks/fast_path.py
     python studies/benchmarks/fast_path.py --designs 20 --timed 2000 --models minilm
     python studies/benchmarks/fast_path.py --models llama-3b --designs 10
+    python studies/benchmarks/fast_path.py --precision bf16 --models minilm --designs 100 --output /tmp/bf16.json
     python studies/benchmarks/fast_path.py --only-dry-runs
 
 Dry runs are most of the time: those that were made are kept beside the results, and a run that was interrupted goes
@@ -41,6 +42,7 @@ from autopeft.models.loading import Head
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace
+from autopeft.spec.training import Precision
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "fast_path.json"
@@ -72,10 +74,10 @@ def build(name: str) -> Base:
         return build_meta(folder, Head(auto_class="AutoModelForCausalLM"), needs_weights=False)
 
 
-def make_estimator(name: str) -> Estimator:
+def make_estimator(name: str, precision: Precision, device: str) -> Estimator:
     batch_size, n_tokens = SHAPES[name]
     workload = Workload.uniform(batch_size=batch_size, n_tokens=n_tokens)
-    return Estimator(build(name), workload=workload, precision="fp32", kernel="sdpa", device="cpu", n_threads=1)
+    return Estimator(build(name), workload=workload, precision=precision, kernel="sdpa", device=device, n_threads=1)
 
 
 def draw(space: SearchSpace, base: Base, seed: int) -> Iterator[Design]:
@@ -88,10 +90,12 @@ def draw(space: SearchSpace, base: Base, seed: int) -> Iterator[Design]:
 
 def dry_runs(name: str, estimator: Estimator, designs: list[Design]) -> list[dict[str, Any]]:
     """Return what dry runs of designs say, each made once."""
+    machine = estimator.machine
+    of = [name, machine.precision, machine.device, Estimator.version]
     known: dict[str, dict[str, Any]] = {}
     if DRY_RUNS.is_file():
         for row in map(json.loads, DRY_RUNS.read_text(encoding="utf-8").splitlines()):
-            if (row["model"], row["estimator"]) == (name, Estimator.version):
+            if row["of"] == of:
                 known[row["key"]] = row
     rows = []
     DRY_RUNS.parent.mkdir(exist_ok=True)
@@ -100,7 +104,7 @@ def dry_runs(name: str, estimator: Estimator, designs: list[Design]) -> list[dic
             if design.key not in known:
                 estimate = estimator(design)
                 costs = {cost: estimate.cost(cost) for cost in (*EXACT, *CLOSE)}
-                known[design.key] = {"model": name, "estimator": Estimator.version, "key": design.key, **costs}
+                known[design.key] = {"of": of, "key": design.key, **costs}
                 file.write(json.dumps(known[design.key]) + "\n")
                 file.flush()
                 print(f"{name:9} dry run {number} of {len(designs)}  {design.describe()}", flush=True)
@@ -151,8 +155,9 @@ def accuracy(fast: FastEstimator, designs: list[Design], rows: list[dict[str, An
     return found
 
 
-def measure(name: str, space: SearchSpace, *, n_designs: int, n_timed: int, only_dry_runs: bool) -> dict[str, Any]:
-    estimator = make_estimator(name)
+def measure(
+    name: str, estimator: Estimator, space: SearchSpace, *, n_designs: int, n_timed: int, only_dry_runs: bool
+) -> dict[str, Any]:
     batch_size, n_tokens = SHAPES[name]
     designs = list(itertools.islice(draw(space, estimator.base("none"), seed=2), n_designs))
     if only_dry_runs:
@@ -179,13 +184,19 @@ def main() -> None:
     )
     parser.add_argument("--timed", type=int, default=5000, help="fresh designs that are timed")
     parser.add_argument("--space", default="hybrid-full")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that designs would train on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only-dry-runs", action="store_true", help="make the dry runs, and compare nothing yet")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     space = SearchSpace.load(options.space)
     how = {"n_timed": options.timed, "only_dry_runs": options.only_dry_runs}
-    found = {name: measure(name, space, n_designs=options.designs or N_DESIGNS[name], **how) for name in options.models}
+    found = {}
+    for name in options.models:
+        estimator = make_estimator(name, options.precision, options.device)
+        found[name] = measure(name, estimator, space, n_designs=options.designs or N_DESIGNS[name], **how)
     for name, result in found.items():
         print(f"\n{name}")
         show(result)
@@ -195,13 +206,15 @@ def main() -> None:
     record = {
         "cpu": cpu_name(),
         "threads": options.threads,
+        "precision": options.precision,
+        "device": options.device,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "estimator": Estimator.version,
         "space": options.space,
         "models": found,
     }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten to {RESULTS.name} in {RESULTS.parent.name}")
+    options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"\nwritten to {options.output}")
 
 
 if __name__ == "__main__":
