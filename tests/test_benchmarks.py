@@ -81,3 +81,42 @@ def test_no_run_starts_when_the_time_is_over(modules: dict[str, ModuleType], tmp
     runs = modules["short_runs"].RunFile(path=tmp_path / "runs.json", minutes=0)
     assert list(modules["learning_rates"].measure_all([runner], runs, ["lora"])) == []
     assert runner.n_runs == 0
+
+
+def test_published_runs_are_read_and_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a smaller model than theirs, from files of the form that theirs have."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import published
+
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    monkeypatch.setattr(
+        published, "LLAMA_3B", {**published.LLAMA_3B, **size, "intermediate_size": 64, "vocab_size": 99}
+    )
+    training = {"model_id": "meta-llama/Llama-3.2-3B", "dtype": "bfloat16", "optimizer_type": "AdamW", "batch_size": 2}
+    off = {"use_gc": False, "use_amp": False, "compile": False, "max_seq_length": 8}
+    lora = {"r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False, "init_lora_weights": True}
+    configs = {
+        "lora": {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], **lora},
+        "lora-odd": {"peft_type": "LORA", "target_modules": ["q_proj"], **lora, "init_lora_weights": "pissa"},
+        "prompt": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
+        "unknown": {"peft_type": "BOFT", "target_modules": ["q_proj"]},
+    }
+    for name, config in configs.items():
+        info = {"train_config": {**training, **off}, "peft_config": config}
+        outcome = {"num_trainable_params": 3 * 2 * (32 + 32 + 32 + 16), "accelerator_memory_max": 10**7}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"run_info": info, "train_info": outcome}))
+    (tmp_path / "table.json").write_text("[]")
+    found = list(published.read_runs(tmp_path))
+    assert [run for run in found if isinstance(run, str)] == ["lora-odd", "table", "unknown"]
+    compared = [published.compare(published.build_llama(), run, 8) for run in found if not isinstance(run, str)]
+    assert [each.name for each in compared] == ["lora", "prompt"]
+    assert [each.params for each in compared] == [compared[0].measured_params, 3 * 32]
+    assert [each.alike for each in compared] == [True, False]
+    assert all(each.base_bytes < each.peak_bytes < each.reserved_bytes for each in compared)
+    assert "2 runs; trainable parameters differ in 1" in published.summary(compared)

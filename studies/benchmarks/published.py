@@ -44,7 +44,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from autopeft.errors import AutopeftError
 from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
-from autopeft.estimation.dry_run import DryRun, Machine
+from autopeft.estimation.dry_run import Batch, DryRun, Machine
 from autopeft.estimation.estimator import stored_bytes
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta
@@ -132,9 +132,11 @@ class Comparison:
 class TheirStep(DryRun):
     """A step whose loss is transformers' own: logits in fp32, and what cross-entropy keeps and makes of them."""
 
-    def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        inputs, labels = batch
+        logits = self._model(**inputs).logits
         loss: torch.Tensor = ForCausalLMLoss(
-            outputs.logits[:, -labels.shape[1] :], labels, outputs.logits.shape[-1], num_items_in_batch=labels.numel()
+            logits[:, -labels.shape[1] :], labels, logits.shape[-1], num_items_in_batch=labels.numel()
         )
         return loss
 
