@@ -109,7 +109,7 @@ def test_published_runs_are_read_and_compared(monkeypatch: pytest.MonkeyPatch, t
     }
     for name, config in configs.items():
         info = {"train_config": {**training, **off}, "peft_config": config}
-        outcome = {"num_trainable_params": 3 * 2 * (32 + 32 + 32 + 16), "accelerator_memory_max": 10**7}
+        outcome = {"num_trainable_params": 3 * 2 * (32 + 32 + 32 + 16), "accelerator_memory_max": 10**7 + len(name)}
         (tmp_path / f"{name}.json").write_text(json.dumps({"run_info": info, "train_info": outcome}))
     (tmp_path / "table.json").write_text("[]")
     found = list(published.read_runs(tmp_path))
