@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -119,4 +120,5 @@ def test_published_runs_are_read_and_compared(monkeypatch: pytest.MonkeyPatch, t
     assert [each.params for each in compared] == [compared[0].measured_params, 3 * 32]
     assert [each.alike for each in compared] == [True, False]
     assert all(each.base_bytes < each.peak_bytes < each.reserved_bytes for each in compared)
-    assert "2 runs; trainable parameters differ in 1" in published.summary(compared)
+    other = replace(compared[1], reserved_bytes=2 * compared[1].reserved_bytes)
+    assert "2 runs; trainable parameters differ in 1" in published.summary([compared[0], other])
