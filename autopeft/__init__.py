@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from autopeft.api import merge as merge
     from autopeft.api import open_study as open
     from autopeft.api import search as search
-    from autopeft.models.loading import Head as Head
     from autopeft.outlook import DryRun as DryRun
     from autopeft.prediction import predict as predict
     from autopeft.results.result import SearchResult as SearchResult
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from autopeft.spec.cost import Estimate as Estimate
     from autopeft.spec.design import Design as Design
     from autopeft.spec.event import Event as Event
+    from autopeft.spec.model import Head as Head
     from autopeft.spec.space import SearchSpace as SearchSpace
     from autopeft.spec.study import EarlyStopping as EarlyStopping
     from autopeft.spec.study import StudySpec as StudySpec
@@ -46,7 +46,7 @@ _HOMES = {
     "Estimate": "spec.cost",
     "Design": "spec.design",
     "Event": "spec.event",
-    "Head": "models.loading",
+    "Head": "spec.model",
     "SearchSpace": "spec.space",
     "EarlyStopping": "spec.study",
     "StudySpec": "spec.study",

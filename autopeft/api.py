@@ -3,7 +3,7 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,12 @@ def run_study(
             if warning := memory_warning(study):
                 logging.getLogger("autopeft").warning(warning)
             _describe(study, description, folder)
+            log_file, event_file = folder.path / "search.log", folder.path / "search.jsonl"
             with on_signals(spec.grace_seconds) as stop:
                 with (
-                    write_log(folder.path / "search.log") as log,
-                    write_events(folder.path / "search.jsonl") as write,
+                    _publish_at_an_error(folder, log_file, event_file),
+                    write_log(log_file) as log,
+                    write_events(event_file) as write,
                     show_progress(progress) as show,
                 ):
                     _search(study, folder, call_each((write, show, *callbacks), log), stop, site)
@@ -262,6 +264,17 @@ def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop:
     finally:
         store.close()
         executor.close()
+
+
+@contextmanager
+def _publish_at_an_error(folder: StudyFolder, *paths: Path) -> Iterator[None]:
+    """Bring files to the study's address, too, where the block does not end well: there they are looked for."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what ended the search is what must be said
+            folder.publish(*paths)
+        raise
 
 
 @contextmanager

@@ -133,6 +133,7 @@ class PreparedStudy:
             seed=self.spec.seed,
             test=len(self.data.test) > 0,
             test_size=len(self.data.test) / len(self.data.validation),
+            n_validation=len(self.data.validation),
             device=self.device,
             memory_bytes=self.memory_bytes,
             seconds_per_flop=self.seconds_per_flop(),

@@ -140,6 +140,7 @@ def test_the_public_surface() -> None:
         "EarlyStopping",
         "Estimate",
         "Event",
+        "Head",
         "SearchResult",
         "SearchSpace",
         "Splits",

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from autopeft.models.base import build_meta
-from autopeft.models.loading import Head
 from autopeft.spec.cost import Budget
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import load_study
 

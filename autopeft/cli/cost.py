@@ -207,7 +207,7 @@ def _check_options(
 
 def _head(name: str) -> Any:
     """Return a head of this class; a classifier has two new classes."""
-    from autopeft.models.loading import Head
+    from autopeft.spec.model import Head
 
     classes = TASKS["text-classification"].classes if name.endswith("Classification") else ()
     return Head(auto_class=name, labels=classes)

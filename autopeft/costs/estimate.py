@@ -6,9 +6,9 @@ from typing import Any
 from autopeft.costs.measured import Stopwatch, check_device
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.setting import Device, Dtype, Setting
-from autopeft.models.loading import Head
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.task import DEFAULT_TASK
 from autopeft.spec.training import Kernel, OptimizerName
 

@@ -11,14 +11,13 @@ from autopeft.costs.setting import PRECISIONS, Setting
 from autopeft.errors import DesignError, ModelError
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import Base, build_meta, load_base
-from autopeft.models.loading import Head
 from autopeft.models.model_files import has_weights, locate
 from autopeft.models.random_weights import with_weights
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.messages import first_line
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.task import TASKS
 from autopeft.spec.training import Kernel
 

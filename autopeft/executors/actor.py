@@ -35,6 +35,10 @@ class Place:
     memory_bytes: int | None
     versions: Mapping[str, str]
 
+    def describe_node(self) -> str:
+        """Return the node in words: the name of its host, and how Ray calls it."""
+        return f"the node {self.name.partition('@')[2]} ({self.node[:8]})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

@@ -10,14 +10,15 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from autopeft.errors import ExecutorError
-from autopeft.executors.actor import SegmentActor
+from autopeft.executors.actor import Place, SegmentActor
 from autopeft.executors.base import SegmentWorker
 from autopeft.executors.luggage import Lacking
 from autopeft.executors.placement import OVERHEAD_BYTES, Plan, plan, room
@@ -71,19 +72,23 @@ class RayExecutor:
         self._cluster = cluster
         self._should_stop = should_stop
         self._hang_seconds = hang_seconds
-        actor = ray.remote(concurrency_groups={"control": 1})(SegmentActor).options(**cluster.placement)
-        recipe = ray.put((make_worker, setup, os.getcwd()))
+        actor = ray.remote(concurrency_groups={"control": 1})(SegmentActor)
+        placement = cluster.placement
+        self._left_out: set[str] = set()
         self._began = self._last_seen = self.now()
         # Workers beyond what the cluster has room for are not counted on until they come up.
         n_soon = cluster.n_ready
-        self._workers = [
-            RemoteWorker(
-                lambda: actor.remote(recipe),
-                lambda: cluster.folders,
-                self._began - (0.0 if i < n_soon else SOON_SECONDS),
-            )
-            for i in range(self.n_workers)
-        ]
+        with cluster.reachable():
+            recipe = ray.put((make_worker, setup, os.getcwd()))
+            self._workers = [
+                RemoteWorker(
+                    lambda: actor.options(**placement, **_elsewhere(self._left_out)).remote(recipe),
+                    lambda: cluster.folders,
+                    self._began - (0.0 if i < n_soon else SOON_SECONDS),
+                )
+                for i in range(self.n_workers)
+            ]
+        self._has_met = False
         self._waiting: list[Job] = []
         self._reserved: frozenset[str] = frozenset()
         self._numbers = itertools.count()
@@ -114,23 +119,26 @@ class RayExecutor:
         elif not self.free():
             raise RuntimeError(f"submit needs a free worker, but all {self.n_workers} run a segment or wait for memory")
         self._waiting.append(Job(segment=segment, number=next(self._numbers), submitted=self.now()))
-        self._send_out()
+        with self._cluster.reachable():
+            self._send_out()
 
     def wait(self) -> list[SegmentResult]:
         """Block until a segment has ended, however, and return the results of all that have.
 
         Raises:
-            ExecutorError: Workers cannot be started, or have other versions than this process.
+            ExecutorError: Workers cannot be started, have other versions than this process, or Ray is out of reach.
         """
-        while self._waiting or self._n_running():
-            answered = self._answered()
-            self._greet(answered)
-            if results := [*self._ended(answered), *self._hopeless()]:
-                self._n_owed = len(results)
+        with self._cluster.reachable():
+            while self._waiting or self._n_running():
+                self._cluster.check_head()
+                answered = self._answered()
+                self._greet(answered)
+                if results := [*self._ended(answered), *self._hopeless()]:
+                    self._n_owed = len(results)
+                    self._send_out()
+                    return results
                 self._send_out()
-                return results
-            self._send_out()
-            self._answered(timeout=POLL_SECONDS)
+                self._answered(timeout=POLL_SECONDS)
         return []
 
     def now(self) -> float:
@@ -140,8 +148,11 @@ class RayExecutor:
     def close(self) -> None:
         """End the workers at once, with what they run."""
         workers, self._workers, self._waiting = self._workers, [], []
+        if self._cluster.is_away:
+            return  # they end with this process, and with Ray
         for worker in workers:
-            worker.kill()
+            with suppress(RayError):
+                worker.kill()
 
     # Segments -------------------------------------------------------------------------------------------------
 
@@ -227,8 +238,9 @@ class RayExecutor:
         """Take in the workers that have started, and replace those that could not.
 
         Raises:
-            ExecutorError: None starts, or one has other versions.
+            ExecutorError: None starts, or one of the first has other versions.
         """
+        first = not self._has_met
         for worker in self._workers:
             if worker.place is not None or worker.pending not in answered:
                 continue
@@ -238,8 +250,11 @@ class RayExecutor:
                     self._cluster.send(answer)
                     worker.ask()
                     continue
-                check_versions(versions(), answer.versions, node=f"the node {answer.node[:8]}")
                 self._n_broken = self._n_died = 0
+                if self._accepts(answer, first=first):
+                    self._has_met = True
+                else:
+                    worker.replace(self.now() - SOON_SECONDS)  # it is there when another node is, and not before
             except RayError as error:
                 self._note_failure(error)
                 worker.replace(self.now())
@@ -250,6 +265,23 @@ class RayExecutor:
         elif self.now() - self._last_seen > self._cluster.start_seconds:
             raise ExecutorError(self._cluster.never_started())
         self._tell_what_is_missing()
+
+    def _accepts(self, place: Place, *, first: bool) -> bool:
+        """Return whether a worker has the versions of this process; where others run, its node is left out.
+
+        Raises:
+            ExecutorError: One of the first has others.
+        """
+        try:
+            check_versions(versions(), place.versions, node=place.describe_node())
+        except ExecutorError as error:
+            if first:
+                raise
+            if place.node not in self._left_out:
+                log.warning("%s; no worker runs there until it joins again", error)
+            self._left_out.add(place.node)
+            return False
+        return True
 
     def _note_failure(self, error: RayError) -> None:
         """Count a worker that did not start; a node that leaves takes all that start there, so they are given more."""
@@ -279,3 +311,8 @@ class RayExecutor:
         elif self._n_missed:
             log.warning("all %d workers are there", n_here)
         self._n_missed = len(missing)
+
+
+def _elsewhere(left_out: Collection[str]) -> dict[str, Any]:
+    """Return the options of an actor that keep it off some nodes."""
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"}} if left_out else {}

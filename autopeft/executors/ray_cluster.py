@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ START_SECONDS = 300.0
 """Within which a worker must have started; a first import from a slow disk takes a minute."""
 GROW_SECONDS = 1800.0
 """The same for a cluster that may grow: a machine with a GPU takes minutes to be found, started and filled."""
+LOST_SECONDS = 40.0
+"""How long the head node may be out of reach. After 60 seconds of that Ray itself ends this process, on the spot."""
+_CHECK_SECONDS, _KNOCK_SECONDS = 5.0, 2.0
 FORWARDED = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 """Variables of this process that workers on other machines need too."""
 
@@ -68,6 +72,9 @@ class RayCluster:
         self._n_room = 0
         self._luggage = Luggage()
         self._connected_here = False
+        self._head = ""
+        self._next_check = 0.0
+        self._away_since: float | None = None
 
     @property
     def share(self) -> Share:
@@ -130,6 +137,47 @@ class RayCluster:
         """Take out of the object store what was sent."""
         self._luggage.pack()
 
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Say of what Ray raises in the block, and nobody there has an answer to, that Ray itself is out of reach.
+
+        Raises:
+            ExecutorError: That is so.
+        """
+        try:
+            yield
+        except (RayError, ConnectionError) as error:
+            raise self._lost(reason_of(error)) from error
+
+    def check_head(self) -> None:
+        """Look now and then whether the head node answers.
+
+        Raises:
+            ExecutorError: It has not for `LOST_SECONDS`.
+        """
+        now = time.monotonic()
+        if not self._head or now < self._next_check:
+            return
+        self._next_check = now + _CHECK_SECONDS
+        try:
+            _knock(self._head, timeout=_KNOCK_SECONDS)
+            self._away_since = None
+        except OSError as error:
+            self._away_since = now if self._away_since is None else self._away_since
+            seconds = now - self._away_since
+            if seconds > LOST_SECONDS:
+                why = f"nothing has answered at {self._head} for {seconds:.0f} s ({error})"
+                raise self._lost(why) from error
+
+    @property
+    def is_away(self) -> bool:
+        """Return whether the head node did not answer when it was last looked at: what asks it for anything blocks."""
+        return self._away_since is not None
+
+    def _lost(self, why: str) -> ExecutorError:
+        where = "the local Ray" if self._options.address is None else f"the Ray at {self._options.address!r}"
+        return ExecutorError(f"{where} must stay reachable, but {why.rstrip('.')}; the same command resumes the study")
+
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a function once where workers run, and return its answer; autopeft's errors come back as they are."""
         task = ray.remote(max_retries=0)(_call_in).options(**self.placement)
@@ -169,6 +217,7 @@ class RayCluster:
             _start(self._options.address)
             self._connected_here = True
         try:
+            self._head = _head_address()
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             can_grow = self._options.address is not None
             share = share_out(nodes, self.n_workers, self._options, self._device, can_grow=can_grow)
@@ -238,16 +287,29 @@ def _why_not(error: BaseException) -> str:
 
 def _check_reachable(address: str) -> None:
     """Raise `ExecutorError` where nothing answers: Ray itself tries for minutes, and then ends the process."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    _, separator, port = address.rpartition(":")
     if not separator or not port.isdigit():
         return  # `auto`, or something that Ray explains itself
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        _knock(address.removeprefix("ray://"), timeout=10)
     except OSError as error:
         raise ExecutorError(
             f"executor.address must be that of a running Ray, but nothing answers at {address!r} ({error}); "
             "start one with `ray start --head`, or leave the address out for a local Ray"
         ) from None
+
+
+def _knock(address: str, *, timeout: float) -> None:
+    """Connect to host:port, and leave. Raises OSError where nothing answers."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=timeout).close()
+
+
+def _head_address() -> str:
+    """Return host:port of what runs on the head node of the Ray in use; empty where a client speaks with it for us."""
+    if ray.util.client.ray.is_connected():  # an address of `ray://`: the client raises where it is lost
+        return ""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ SLOW_FACTOR = 10.0
 """Times its predicted seconds that a segment may take before its worker is taken to hang."""
 LOADING_FACTOR = 3.0
 """Times the usual patience with a worker that must first load its base model, which may come over a network."""
+BLIND_SECONDS = 3 * 24 * 3600.0
+"""What a segment may take of which nothing says how long it should: no step of the study was ever timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +139,18 @@ class RemoteWorker:
             return None
         if answered:
             return self._collect(self.job, now)
-        limit = self._limit_seconds(self.job.segment, patience_seconds)
-        if limit is None or now - self._sent <= limit:
+        if now - self._sent <= self._limit_seconds(self.job.segment, patience_seconds):
             return None
         why = f"the worker hung: after {now - self._sent:.0f} s there was no answer"
         return self._lose(self.job, SegmentStatus.LOST, why, now)
 
-    def _limit_seconds(self, segment: Segment, patience_seconds: float) -> float | None:
-        """Return after what time it is taken to hang; None where nothing says how long the segment should take."""
+    def _limit_seconds(self, segment: Segment, patience_seconds: float) -> float:
+        """Return after what time it is taken to hang: late rather than early, since a slow one would be lost."""
         patience = patience_seconds * (1.0 if segment.design.quantization in self._held else LOADING_FACTOR)
         deadline, expected = segment.deadline_seconds, segment.expected_seconds
         limits = [] if deadline is None else [deadline + patience]
         limits += [] if expected is None else [max(patience, SLOW_FACTOR * expected)]
-        return min(limits, default=None)
+        return min(limits, default=BLIND_SECONDS)
 
     def _collect(self, job: Job, now: float) -> SegmentResult:
         try:

@@ -20,11 +20,12 @@ from autopeft.errors import ArtifactError, AutopeftError, DesignError
 from autopeft.models import adapter_files, peft_gate
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, open_checkpoint
-from autopeft.models.loading import Checkpoint, Head, read_tokenizer
+from autopeft.models.loading import Checkpoint, read_tokenizer
 from autopeft.models.model_files import fingerprint, locate
 from autopeft.models.technique import Technique
 from autopeft.spec.block import block_class, block_kinds, packages_of
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 
 SCHEMA_VERSION = 1
 DESCRIPTION_FILE = "autopeft.json"

@@ -7,17 +7,17 @@ import torch
 
 from autopeft.errors import ModelError
 from autopeft.models import quantization as quantized
-from autopeft.models.loading import Checkpoint, Head, read
+from autopeft.models.loading import Checkpoint, read
 from autopeft.models.model_files import fingerprint, locate
 from autopeft.models.summary import summarize
 from autopeft.spec.block import Quantization
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.training import Kernel, Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Base", "Head", "build_meta", "load_base", "open_checkpoint"]
+__all__ = ["Base", "build_meta", "load_base", "open_checkpoint"]
 
 
 class Base:

@@ -12,36 +12,11 @@ from safetensors import SafetensorError
 from autopeft.errors import ModelError
 from autopeft.models.model_files import has_weights
 from autopeft.models.roles import find_layers
+from autopeft.spec.model import Head
 from autopeft.spec.training import Kernel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """What a task asks of the model.
-
-    Attributes:
-        auto_class: Class of transformers that has the head, such as `AutoModelForSequenceClassification`.
-        labels: Names of the classes in index order. Where there are any, the head is a new one even
-            if the checkpoint has one: its classes mean something else.
-    """
-
-    auto_class: str
-    labels: tuple[str, ...] = ()
-
-    def find_class(self) -> Any:
-        """Return the class of transformers. Raises `ModelError` where there is none of that name."""
-        import transformers
-
-        found = getattr(transformers, self.auto_class, None) if self.auto_class.startswith("AutoModel") else None
-        if found is None:
-            raise ModelError(
-                "the head must be a class of transformers that begins with AutoModel, such as "
-                f"AutoModelForImageClassification, but got {self.auto_class!r}"
-            )
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +66,19 @@ def read(
     return model, _new_modules(model, checkpoint, info)
 
 
+def _auto_class(head: Head) -> Any:
+    """Return the class of transformers. Raises `ModelError` where there is none of that name."""
+    import transformers
+
+    found = getattr(transformers, head.auto_class, None) if head.auto_class.startswith("AutoModel") else None
+    if found is None:
+        raise ModelError(
+            "the head must be a class of transformers that begins with AutoModel, such as "
+            f"AutoModelForImageClassification, but got {head.auto_class!r}"
+        )
+    return found
+
+
 def _from_pretrained(
     checkpoint: Checkpoint, kernel: Kernel, dtype: torch.dtype, device_map: Any, quantization_config: Any
 ) -> tuple["PreTrainedModel", dict[str, Any]]:
@@ -103,7 +91,7 @@ def _from_pretrained(
         }
     if not has_weights(checkpoint.folder):
         return _from_config(checkpoint, kernel, dtype, labels)
-    model, info = checkpoint.head.find_class().from_pretrained(
+    model, info = _auto_class(checkpoint.head).from_pretrained(
         str(checkpoint.folder),
         attn_implementation=kernel,
         dtype=dtype,
@@ -127,7 +115,7 @@ def _from_config(
     trust = checkpoint.trust_remote_code
     config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=trust, **labels)
     with torch.device("meta"):
-        model = checkpoint.head.find_class().from_config(
+        model = _auto_class(checkpoint.head).from_config(
             config, attn_implementation=kernel, dtype=dtype, trust_remote_code=trust
         )
     return model.eval(), {"missing_keys": [], "mismatched_keys": []}

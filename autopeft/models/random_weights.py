@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from autopeft.models.loading import Checkpoint, Head, quiet, read
+from autopeft.models.loading import Checkpoint, quiet, read
 from autopeft.models.model_files import has_weights, locate
+from autopeft.spec.model import Head
 
 
 @contextmanager

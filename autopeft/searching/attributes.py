@@ -38,6 +38,7 @@ def attributes_of(record: TrialRecord) -> dict[str, Any]:
         "examples": record.examples,
         "continues": record.continues,
         "n_retries": record.n_retries,
+        "n_kills": record.n_kills,
         "reason": record.reason,
         "baseline": record.baseline,
         "first_event": record.first_event,
@@ -83,6 +84,7 @@ def read_record(trial: FrozenTrial) -> TrialRecord:
         examples=attributes["examples"],
         continues=attributes["continues"],
         n_retries=attributes.get("n_retries", 0),  # older records lack it
+        n_kills=attributes.get("n_kills", 0),
         reason=attributes["reason"],
         baseline=attributes["baseline"],
         first_event=attributes.get("first_event"),

@@ -253,10 +253,12 @@ class Sign:
     Attributes:
         seen_at: When it was last there, by the database's clock.
         is_gone: Whether it has ended, or is taken for dead.
+        was_killed: Whether it is taken for dead, and has not said that it ends.
     """
 
     seen_at: float
     is_gone: bool
+    was_killed: bool = False
 
 
 def _sign(mark: Mapping[str, Any] | None, now: float, server_started: float) -> Sign:
@@ -265,8 +267,8 @@ def _sign(mark: Mapping[str, Any] | None, now: float, server_started: float) -> 
     seen_at = float(mark["seen_at"])
     # While the server was away nobody could say anything.
     is_stale = now - max(seen_at, server_started) > STALE_SECONDS
-    is_gone = bool(mark["ended"]) or is_stale or ProcessMark.from_dict(mark).is_gone() is True
-    return Sign(seen_at=seen_at, is_gone=is_gone)
+    is_dead = not mark["ended"] and (is_stale or ProcessMark.from_dict(mark).is_gone() is True)
+    return Sign(seen_at=seen_at, is_gone=bool(mark["ended"]) or is_dead, was_killed=is_dead)
 
 
 def _connect_arguments(password: str | None, *, writes: bool) -> dict[str, Any]:

@@ -113,6 +113,11 @@ class StudyFolder:
     def _is_held_here(self) -> bool:
         return self._lock.is_held()
 
+    @property
+    def was_left(self) -> bool:
+        """Return whether the search that held the study before this one died with it: it was killed."""
+        return self._lock.was_left or (self._copy is not None and self._copy.mirror.was_left)
+
     def release(self) -> None:
         """Let go of the folder."""
         try:
@@ -154,10 +159,14 @@ class StudyFolder:
             names |= self._copy.names_in(f"adapters/{trial}/")
         return sorted(names)
 
-    def publish(self) -> None:
-        """Bring to the study's address what was written here by other means than `write`, such as the report."""
+    def publish(self, *paths: Path) -> None:
+        """Bring to the study's address what was written here by other means than `write`, such as the report.
+
+        Args:
+            paths: Files of the study; all where none is given.
+        """
         if self._copy is not None:
-            self._copy.publish()
+            self._copy.publish(*paths)
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file so that a crash leaves the old content or the new, never a part.

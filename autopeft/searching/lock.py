@@ -36,9 +36,13 @@ class FolderLock:
 
     Args:
         path: Its file, which stays when the lock is freed.
+
+    Attributes:
+        was_left: Whether the holder before this one died with it.
     """
 
     def __init__(self, path: Path) -> None:
+        self.was_left = False
         self._path = path
         self._file: int | None = None
         self._stop = threading.Event()
@@ -92,10 +96,11 @@ class FolderLock:
             why = self._holder(file)
             if locked is False:
                 return why or f"another one holds {self._path.parent}"
+            was_left = _read_mark(file) is not None
             if not why:
                 why = self._write(file, alone=locked is True)
             if not why:
-                self._file = file
+                self._file, self.was_left = file, was_left
                 self._stop = threading.Event()
                 self._touching = threading.Thread(target=self._touch, name="autopeft-lock", daemon=True)
                 self._touching.start()
@@ -119,11 +124,9 @@ class FolderLock:
 
     def _holder(self, file: int) -> str:
         """Return in words who holds the lock by what the file says; empty where nobody does."""
-        try:
-            values: dict[str, Any] = json.loads(os.pread(file, 4096, 0))
-            mark, since = ProcessMark.from_dict(values), float(values["since"])
-        except (ValueError, KeyError, TypeError):  # nobody holds it, or somebody is just writing
+        if (found := _read_mark(file)) is None:
             return ""
+        mark, since = found
         since_words = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
         words = f"another one holds {self._path.parent} ({mark}, since {since_words})"
         is_gone = mark.is_gone()
@@ -148,6 +151,15 @@ class FolderLock:
             with suppress(OSError):
                 if self._file is not None:
                     os.utime(self._file)
+
+
+def _read_mark(file: int) -> tuple[ProcessMark, float] | None:
+    """Return which process has written itself into a lock, and when; None where nobody has, or somebody is at it."""
+    try:
+        values: dict[str, Any] = json.loads(os.pread(file, 4096, 0))
+        return ProcessMark.from_dict(values), float(values["since"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _flock(file: int, kind: int) -> bool | None:

@@ -2,11 +2,13 @@
 
 A search works in a local folder; what it writes for good counts once it is at the address too, and the address is
 what the next search begins from, wherever that runs. Object stores cannot append, so the journal lies there in parts:
-`journal/<offset>` holds what was appended at that byte.
+`journal/<offset>` holds what was appended at that byte, and is never written over by another search.
 """
 
+import errno
 import json
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -30,10 +32,17 @@ BEAT_SECONDS = 10.0
 """How often a search says at the address that it lives."""
 SILENCE_SECONDS = 45.0
 """How long a search that says nothing is waited for, before another takes its place. No clock is compared."""
+TRUST_SECONDS = 20.0
+"""How long after its last word a search takes it for granted that no other has taken its place."""
+SETTLE_SECONDS = 3.0
+"""After taking the place of another, until it is clear that nobody else did so at the same time: longer than a request
+that is tried again."""
 PAUSES_SECONDS = (0.5, 2.0)
 """Before a request that failed is tried again."""
 _JOURNAL = "journal/"
 _N_DIGITS = 15
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a file system says that has no hard links."""
 
 
 class Mirror:
@@ -41,6 +50,9 @@ class Mirror:
 
     Args:
         uri: Of the study, as fsspec reads it.
+
+    Attributes:
+        was_left: Whether this took the place of a search that died, or fell silent.
 
     Raises:
         MissingDependencyError: The package that the address needs is not installed.
@@ -58,10 +70,12 @@ class Mirror:
                 f"output_dir must be a folder or an address that fsspec knows, but got {self.uri!r} ({error})"
             ) from None
         self._root = str(root).rstrip("/")
+        self.was_left = False
         self._token = uuid.uuid4().hex
         self._beats: threading.Thread | None = None
         self._ended = threading.Event()
         self._taken_by = ""
+        self._said_at = 0.0
         self._parts: dict[str, bytes] = {}
 
     # Files ----------------------------------------------------------------------------------------------------
@@ -73,15 +87,12 @@ class Mirror:
             StorageError: It cannot be written.
             StudyLockedError: Another search has taken this one's place.
         """
-        if self._taken_by:
-            raise StudyLockedError(
-                f"one search at a time may write a study, but {self._taken_by} has taken this one's place at "
-                f"{self.uri}: this one had said nothing for {SILENCE_SECONDS:g} s; it ends here"
-            )
+        self._check_place()
         self._try(f"write {name}", lambda: self._put(name, content))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there. Raises what `put` raises."""
+        self._check_place()
 
         def remove() -> None:
             with suppress(FileNotFoundError):
@@ -115,8 +126,22 @@ class Mirror:
         return found
 
     def append_journal(self, offset: int, content: bytes) -> None:
-        """Write what was appended to the journal at an offset."""
-        self.put(f"{_JOURNAL}{offset:0{_N_DIGITS}}", content)
+        """Write what was appended to the journal at an offset; what another search has written there stays.
+
+        Raises:
+            StorageError: It cannot be written.
+            StudyLockedError: Another search writes the study.
+        """
+        self._check_place()
+        name = _part(offset)
+        try:
+            self._try(f"write {name}", lambda: self._create(name, content))
+        except FileExistsError:
+            if self.read(name) != content:  # it is ours where an answer was lost
+                raise StudyLockedError(
+                    f"one search at a time may write a study, but another one has written {name} at {self.uri}; this "
+                    "one ends here, and the same command goes on with what stands there"
+                ) from None
 
     def journal(self, names: dict[str, int]) -> bytes | None:
         """Return the journal, put together from its parts; None where there is none. Known parts are not read again.
@@ -143,9 +168,10 @@ class Mirror:
         """Put one part in the place of many; stopped anywhere, it leaves the journal whole."""
         parts = sorted(name for name in names if is_journal_part(name))
         if len(parts) > 1:
-            self.append_journal(0, content)
-            for name in parts[1:]:
-                self.remove(name)
+            self.put(_part(0), content)
+            for name in parts:
+                if name != _part(0):
+                    self.remove(name)
 
     # The lock -------------------------------------------------------------------------------------------------
 
@@ -157,19 +183,24 @@ class Mirror:
         Raises:
             StudyLockedError: Another search holds it, and lives.
         """
-        self._taken_by = ""
+        self._taken_by, self.was_left = "", False
+        said_at = _now()
         while not self._create_lock():
             holder = self._holder()
             if holder is None:
                 continue  # it has just been given back
             if not _has_died(holder):
                 self._wait_for_silence(holder)
+            said_at = _now()
             if self._holder() == holder:
                 self._try("lock", lambda: self._put(LOCK, self._claim(0)))
+                self.was_left = True
+                time.sleep(SETTLE_SECONDS)  # who has seen the same silence writes itself into the lock by then
                 break
         mine = self._holder()
         if mine is None or mine.get("token") != self._token:
             raise StudyLockedError(self._refusal(mine or {}))
+        self._said_at = said_at
         self._ended.clear()
         self._beats = threading.Thread(target=self._beat, name="autopeft-beats", daemon=True)
         self._beats.start()
@@ -190,11 +221,31 @@ class Mirror:
         holder = self._holder()
         return holder is not None and not _has_died(holder)
 
+    def _check_place(self) -> None:
+        """Raise `StudyLockedError` where another search has taken this one's place; nothing where this holds none."""
+        if self._beats is not None and not self._taken_by and _now() - self._said_at > TRUST_SECONDS:
+            # The machine slept, say, and the thread that would have noticed has not had its turn.
+            self._taken_by = self._successor()
+        if self._taken_by:
+            raise StudyLockedError(
+                f"one search at a time may write a study, but {self._taken_by} has taken this one's place at "
+                f"{self.uri}: this one had said nothing for {SILENCE_SECONDS:g} s; it ends here"
+            )
+
+    def _successor(self) -> str:
+        """Return who has taken this one's place, in words; empty where nobody has."""
+        holder = self._holder()
+        if holder == {}:  # not every storage writes a file at once, and the other thread may be at it
+            time.sleep(PAUSES_SECONDS[0])
+            holder = self._holder()
+        is_ours = holder is not None and holder.get("token") == self._token
+        return "" if is_ours else _who(holder or {})
+
     def _create_lock(self) -> bool:
         try:
             self._try("lock", lambda: self._create(LOCK, self._claim(0)))
-        except FileExistsError:
-            return False
+        except FileExistsError:  # it may be this one's, where an answer was lost
+            return bool((self._holder() or {}).get("token") == self._token)
         return True
 
     def _wait_for_silence(self, holder: dict[str, Any]) -> None:
@@ -215,11 +266,14 @@ class Mirror:
         while not self._ended.wait(BEAT_SECONDS):
             n_beats += 1
             with suppress(StorageError):  # what cannot be reached for a while is tried at the next beat
-                holder = self._holder()
-                if holder is None or holder.get("token") != self._token:
-                    self._taken_by = _who(holder or {})
+                said_at = _now()
+                if taken_by := self._successor():
+                    self._taken_by = taken_by
                     return
+                if _now() - said_at > TRUST_SECONDS:
+                    continue  # the machine slept in between: look again
                 self._try("lock", lambda: self._put(LOCK, self._claim(n_beats)))  # noqa: B023  # called here
+                self._said_at = said_at
 
     def _claim(self, n_beats: int) -> bytes:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -267,12 +321,21 @@ class Mirror:
 
     def _create(self, name: str, content: bytes) -> None:
         """Write a file that must not be there yet. Raises FileExistsError."""
-        if self._is_local():
-            Path(self._root).mkdir(parents=True, exist_ok=True)
-            with open(self._at(name), "xb") as file:  # fsspec would look first, and then write
-                file.write(content)
-        else:
+        if not self._is_local():
             self._pipe(self._at(name), content, mode="create")
+            return
+        path, temporary = Path(self._at(name)), Path(f"{self._at(name)}.{self._token[:8]}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.link(temporary, path)  # whole or not at all; fsspec would look first, and then write
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with path.open("xb") as file:
+                file.write(content)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _pipe(self, path: str, content: bytes, **options: Any) -> None:
         try:
@@ -295,6 +358,17 @@ class Mirror:
                     ) from error
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
+
+
+def _now() -> float:
+    """Return seconds on a clock that counts while the machine sleeps, too, where the system has one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def _part(offset: int) -> str:
+    """Return the name of the part of a journal that begins at an offset."""
+    return f"{_JOURNAL}{offset:0{_N_DIGITS}}"
 
 
 def is_journal_part(name: str) -> bool:

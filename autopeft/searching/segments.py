@@ -10,6 +10,10 @@ from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Measured
 from autopeft.spec.trial import Segment, TrialRecord
 
+GUESS_FACTOR = 5.0
+"""Times what a segment should take while no trial like it has been timed: a base whose weights must be unpacked, or
+workers that share a device, take several times as long as the steps that were timed before the search."""
+
 
 class Segments:
     """Makes segments of trials: from where, how far, and what they may take."""
@@ -94,8 +98,18 @@ class Segments:
         return self._ledger.calibration.device_bound(record.estimate) + copies
 
     def _expected_seconds(self, record: TrialRecord) -> float | None:
-        train, evaluation = self.seconds_left_of(record), self._ledger.evaluation_seconds()
-        return train + evaluation if train and evaluation else None
+        """Return what training until the next score, and the score, should take; None where no step was ever timed.
+
+        Until a trial has been timed on a base of that quantization, this is a guess, and several times as much.
+        """
+        calibration, quantization = self._ledger.calibration, record.design.quantization
+        speed = calibration.seconds_per_flop(quantization)
+        if speed is None:
+            return None
+        # The first segments have no evaluation to go by; FLOPs take every example to be as long as the longest.
+        by_flops = speed * record.estimate.inference_flops * self._plan.n_validation
+        seconds = self.seconds_left_of(record) + max(by_flops, self._ledger.evaluation_seconds())
+        return (seconds if calibration.is_timed(quantization) else GUESS_FACTOR * seconds) or None
 
     def _stop(self, record: TrialRecord) -> int:
         """Return the examples after which a trial is scored next."""

@@ -50,6 +50,7 @@ class StudyStore:
         self._held: dict[str, Any] | None = None
         self._parts: dict[str, Any] = {}
         self._first_seen: dict[str, float] = {}
+        self._killed: set[str] = set()
         self._next_check = 0.0
         if isinstance(place, Database) and writes:
             place.join(study)
@@ -254,6 +255,7 @@ class StudyStore:
         """End the trials that a driver that is gone had all but ended, and return those that it left running."""
         running = self._left()
         signs = self._signs(running)
+        self._killed |= {driver for driver, sign in signs.items() if sign.was_killed}
         left = []
         for trial in running:
             outcome = Outcome(trial.user_attrs["outcome"])
@@ -265,6 +267,10 @@ class StudyStore:
             elif signs[driver_of(trial)].is_gone:
                 left.append(read_record(trial))
         return tuple(left)
+
+    def was_killed(self, driver: str) -> bool:
+        """Return whether a driver of a shared study, of which `recover` has returned a trial, died without a word."""
+        return driver in self._killed
 
     def abandoned(self) -> tuple[TrialRecord, ...]:
         """Return what `recover` does, at most once in `BEAT_SECONDS`; nothing where no other driver may write."""

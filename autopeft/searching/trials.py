@@ -3,7 +3,7 @@
 Each change is written to the record, then taken into the ledger, then told to the sampler; people hear of it last.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,8 @@ MAX_FAILURES_IN_A_ROW = 5
 """Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
 MAX_RETRIES = 2
 """How often a trial is run again after its worker was lost; then the design itself is suspect."""
+MAX_KILLS = 3
+"""How often the search may be killed while it trains one trial alone, which gains nothing; then the trial is why."""
 
 
 class Trials:
@@ -91,8 +93,7 @@ class Trials:
     def adopt(self) -> None:
         """Take over what an earlier run left: end its running trials, and queue what can go on."""
         with self._store.turn():
-            for record in self._store.recover():
-                self._finish(replace(record, outcome=Outcome.INTERRUPTED, reason="the search was killed"), quiet=True)
+            self._end_left(self._store.recover(), lambda _: "the search was killed")
             for record in self._store.records():
                 self._ledger.put(record)
         for record in self._ledger.interrupted():
@@ -105,14 +106,31 @@ class Trials:
         changed = list(self._store.changes())
         for record in changed:
             self._ledger.put(record)
-        for record in self._store.abandoned():
-            record = replace(record, outcome=Outcome.INTERRUPTED, reason=f"{record.driver}, which trained it, is gone")
-            self._finish(record, quiet=True)
-            changed.append(record)
+        left = self._store.abandoned()
+        changed += self._end_left(left, lambda record: f"{record.driver}, which trained it, is gone")
         self._store.teach(self._sampler)
         for record in changed:
             if self._ledger.is_interrupted(record):
                 self._interrupted.put(record)
+
+    def _end_left(self, records: Sequence[TrialRecord], reason: Callable[[TrialRecord], str]) -> list[TrialRecord]:
+        """End trials that a driver which is gone has left running, and return them.
+
+        A trial that a driver trained alone when it was killed may be why: systems kill what takes more memory than
+        there is. One that would have every search killed that takes it up fails, so that others have their turn.
+        """
+        n_left = Counter(record.driver for record in records)
+        ended = []
+        for record in records:
+            was_killed = self._store.was_killed(record.driver) if record.driver else self._folder.was_left
+            n_kills = record.n_kills + (was_killed and n_left[record.driver] == 1)
+            record = replace(record, n_kills=n_kills, outcome=Outcome.INTERRUPTED, reason=reason(record))
+            if n_kills >= MAX_KILLS:
+                why = f"the search was killed {n_kills} times while it trained, and it gained no example in between"
+                record = replace(record, outcome=Outcome.FAILED, reason=f"{why}: out of memory, perhaps")
+            self._finish(record, quiet=record.outcome is Outcome.INTERRUPTED)
+            ended.append(record)
+        return ended
 
     # What comes back ------------------------------------------------------------------------------------------
 
@@ -123,7 +141,9 @@ class Trials:
         if status is SegmentStatus.LOST:
             self._retry(record, result)
             return
-        record = replace(record, examples=result.examples, measured=record.measured + result.measured)
+        n_kills = 0 if result.examples > record.examples else record.n_kills
+        measured = record.measured + result.measured
+        record = replace(record, examples=result.examples, measured=measured, n_kills=n_kills)
         if status is SegmentStatus.DONE and result.odd_scores:
             status = SegmentStatus.DIVERGED
         match status:

@@ -80,9 +80,9 @@ class WorkingCopy:
         """Remove a file at the address."""
         self.mirror.remove(self._name(path))
 
-    def publish(self) -> None:
-        """Bring every file to the address that is not known to be there as it is."""
-        for path in sorted(self.path.rglob("*")):
+    def publish(self, *paths: Path) -> None:
+        """Bring every file, or each of these, to the address that is not known to be there as it is."""
+        for path in paths or sorted(self.path.rglob("*")):
             name = self._name(path)
             hidden = any(part.startswith(".") for part in Path(name).parts)
             ours = name == _JOURNAL or name.endswith((".tmp", ".lock")) or "damaged" in Path(name).parts

@@ -28,6 +28,20 @@ ROLES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a task asks of the model.
+
+    Attributes:
+        auto_class: Class of transformers that has the head, such as `AutoModelForSequenceClassification`.
+        labels: Names of the classes in index order. Where there are any, the head is a new one even
+            if the checkpoint has one: its classes mean something else.
+    """
+
+    auto_class: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearSummary:
     """A linear map inside a layer: where it is, its shape, and whether its weight is stored as [in, out] (`Conv1D`)."""
 

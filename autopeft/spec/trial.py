@@ -183,6 +183,8 @@ class TrialRecord:
         examples: Examples trained on.
         continues: Number of the trial whose checkpoint this one went on from.
         n_retries: How often a segment of it was run again, since its worker was lost.
+        n_kills: How often the search was killed while it trained this trial and no other, since the trial last gained
+            an example.
         reason: Why it ended as it did, in a sentence, where that is not plain.
         baseline: `yardstick` for the default design that the front is measured against, `head` for the
             new modules alone, `base` for the base model as it is, where it has no new module and can be scored
@@ -209,6 +211,7 @@ class TrialRecord:
     examples: int = 0
     continues: int | None = None
     n_retries: int = 0
+    n_kills: int = 0
     reason: str = ""
     baseline: Literal[""] | BaselineName = ""
     started_at: float | None = field(default=None, compare=False)

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from autopeft.errors import StudyError
-from autopeft.models.base import Head
 from autopeft.models.losses import IGNORED
 from autopeft.spec.messages import one_of
+from autopeft.spec.model import Head
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from autopeft.errors import DataError
 from autopeft.metrics import TOKEN_METRICS
-from autopeft.models.base import Head
 from autopeft.models.losses import token_loss, token_rows
+from autopeft.spec.model import Head
 from autopeft.spec.task import TASKS
 from autopeft.tasks.base import Encoded, Evaluation, TokenizedSplit, WritingPrompt
 from autopeft.tasks.sequences import (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import DataError
 from autopeft.metrics import METRICS
-from autopeft.models.base import Head
+from autopeft.spec.model import Head
 from autopeft.spec.task import TASKS
 from autopeft.tasks.base import Encoded, Evaluation, TokenizedSplit, WritingPrompt
 

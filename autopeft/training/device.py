@@ -4,10 +4,10 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 import torch
@@ -100,10 +100,43 @@ def memory_bytes(device: str) -> int:
     """Return the memory of a device: of a GPU, or of this machine, a limit on this process's group included."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    files = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    limits = [file.read_text().strip() for file in files if file.is_file()]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # the word `max` where there is none
+    return min([machine, *group_limits()])
+
+
+def group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return the limits on the memory of this process's control group, and of those that hold it.
+
+    A container's limit stands at the root that it sees, and that of a Slurm job some groups below.
+
+    Args:
+        groups: Says which group of each hierarchy the process is in.
+        mounted: Where the hierarchies are mounted.
+    """
+    found: list[int] = []
+    for hierarchy, name, group in _memory_groups(groups, mounted):
+        for holder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no such file, also of a group that is not mounted; the word `max`
+                found.append(int((hierarchy / holder / name).read_text()))
+    return found
+
+
+def _memory_groups(groups: Path, mounted: Path) -> Iterator[tuple[Path, str, PurePosixPath]]:
+    """Yield for each hierarchy that limits memory its folder, the name of a limit in it, and this process's group."""
+    unified, memory = (mounted, "memory.max"), (mounted / "memory", "memory.limit_in_bytes")
+    paths = dict.fromkeys((unified, memory), PurePosixPath())
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            group = PurePosixPath(path.lstrip("/"))
+            if ".." in group.parts:  # outside of what is mounted here
+                continue
+            if "memory" in controllers.split(","):
+                paths[memory] = group
+            elif number == "0":
+                paths[unified] = group
+    for (hierarchy, name), group in paths.items():
+        yield hierarchy, name, group
 
 
 def available_bytes(device: str) -> int:

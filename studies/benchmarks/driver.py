@@ -43,7 +43,6 @@ from optuna.trial import TrialState
 
 from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.models.base import build_meta
-from autopeft.models.loading import Head
 from autopeft.searching import segment_files
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
@@ -53,7 +52,7 @@ from autopeft.searching.sampler import Sampler
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.objective import find_objective
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping

@@ -60,9 +60,9 @@ def _measure(name: str, quantization: str, kernel: str) -> dict[str, float]:
 
     from autopeft.estimation.estimator import Estimator
     from autopeft.models.base import build_meta
-    from autopeft.models.loading import Head
     from autopeft.spec.cost import Workload
     from autopeft.spec.design import Design
+    from autopeft.spec.model import Head
 
     torch.set_num_threads(1)
     is_llama = name in LLAMAS

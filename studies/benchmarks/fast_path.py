@@ -38,9 +38,9 @@ from machine import cpu_name
 from autopeft.estimation.estimator import Estimator
 from autopeft.estimation.fast import FastEstimator
 from autopeft.models.base import Base, build_meta
-from autopeft.models.loading import Head
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.space import RandomChooser, SearchSpace
 from autopeft.spec.training import Precision
 

@@ -16,8 +16,8 @@ import transformers
 from designs import ROWS
 from safetensors.torch import load_file, save_file
 
-from autopeft.models.loading import Head
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.task import TASKS
 
 ROOT = Path(__file__).parents[2]

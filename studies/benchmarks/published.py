@@ -48,8 +48,8 @@ from autopeft.estimation.dry_run import Batch, DryRun, Machine
 from autopeft.estimation.estimator import stored_bytes
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta
-from autopeft.models.loading import Head
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.task import TASKS
 
 GIB = 2**30

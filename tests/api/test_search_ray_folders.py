@@ -13,7 +13,8 @@ import pytest
 import autopeft
 from autopeft.models.artifact import pack
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, load_base
+from autopeft.models.base import load_base
+from autopeft.spec.model import Head
 from autopeft.spec.trial import Outcome
 from tests.tasks.generated import save_tiny_bert
 

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from autopeft.estimation.batch import batch_for
 from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import Attached
-from autopeft.models.base import Head
 from autopeft.models.losses import IGNORED, token_loss, token_rows
+from autopeft.spec.model import Head
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData, TokenizedSplit
 

@@ -16,7 +16,7 @@ from autopeft.errors import DesignError
 from autopeft.estimation.batch import batch_for
 from autopeft.models.attach import attach
 from autopeft.models.base import load_base
-from autopeft.models.loading import Head
+from autopeft.spec.model import Head
 
 CASES = [(name, HEADS[name]) for name in ("bert", "qwen", "t5", "vit", "dinov2", "whisper")] + [("whisper", SOUND_HEAD)]
 DESIGN = design({"lora": {"rank": 2}}, {"adapter": {"size": 3, "at": ["attention", "mlp"]}}, {"ia3": {}})

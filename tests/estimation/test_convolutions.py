@@ -13,9 +13,10 @@ from autopeft.estimation import asking, convolutions
 from autopeft.estimation.asking import asked
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, build_meta, load_base
+from autopeft.models.base import build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from tests.estimation.measured import RealRun, allocated_peak
 
 FORWARD, BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward

@@ -6,9 +6,10 @@ import pytest
 
 from autopeft.estimation.estimator import Estimator
 from autopeft.estimation.fast import VERSION, Costs, FastEstimator
-from autopeft.models.base import Base, Head, build_meta
+from autopeft.models.base import Base, build_meta
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.space import RandomChooser, SearchSpace
 from autopeft.spec.training import Precision
 

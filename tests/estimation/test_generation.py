@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 from autopeft.estimation import generation
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, build_meta, load_base
+from autopeft.models.base import build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.writing import MAX_NEW_TOKENS, N_SAMPLES
 from autopeft.training import sampling
 from tests.estimation.measured import HEAD as CLASSES

@@ -9,9 +9,10 @@ from autopeft.costs.estimate import estimate
 from autopeft.errors import DesignError
 from autopeft.estimation.estimator import Estimator
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, build_meta, load_base
+from autopeft.models.base import build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.trial import Segment
 from autopeft.tasks.base import PreparedData
 from autopeft.tasks.causal_lm import TASK

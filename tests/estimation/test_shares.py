@@ -11,10 +11,11 @@ from autopeft.estimation.quantized import quantize_meta
 from autopeft.estimation.share import Share
 from autopeft.estimation.shares import Shares, factor_for
 from autopeft.estimation.shortened import shorten
-from autopeft.models.base import Base, Head, build_meta
+from autopeft.models.base import Base, build_meta
 from autopeft.spec.block import Block
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 
 WORKLOAD = Workload.uniform(batch_size=4, n_tokens=32)
 BLOCKS: tuple[tuple[str, dict[str, Any]], ...] = (

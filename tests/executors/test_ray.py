@@ -228,6 +228,26 @@ def test_workers_that_cannot_be_made_end_the_search(make: Make) -> None:
         executor.wait()
 
 
+def test_a_node_that_is_left_out_is_asked_for_no_worker_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only node; the first of two workers came up on it before it was left out."""
+    n_met = 0
+
+    def check(*_: Any, node: str) -> None:
+        nonlocal n_met
+        n_met += 1
+        if n_met == 2:
+            raise ExecutorError(f"{node} has other versions")
+
+    monkeypatch.setattr("autopeft.executors.ray.check_versions", check)
+    executor = make(2)
+    executor._has_met = True
+    while n_met < 2:
+        run(executor, segment(0, stop=20))
+    assert run(make(1), segment(1))[1].status is SegmentStatus.DONE, "there is room, and it was asked for later"
+    assert run(executor, segment(2))[2].status is SegmentStatus.DONE
+    assert (n_met, executor.pids.count(None), executor.free()) == (3, 1, 1)
+
+
 def test_a_terminals_interrupt_does_not_reach_workers(make: Make) -> None:
     executor = make(1)
     pid = int(run(executor, segment(0))[0].scores["pid"])

@@ -1,8 +1,12 @@
 """A machine goes with its disks: the study lies at an address, and another machine goes on from there."""
 
+import errno
 import logging
+import os
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,11 @@ from autopeft.spec.trial import Outcome
 from tests.faults.driver import check_whole, complete, kill, records, search, start, wait_for_size
 
 N_TRIALS = 25
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.05)
 
 
 def copy_of(location: str, folder: Path) -> Path:
@@ -155,6 +164,79 @@ def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_mor
     assert files.exists("/silent/study/lock.json"), "it is the other's"
 
 
+def test_a_search_that_slept_looks_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine is suspended, and wakes before the thread has its turn that says that it lives."""
+    monkeypatch.setattr(mirror, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(mirror, "SILENCE_SECONDS", 0.1)
+    asleep, other = Mirror("memory://asleep/study"), Mirror("memory://asleep/study")
+    asleep.acquire()
+    asleep.append_journal(0, b"one\n")
+    clock = mirror._now
+    monkeypatch.setattr(mirror, "_now", lambda: clock() + 3600.0)
+    asleep.append_journal(4, b"two\n")  # nobody has come meanwhile
+    other.acquire()
+    other.append_journal(8, b"three\n")
+    names = other.names()
+    for write in (
+        lambda: asleep.append_journal(8, b"3rd\n"),
+        lambda: asleep.put("study.json", b"{}"),
+        lambda: asleep.remove("journal/000000000000000"),
+    ):
+        with pytest.raises(StudyLockedError, match=r"process \d+ on .* has taken this one's place at memory://asleep"):
+            write()
+    asleep.release()
+    assert other.names() == names
+    assert other.journal(names) == b"one\ntwo\nthree\n"
+    other.release()
+    assert not Mirror("memory://asleep/study").is_held()
+
+
+def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.6)
+    fsspec.filesystem("memory").pipe_file(
+        "/race/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}'
+    )
+    both = threading.Barrier(2)
+
+    class Racing(Mirror):
+        seconds = 0.2
+
+        def _wait_for_silence(self, holder: dict[str, Any]) -> None:
+            both.wait()
+
+        def _put(self, name: str, content: bytes) -> None:
+            time.sleep(self.seconds)
+            super()._put(name, content)
+
+    first, second = Racing("memory://race/study"), Racing("memory://race/study")
+    second.seconds = 0.4
+    with ThreadPoolExecutor(2) as pool:
+        refused, held = [pool.submit(each.acquire).exception for each in (first, second)]
+        assert isinstance(refused(), StudyLockedError)
+        assert held() is None
+    assert second.was_left
+    second.release()
+
+
+@pytest.mark.parametrize("place", ["memory", "disk", "disk without hard links"])
+def test_a_part_of_the_journal_is_never_written_over(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if place.endswith("without hard links"):
+        monkeypatch.setattr(os, "link", refuse)
+    uri = "memory://over/study" if place == "memory" else f"file://{tmp_path}/store/study"
+    mine, other = Mirror(uri), Mirror(uri)
+    mine.append_journal(0, b"one\n")
+    mine.append_journal(0, b"one\n")  # the first answer was lost
+    with pytest.raises(StudyLockedError, match=r"another one has written journal/0+ at .*the same command goes on"):
+        other.append_journal(0, b"two\n")
+    assert mine.journal(mine.names()) == b"one\n"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_what_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mirror, "PAUSES_SECONDS", (0.0, 0.0))
     (tmp_path / "file").write_bytes(b"")
@@ -243,6 +325,8 @@ def test_parts_of_a_journal_are_read_once_and_a_study_begun_anew_is_noticed() ->
     names.clear()
     assert store.journal(store.names()) == b"a 1\na 2\na 3\na 4\n"
     assert [int(name.rpartition("/")[2]) for name in names] == [0, 12]
+    for name in other.names():
+        other.remove(name)
     for n, line in enumerate([b"b 1\n", b"b 2\n", b"b 3\n", b"b 4\n"]):
         other.append_journal(4 * n, line)
     assert store.journal(store.names()) == b"b 1\nb 2\nb 3\nb 4\n"

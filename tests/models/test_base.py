@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, HEAD, HEADS, SOUND_HEAD, SPEECH_HEAD, TARGET_HEAD, content
 
 from autopeft.errors import ModelError
-from autopeft.models.base import Base, Head, build_meta, load_base
+from autopeft.models.base import Base, build_meta, load_base
+from autopeft.spec.model import Head
 
 HEADS_OF_A_BASE = [
     ("t5", TARGET_HEAD, ()),

@@ -11,7 +11,7 @@ from tiny_models import HEAD, IMAGE_HEAD, LANGUAGE_HEAD, content, design, labels
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, build_meta, load_base
-from autopeft.models.loading import Head
+from autopeft.spec.model import Head
 
 SMOLLM2 = Path(__file__).parents[2] / "studies" / "smollm2" / "model"
 LORA = {"lora": {"rank": 4}}

@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 
 from autopeft.models.attach import Attached
-from autopeft.models.base import Head
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
 IMAGE_HEAD = Head(auto_class="AutoModelForImageClassification", labels=HEAD.labels)

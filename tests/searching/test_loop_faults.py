@@ -10,6 +10,7 @@ import pytest
 from autopeft.errors import SearchError
 from autopeft.executors.simulated import Faults, SimulatedExecutor
 from autopeft.searching.pareto import pareto_front
+from autopeft.searching.segments import GUESS_FACTOR
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
@@ -212,10 +213,20 @@ def test_a_smaller_cluster_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch
 
 def test_workers_are_told_what_a_segment_needs(bench: Bench) -> None:
     worker = KnownWorker(bench.model)
-    bench.run(worker, n_trials=6, halving=None, seconds_per_flop=1e-9, sampler="random")
+    bench.run(worker, n_trials=6, halving=None, seconds_per_flop=1e-9, n_validation=1000, sampler="random")
     records = {r.number: r for r in bench.store().records()}
     for segment in worker.segments:
         assert segment.memory_bytes == records[segment.trial].estimate.peak_memory, "nothing was measured"
     first, *others = [s for s in worker.segments if s.stage == "train"]
-    assert first.expected_seconds is None, "nobody knows what an evaluation takes"
-    assert all(s.expected_seconds and 0.1 < s.expected_seconds < 1.0 + 0.2 + 1e6 for s in others)
+    estimate = records[first.trial].estimate
+    guess = 1e-9 * (estimate.train_flops + 1000 * estimate.inference_flops)
+    assert first.expected_seconds == pytest.approx(GUESS_FACTOR * guess), "a worker that hangs at once is noticed too"
+    assert [s.expected_seconds for s in others] == pytest.approx([1.0 + 0.1] * len(others), rel=0.01)
+
+
+def test_where_no_step_was_timed_the_first_segment_is_expected_to_take_any_time(bench: Bench) -> None:
+    worker = KnownWorker(bench.model)
+    bench.run(worker, n_trials=2, halving=None, n_validation=1000, sampler="random")
+    first, second = [s for s in worker.segments if s.stage == "train"]
+    assert first.expected_seconds is None
+    assert second.expected_seconds == pytest.approx(1.1, rel=0.01)

@@ -21,8 +21,9 @@ from autopeft.errors import AutopeftError, DesignError
 from autopeft.models import artifact
 from autopeft.models.artifact import DESCRIPTION_FILE, TENSOR_FILE, pack
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, load_base
+from autopeft.models.base import load_base
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from tests.security.mutation import mutate, mutate_bytes
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("bad", "good"))

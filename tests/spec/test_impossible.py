@@ -8,9 +8,8 @@ import transformers
 
 from autopeft.errors import SpaceError
 from autopeft.models.base import build_meta
-from autopeft.models.loading import Head
 from autopeft.spec.impossible import leave_out_impossible
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.space import SearchSpace
 
 LLAMA = transformers.LlamaConfig(

@@ -9,11 +9,10 @@ import pytest
 import transformers
 
 from autopeft.models.base import build_meta
-from autopeft.models.loading import Head
 from autopeft.spec.block import block_kinds
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD, prior
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.space import RandomChooser, SearchSpace
 from autopeft.spec.space_file import shipped_spaces
 

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autopeft.models.attach import attach
-from autopeft.models.base import Head, load_base
+from autopeft.models.base import load_base
 from autopeft.models.losses import IGNORED
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.trial import Segment, SegmentStatus
 from autopeft.tasks.base import PreparedData, TokenizedSplit

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autopeft.models.base import Base, Head, load_base
+from autopeft.models.base import Base, load_base
 from autopeft.models.random_weights import with_weights
 from autopeft.spec.design import Design
+from autopeft.spec.model import Head
 from autopeft.spec.training import Training
 from autopeft.training.timing import MAX_ROUNDS, Run, random_inputs, seconds_of, time_in_turns
 
