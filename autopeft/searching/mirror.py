@@ -222,7 +222,12 @@ class Mirror:
         return holder is not None and not _has_died(holder)
 
     def _check_place(self) -> None:
-        """Raise `StudyLockedError` where another search has taken this one's place; nothing where this holds none."""
+        """Raise `StudyLockedError` where another search has taken this one's place; nothing where this holds none.
+
+        Raises:
+            StorageError: The folder of the study is gone.
+        """
+        self._check_root()
         if self._beats is not None and not self._taken_by and _now() - self._said_at > TRUST_SECONDS:
             # The machine slept, say, and the thread that would have noticed has not had its turn.
             self._taken_by = self._successor()
@@ -232,8 +237,17 @@ class Mirror:
                 f"{self.uri}: this one had said nothing for {SILENCE_SECONDS:g} s; it ends here"
             )
 
+    def _check_root(self) -> None:
+        """Raise `StorageError` where the folder that this holds was moved away, or unmounted; it is not made anew."""
+        if self._beats is not None and self._is_local() and not Path(self._root).is_dir():
+            raise StorageError(
+                f"{self.uri} must be reachable, but its folder is gone; what stood there is whole: once it is back, "
+                "the same command goes on"
+            )
+
     def _successor(self) -> str:
         """Return who has taken this one's place, in words; empty where nobody has."""
+        self._check_root()
         holder = self._holder()
         if holder == {}:  # not every storage writes a file at once, and the other thread may be at it
             time.sleep(PAUSES_SECONDS[0])

@@ -3,6 +3,8 @@
 A search with several workers cannot be repeated by its seed, since its decisions depend on which result came first.
 That order is in the record: each start, rung and end has its place in it, so that what was known at any moment, and
 with it each decision of the rules, can be derived long after.
+
+The front follows from the trials; `front.json`, where the study has one, is held against it.
 """
 
 from collections import Counter
@@ -13,7 +15,9 @@ from typing import Any, Literal
 
 from autopeft.searching.hypervolume import hypervolume_history
 from autopeft.searching.pareto import eligible, losses, pareto_front
+from autopeft.searching.trials import MAX_RETRIES
 from autopeft.searching.verdicts import Verdicts, place_words
+from autopeft.searching.written_front import WrittenFront, read_front
 from autopeft.spec.cost import excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
@@ -84,9 +88,14 @@ class Replay:
 
 
 def replay(state: StudyState) -> Replay:
-    """Derive every decision of a study again from its record."""
+    """Derive every decision of a study again from its record.
+
+    Raises:
+        ResultError: Its `front.json` cannot be read.
+    """
     verdicts = Verdicts(state)
     front = pareto_front(state.trials, state.objectives)
+    written = read_front(state, is_shared=verdicts.is_shared)
     history = hypervolume_history(state)
     successors = Counter(trial.continues for trial in state.trials if trial.continues is not None)
     trials = tuple(
@@ -100,7 +109,7 @@ def replay(state: StudyState) -> Replay:
                 *_rungs(trial, state, verdicts),
                 *_retries(trial),
                 *_end(trial, state),
-                *_front(trial, state, front),
+                *_front(trial, state, front, written),
             ),
         )
         for trial in state.trials
@@ -242,7 +251,9 @@ def _retries(trial: TrialRecord) -> Iterator[Step]:
     if trial.n_retries:
         times = "once" if trial.n_retries == 1 else f"{trial.n_retries} times"
         says = f"run again {times} from its last checkpoint: its worker was lost"
-        yield Step(kind="retry", says=says, values={"n_retries": trial.n_retries})
+        agrees = trial.n_retries <= MAX_RETRIES
+        says += "" if agrees else f"; but {MAX_RETRIES} times are the most"
+        yield Step(kind="retry", says=says, agrees=agrees, values={"n_retries": trial.n_retries})
 
 
 def _end(trial: TrialRecord, state: StudyState) -> Iterator[Step]:
@@ -262,13 +273,18 @@ def _end(trial: TrialRecord, state: StudyState) -> Iterator[Step]:
     yield Step(kind="end", says=says + problem, agrees=not problem, event=trial.last_event, values=values)
 
 
-def _front(trial: TrialRecord, state: StudyState, front: Sequence[TrialRecord]) -> Iterator[Step]:
-    """Yield why a trial that trained in full is on the front, or not."""
-    if trial.outcome is not Outcome.COMPLETE:
-        return
+def _front(
+    trial: TrialRecord, state: StudyState, front: Sequence[TrialRecord], written: WrittenFront | None
+) -> Iterator[Step]:
+    """Yield why a trial that trained in full is on the front, or not; of others, where the file says otherwise."""
     on, by = trial in front, None
+    agrees, complaint = (True, "") if written is None else written.check(trial, state, on_front=on)
+    if trial.outcome is not Outcome.COMPLETE and not complaint:
+        return
     if on:
         says = "on the front: no design is as good in everything and better in something"
+    elif trial.outcome is not Outcome.COMPLETE:
+        says = "not on the front: it did not train in full"
     elif trial.is_reference:
         says = "not on the front: a reference, no design"
     elif not eligible([trial]):
@@ -279,7 +295,7 @@ def _front(trial: TrialRecord, state: StudyState, front: Sequence[TrialRecord]) 
         by = better.number
         pairs = ", ".join(f"{o.label} {_value(better, o)} against {_value(trial, o)}" for o in state.objectives)
         says = f"not on the front: trial {by} is as good or better in everything ({pairs})"
-    yield Step(kind="front", says=says, values={"on_front": on, "dominated_by": by})
+    yield Step(kind="front", says=says + complaint, agrees=agrees, values={"on_front": on, "dominated_by": by})
 
 
 def _value(trial: TrialRecord, objective: Objective) -> str:

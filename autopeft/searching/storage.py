@@ -156,10 +156,11 @@ class StudyStore:
         return tuple(read_record(trial) for trial in trials)
 
     def stamp(self) -> Hashable:
-        """Return a value that is another one when a trial has been added or has changed."""
+        """Return a value that is another one when a trial was added, has changed or has its score on the test split."""
         trials = self._look()
         running = [t for t in trials if not t.state.is_finished()]
-        return len(trials), tuple((t.number, t.user_attrs["examples"], t.user_attrs["outcome"]) for t in running)
+        states = tuple((t.number, t.user_attrs["examples"], t.user_attrs["outcome"]) for t in running)
+        return len(trials), states, tuple(sorted(self.facts("")))
 
     def changes(self) -> tuple[TrialRecord, ...]:
         """Return what other drivers have begun or changed since the last call, or since `records`, by number."""

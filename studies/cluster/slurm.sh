@@ -14,7 +14,9 @@
 #SBATCH --time=12:00:00
 #SBATCH --signal=B:TERM@120
 #SBATCH --output=%x-%j.log
-# Two minutes before the time is up, SIGTERM lets the search write checkpoints and end; a requeued job resumes it.
+# Two minutes before the time is up, SIGTERM lets the search write checkpoints and end, within `grace_seconds` below.
+# Slurm itself requeues a job whose node was lost, or that was preempted; after its time limit that is yours to do, with
+# `scontrol requeue JOBID` or by submitting it again. Either way the study goes on.
 #SBATCH --requeue
 
 set -euo pipefail
@@ -27,7 +29,9 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN
 export RAY_USAGE_STATS_ENABLED=0
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# The first IPv4 address that others reach: by name, Debian gives a machine 127.0.1.1.
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I |
+  awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^[0-9.]+$/ && $i !~ /^127\./) { print $i; exit } }')
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine must not share a port
 
 start_ray() { # nodes, then what else `ray start` is told; --block keeps the step alive for as long as Ray is
@@ -55,7 +59,7 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
 fi
 
 # Workers on nodes that are not up yet are waited for while the search runs.
-autopeft search "$study" --executor ray --address "$head_ip:$port" &
+autopeft search "$study" --executor ray --address "$head_ip:$port" --set grace_seconds=100 &
 search=$!
 trap 'kill -TERM "$search"' TERM
 code=0

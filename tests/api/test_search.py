@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -266,3 +267,7 @@ def test_a_diverging_trial_ends_with_its_reason(study: dict[str, Any]) -> None:
     diverged = [t for t in result.state.trials if not t.baseline]
     assert all(t.outcome is Outcome.FAILED for t in diverged)
     assert all("nan" in t.reason or "inf" in t.reason or "finite" in t.reason for t in diverged)
+    for trial in diverged:
+        place = re.search(r"at step (\d+) \(example (\d+)\)$", trial.reason)
+        assert place is not None, trial.reason
+        assert int(place[2]) == 16 * int(place[1]), "of batches of 16"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +201,25 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
     assert not processes_of_ray(process.pid)
 
 
+def is_busy(raylet: int) -> bool:
+    """Return whether a worker of the node whose raylet this is runs a segment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if parent == raylet and title.startswith(b"ray::SegmentActor.run"):
+            return True
+    return False
+
+
 def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: dict[str, Any], tmp_path: Path) -> None:
     """Two nodes of one worker each; one is killed while both train. What it trained goes on elsewhere."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    study = {**study, "training": {**study["training"], "epochs": 4}, "n_trials": 3}
+    study = {**study, "training": {**study["training"], "epochs": 20}, "n_trials": 3}
     study |= {"executor": {"type": "ray", "address": cluster.address, "workers": 2, "cpus_per_worker": 1}}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(study))
@@ -220,10 +234,11 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
-        for _ in range(3000):
-            if process.poll() is not None or (journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= 2):
+        raylet = nodes[1].all_processes["raylet"][0].process.pid
+        for _ in range(15_000):
+            if process.poll() is not None or is_busy(raylet):
                 break
-            time.sleep(0.1)
+            time.sleep(0.02)
         assert process.poll() is None, process.communicate()[0]
         cluster.remove_node(nodes[1], allow_graceful=False)
         output, _ = process.communicate(timeout=280)
@@ -235,4 +250,46 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
     trials = autopeft.open(journal.parent).state.trials
     assert n_designs(trials) == 3
     assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED, Outcome.OUT_OF_MEMORY) for t in trials)
-    assert sum(t.n_retries for t in trials) <= 1, "at most one segment ran on the node"
+    assert sum(t.n_retries for t in trials) == 1, "one segment ran on the node, and was run again"
+
+
+def test_a_node_with_another_version_is_refused_before_it_trains_anything(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
+    """The node finds what says that it has another peft before it finds the one that is installed."""
+    from ray.cluster_utils import Cluster
+
+    other = tmp_path / "site" / "peft-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 9.9.9\n")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    study |= {"executor": {"type": "ray", "address": cluster.address, "workers": 1, "cpus_per_worker": 1}}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(study))
+    with (tmp_path / "node.log").open("wb") as log:
+        node = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"),
+                f"--address={cluster.address}",
+            ],
+            env={**environment, "PYTHONPATH": str(tmp_path / "site")},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "autopeft", "search", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+    finally:
+        node.terminate()
+        node.wait()
+        cluster.shutdown()
+    assert ended.returncode == 2, ended.stdout
+    here = f"here is peft {version('peft')}, and a worker has peft 9.9.9; install the same on every node"
+    assert here in " ".join(ended.stdout.split())
+    assert not (Path(study["output_dir"]) / "tiny" / "study.journal").exists()

@@ -1,14 +1,18 @@
 """What studies/cluster/ holds is what this version reads; no cluster is asked."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from autopeft.interruption import LAST_SECONDS
 from autopeft.spec.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +49,10 @@ def test_the_manifest_runs_the_search_with_a_token_on_the_ray_that_is_tested() -
 
 
 def test_the_runtime_environment_holds_texts() -> None:
-    assert all(isinstance(value, str) for value in read("runtime_env.yaml")["env_vars"].values())
+    variables = read("runtime_env.yaml")["env_vars"]
+    assert all(isinstance(value, str) for value in variables.values())
+    of_the_manifest = YAML(typ="safe").load(read("kuberay.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert of_the_manifest["RAY_JOB_STOP_WAIT_TIME_S"] == variables["RAY_JOB_STOP_WAIT_TIME_S"]
 
 
 def test_the_script_is_bash_that_asks_for_a_study() -> None:
@@ -53,6 +60,48 @@ def test_the_script_is_bash_that_asks_for_a_study() -> None:
     done = subprocess.run(["bash", FOLDER / "slurm.sh"], capture_output=True, text=True)
     assert done.returncode != 0
     assert "usage: sbatch slurm.sh STUDY.yaml" in done.stderr
+
+
+STAND_INS = {
+    "scontrol": 'printf "node1\\nnode2\\n"',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "hostname": 'echo "127.0.1.1 fe80::1 10.0.0.5 172.17.0.1"',
+    "ray": 'echo "ray $*" >> "$LOG"; [[ $1 != start ]] || exec sleep 60',
+    "autopeft": 'trap "exit 143" TERM; sleep 0.2; echo "autopeft $*" >> "$LOG"; while true; do sleep 0.05; done',
+}
+
+
+def test_the_script_starts_ray_where_other_nodes_reach_it_and_passes_a_signal_on(tmp_path: Path) -> None:
+    """With stand-ins for Slurm, Ray and the search, that write down how they are called."""
+    (tmp_path / "bin").mkdir()
+    for name, does in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    log = tmp_path / "log"
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    variables = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LOG": str(log), **slurm}
+    script = subprocess.Popen(
+        ["bash", FOLDER / "slurm.sh", "study.yaml"],
+        env={**os.environ, **variables, "SLURM_CPUS_PER_TASK": "4"},
+        start_new_session=True,
+    )
+    try:
+        for _ in range(200):
+            if log.is_file() and "autopeft" in log.read_text():
+                break
+            time.sleep(0.05)
+        script.terminate()
+        assert script.wait(20) == 143
+    finally:
+        os.killpg(script.pid, signal.SIGKILL)  # Slurm ends what is left
+    assert sorted(log.read_text().splitlines()) == [
+        "autopeft search study.yaml --executor ray --address 10.0.0.5:20007 --set grace_seconds=100",
+        "ray health-check --address 10.0.0.5:20007",
+        "ray start --block --num-cpus=4 --address=10.0.0.5:20007",
+        "ray start --block --num-cpus=4 --head --node-ip-address=10.0.0.5 --port=20007 --include-dashboard=false",
+    ]
+    seconds = int(re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", (FOLDER / "slurm.sh").read_text(), re.MULTILINE)[0])
+    assert seconds > 100 + LAST_SECONDS
 
 
 @pytest.mark.parametrize("file", ["slurm.sh", "kuberay.yaml", "README.md"])

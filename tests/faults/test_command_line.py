@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,32 @@ def start(path: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], journal: Path, n_bytes: int) -> None:
-    while process.poll() is None and not (journal.is_file() and journal.stat().st_size >= n_bytes):
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while process.poll() is None and not condition():
         time.sleep(0.01)
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def n_complete(folder: Path) -> int:
+    events = folder / "search.jsonl"
+    return events.read_text().count('"outcome": "complete"') if events.is_file() else 0
 
 
 def test_killed_at_random_with_a_real_model(study: dict[str, Any], tmp_path: Path) -> None:
     path = write(study, tmp_path, n_trials=4, training={**study["training"], "epochs": 6})
     journal = Path(study["output_dir"]) / "tiny" / "study.journal"
     process = start(path)
-    wait_for(process, journal, 6_000 + random.Random(1).randrange(12_000))
+    wait_for(process, lambda: n_complete(journal.parent) >= 1)
+    amount = size(journal) + random.Random(1).randrange(6_000)
+    wait_for(process, lambda: size(journal) >= amount)
     process.kill()
     process.communicate()
     assert process.returncode == -9
     known = [t for t in autopeft.open(journal.parent).state.trials if t.outcome is Outcome.COMPLETE]
+    assert known, "or nothing is shown"
     result = autopeft.search(**{**study, "n_trials": 4, "training": {**study["training"], "epochs": 6}})
     assert isinstance(result, autopeft.SearchResult)
     trials = result.state.trials
@@ -54,6 +68,20 @@ def test_killed_at_random_with_a_real_model(study: dict[str, Any], tmp_path: Pat
     assert [t.number for t in trials] == list(range(len(trials)))
     assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED) for t in trials)
     assert len(result.front) >= 1
+
+
+def test_ctrl_c_twice(study: dict[str, Any], tmp_path: Path) -> None:
+    path = write(study, tmp_path, training={**study["training"], "epochs": 40})
+    with start(path) as process:
+        wait_for(process, lambda: size(Path(study["output_dir"]) / "tiny" / "search.jsonl") > 0)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert any(line.startswith("stopping: ") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1] == "interrupted"
+    assert "resume with" not in output, "it ended at once"
 
 
 def test_a_full_disk(study: dict[str, Any], tmp_path: Path, small_disk: Path) -> None:

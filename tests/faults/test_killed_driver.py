@@ -18,6 +18,7 @@ N_TRIALS = 60
 def test_killed_twenty_times_at_random_moments(tmp_path: Path, summary: ModelSummary) -> None:
     path, moments = tmp_path / "killed", random.Random(7)
     journal = path / "study.journal"
+    left = b""
     for _ in range(20):
         process = start(path, summary, n_trials=N_TRIALS)
         before = journal.stat().st_size if journal.is_file() else 0
@@ -29,11 +30,13 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path, summary: ModelSum
         kill(process)
         process.join()
         assert process.exitcode == -9
-    journal_as_left = journal.read_bytes()
+        content = journal.read_bytes()
+        assert content.startswith(left), "what a search before it had written"
+        left = content[: content.rfind(b"\n") + 1]
     process = start(path, summary, n_trials=N_TRIALS)
     process.join()
     assert process.exitcode == 0
-    assert journal.read_bytes().startswith(journal_as_left[: journal_as_left.rfind(b"\n") + 1])
+    assert journal.read_bytes().startswith(left)
     trials = check_whole(path, summary, n_trials=N_TRIALS)
     assert any(t.reason == "the search was killed" for t in trials)
 

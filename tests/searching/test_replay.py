@@ -1,19 +1,26 @@
 """Decisions derived again from the record, and records that were changed."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from autopeft.errors import SearchError
+from autopeft.cli import main
+from autopeft.errors import ResultError, SearchError
+from autopeft.results.front_file import front_values
 from autopeft.searching.pareto import pareto_front
 from autopeft.searching.replay import Replay, replay
 from autopeft.searching.storage import StudyStore
+from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from tests.results.test_dashboard import describe
 from tests.searching.conftest import FULL, Bench, KnownWorker
 
 LIMITS = {"trainable_params": 60_000}
@@ -137,6 +144,76 @@ def test_a_continuation_of_another_design_or_too_early_is_found(state: StudyStat
 def test_a_trial_that_did_not_train_in_full_is_not_complete(state: StudyState) -> None:
     complete = first(state, Outcome.COMPLETE)
     assert blamed(changed(state, replace(complete, examples=FULL - 1))) == {complete.number}
+
+
+def test_more_retries_than_there_may_be_are_found(state: StudyState) -> None:
+    complete = first(state, Outcome.COMPLETE)
+    assert not blamed(changed(state, replace(complete, n_retries=MAX_RETRIES)))
+    assert blamed(changed(state, replace(complete, n_retries=MAX_RETRIES + 1))) == {complete.number}
+
+
+def drop_the_first(designs: list[dict[str, Any]]) -> None:
+    designs.remove(min(designs, key=lambda design: design["trial"]))
+
+
+def change_the_score(designs: list[dict[str, Any]]) -> None:
+    designs[0]["validation"]["accuracy"]["value"] += 1e-6
+
+
+def change_the_cost(designs: list[dict[str, Any]]) -> None:
+    designs[0]["predicted"]["trainable_params"] -= 1
+
+
+def name_a_trial_that_is_none(designs: list[dict[str, Any]]) -> None:
+    designs[0]["trial"] = 10_000
+
+
+@pytest.mark.parametrize("change", [drop_the_first, change_the_score, change_the_cost, name_a_trial_that_is_none])
+def test_a_front_that_was_changed_by_hand_is_found(
+    state: StudyState, change: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    describe(state)
+    file, folder = state.folder / "front.json", str(state.folder)
+    values = front_values(state)
+    file.write_text(json.dumps(values))
+    assert CliRunner().invoke(main, ["replay", folder]).exit_code == 0
+    change(values["designs"])
+    file.write_text(json.dumps(values))
+    said = CliRunner().invoke(main, ["replay", folder])
+    assert said.exit_code == 1
+    assert "but front.json" in said.output
+    assert "the record differs from the rules in trial" in said.output
+
+
+def test_a_design_that_another_beats_has_no_place_in_the_file(state: StudyState) -> None:
+    front = pareto_front(state.trials, state.objectives)
+    beaten = next(t for t in state.trials if t.outcome is Outcome.COMPLETE and t not in front)
+    stopped = first(state, Outcome.STOPPED)
+    for wrong in (beaten, stopped):
+        values = front_values(state)
+        values["designs"].append({**values["designs"][0], "trial": wrong.number})
+        (state.folder / "front.json").write_text(json.dumps(values))
+        assert blamed(replay(state)) == {wrong.number}
+
+
+def test_a_front_of_an_earlier_moment_is_told_from_a_false_one(state: StudyState) -> None:
+    """A search that was killed after more designs had trained has not written it again."""
+    latest = max(pareto_front(state.trials, state.objectives), key=lambda trial: trial.last_event or 0)
+    moment = latest.last_event or 0
+    ended_later = {t.number for t in state.trials if t.outcome is Outcome.COMPLETE and (t.last_event or 0) >= moment}
+    earlier = tuple(replace(t, outcome=Outcome.RUNNING) if t.number in ended_later else t for t in state.trials)
+    (state.folder / "front.json").write_text(json.dumps(front_values(replace(state, trials=earlier))))
+    found = replay(state)
+    assert found.agrees
+    says = [step.says for step in found.trials[latest.number].steps if step.agrees is None]
+    assert len(says) == 1
+    assert says[0].endswith("; but front.json, which may be of an earlier moment, does not have it")
+
+
+def test_a_file_that_is_no_front_is_named(state: StudyState) -> None:
+    (state.folder / "front.json").write_text("{}")
+    with pytest.raises(ResultError, match=r"front\.json must be a front that a search wrote, .*remove it"):
+        replay(state)
 
 
 def test_a_record_of_before_says_what_it_cannot_tell(state: StudyState) -> None:

@@ -1,5 +1,6 @@
 """Several drivers of one study in PostgreSQL: real processes, real kills, a server that goes away."""
 
+import math
 import os
 import signal
 import subprocess
@@ -8,15 +9,28 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from autopeft.errors import StorageError
+from autopeft.results import dashboard
+from autopeft.results.dashboard import StudyApp
+from autopeft.results.dashboard_server import read_only
+from autopeft.results.notes import trial_note
+from autopeft.searching import database as databases
 from autopeft.searching.final_check import read_scores
+from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
+from autopeft.spec.state import StudyState
+from autopeft.spec.study import make_study
+from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, TrialRecord
+from tests.conftest import make_summary
+from tests.results.test_dashboard import ask, describe
 from tests.searching.conftest import FULL
-from tests.storage.driver import OBJECTIVES_HERE
+from tests.storage.driver import OBJECTIVES_HERE, drive
 from tests.storage.server import Server
 
 pytestmark = pytest.mark.slow
@@ -92,11 +106,65 @@ def check(records: tuple[TrialRecord, ...], *, n_trials: int) -> None:
     assert {r.outcome for r in last} <= {Outcome.COMPLETE, Outcome.STOPPED, Outcome.INFEASIBLE}, "one was left behind"
 
 
-def test_two_drivers_share_a_study(database: str, tmp_path: Path) -> None:
+class Page:
+    """The dashboard of a study in a database, and what it has shown."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        values = {"model": "bert", "data": "reviews.csv", "study_name": "shared", "storage": url}
+        self.folder = folder
+        folder.mkdir()
+        describe(
+            StudyState(
+                folder=folder,
+                spec=make_study({**values, "objectives": [objective.name for objective in OBJECTIVES_HERE]}),
+                model=make_summary(),
+                training=Training(),
+                metric="accuracy",
+                limits={"trainable_params": 60_000},
+                n_full_examples=FULL,
+                trials=(),
+            )
+        )
+        self.app = read_only(StudyApp(folder))
+        self.n_shown: list[int] = []
+        self.notes: list[str] = []
+
+    def look(self) -> None:
+        status, answer = ask(self.app, "/api/studies")
+        assert status == 200, answer
+        status, page = ask(self.app, f"/api/studies/{answer['study_summaries'][0]['study_id']}")
+        assert status == 200, page
+        assert [trial["number"] for trial in page["trials"]] == list(range(len(page["trials"])))
+        self.n_shown.append(len(page["trials"]))
+        self.notes = [trial["note"]["body"] for trial in page["trials"]]
+
+    def check(self, records: tuple[TrialRecord, ...]) -> None:
+        """Check that it has grown with the study, and shows all that this has come to."""
+        assert self.n_shown == sorted(self.n_shown)
+        assert len(set(self.n_shown)) > 3, "it must have looked while the study grew"
+        state = read_state(self.folder)
+        assert state.trials == records
+        notes = [trial_note(state, record) for record in records]
+        assert [beginning(note) for note in self.notes] == [beginning(note) for note in notes]
+
+
+def beginning(note: str) -> list[str]:
+    """Return what a note says of the design, and of how it ended."""
+    return note.split("\n\n")[:2]
+
+
+def test_two_drivers_share_a_study(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes write it, while this one shows it."""
+    monkeypatch.setattr(dashboard, "MAX_SHARE_OF_TIME", math.inf)
+    page = Page(database, tmp_path / "page")
     drivers = [Driver(database, tmp_path / name, n_trials=24, seconds=0.1) for name in ("a", "b")]
+    wait_for(lambda: any(driver.n_trained() for driver in drivers))
+    wait_for(lambda: page.look() or all(driver.process.poll() is not None for driver in drivers))
     for driver in drivers:
         assert driver.end() == ""
+    page.look()
     store, records = read(database, tmp_path)
+    page.check(records)
     check(records, n_trials=24)
     by_driver = Counter(record.driver for record in started(records))
     assert len(by_driver) == 2
@@ -158,6 +226,29 @@ def test_a_server_that_restarts_is_waited_for(database: str, server: Server, tmp
     check(records, n_trials=20)
     assert not any("is gone" in r.reason for r in records), "while the server is away nobody is taken for dead"
     assert any("asked again" in text and "answers again" in text for text in said)
+
+
+def test_a_server_that_stays_away_ends_the_search(
+    database: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "PATIENCE_SECONDS", 1.0)
+    never = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(drive, database, tmp_path / "a", 12, 0.1, 2, never)
+        wait_for(lambda: search.done() or len(list((tmp_path / "a").glob("checkpoints/*"))) >= 4)
+        server.stop("immediate")
+        try:
+            with pytest.raises(StorageError, match=r"the database of a study must answer, but .*is the server there"):
+                search.result(120)
+        finally:
+            server.start()
+    store, before = read(database, tmp_path)
+    complete = [record for record in before if record.outcome is Outcome.COMPLETE]
+    drive(database, tmp_path / "a", 12, 0.02, 2, never)
+    records = store.records()
+    store.close()
+    check(records, n_trials=12)
+    assert [record for record in records if record in complete] == complete
 
 
 def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_path: Path) -> None:
