@@ -88,7 +88,7 @@ class Mirror:
             StudyLockedError: Another search has taken this one's place.
         """
         self._check_place()
-        self._try(f"write {name}", lambda: self._put(name, content))
+        self._write(f"write {name}", lambda: self._put(name, content))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there. Raises what `put` raises."""
@@ -135,7 +135,7 @@ class Mirror:
         self._check_place()
         name = _part(offset)
         try:
-            self._try(f"write {name}", lambda: self._create(name, content))
+            self._write(f"write {name}", lambda: self._create(name, content))
         except FileExistsError:
             if self.read(name) != content:  # it is ours where an answer was lost
                 raise StudyLockedError(
@@ -193,7 +193,7 @@ class Mirror:
                 self._wait_for_silence(holder)
             said_at = _now()
             if self._holder() == holder:
-                self._try("lock", lambda: self._put(LOCK, self._claim(0)))
+                self._write("lock", lambda: self._put(LOCK, self._claim(0)))
                 self.was_left = True
                 time.sleep(SETTLE_SECONDS)  # who has seen the same silence writes itself into the lock by then
                 break
@@ -257,7 +257,7 @@ class Mirror:
 
     def _create_lock(self) -> bool:
         try:
-            self._try("lock", lambda: self._create(LOCK, self._claim(0)))
+            self._write("lock", lambda: self._create(LOCK, self._claim(0)))
         except FileExistsError:  # it may be this one's, where an answer was lost
             return bool((self._holder() or {}).get("token") == self._token)
         return True
@@ -286,7 +286,7 @@ class Mirror:
                     return
                 if _now() - said_at > TRUST_SECONDS:
                     continue  # the machine slept in between: look again
-                self._try("lock", lambda: self._put(LOCK, self._claim(n_beats)))  # noqa: B023  # called here
+                self._write("lock", lambda: self._put(LOCK, self._claim(n_beats)))  # noqa: B023  # called here
                 self._said_at = said_at
 
     def _claim(self, n_beats: int) -> bytes:
@@ -339,7 +339,7 @@ class Mirror:
             self._pipe(self._at(name), content, mode="create")
             return
         path, temporary = Path(self._at(name)), Path(f"{self._at(name)}.{self._token[:8]}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(str(path))
         try:
             temporary.write_bytes(content)
             os.link(temporary, path)  # whole or not at all; fsspec would look first, and then write
@@ -355,14 +355,36 @@ class Mirror:
         try:
             self._files.pipe_file(path, content, **options)
         except FileNotFoundError:  # a storage with folders that must be made
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._make_folder(path)
             self._files.pipe_file(path, content, **options)
 
-    def _try(self, what: str, request: Callable[[], T]) -> T:
+    def _make_folder(self, path: str) -> None:
+        """Make the folder of a file; that of the study itself only where it is not held yet."""
+        if not self._is_local():
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            return
+        folder, root = Path(path).parent, Path(self._root)
+        if self._beats is None:
+            root.mkdir(parents=True, exist_ok=True)
+        for each in reversed([folder, *folder.parents]):
+            if root in each.parents:
+                each.mkdir(exist_ok=True)
+
+    def _write(self, what: str, request: Callable[[], T]) -> T:
+        """Make a request that writes: folders that are not there are no answer, but that a file is there."""
+        return self._try(what, request, answers=(FileExistsError,))
+
+    def _try(
+        self,
+        what: str,
+        request: Callable[[], T],
+        *,
+        answers: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError),
+    ) -> T:
         for pause in (*PAUSES_SECONDS, None):
             try:
                 return request()
-            except (FileNotFoundError, FileExistsError):
+            except answers:
                 raise
             except Exception as error:  # each storage has errors of its own
                 if pause is None or isinstance(error, PermissionError):
