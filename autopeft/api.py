@@ -17,10 +17,10 @@ from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, write_events, write_log
 from autopeft.results.result import SearchResult
+from autopeft.searching.address import local_export
 from autopeft.searching.agreement import agree, check_storage, fetch_description
 from autopeft.searching.folder import StudyFolder, cannot_write
 from autopeft.searching.loop import SearchLoop
-from autopeft.searching.mirror import local_export
 from autopeft.searching.sampler import Sampler
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore

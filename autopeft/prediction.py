@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import ArtifactError, DataError, ModelError
 from autopeft.models.artifact import load, read_description
-from autopeft.searching.mirror import local_export
+from autopeft.searching.address import local_export
 from autopeft.tasks.base import Task, find_task
 from autopeft.tasks.data import Table, by_role, find_columns, read
 from autopeft.tasks.forms import find_form

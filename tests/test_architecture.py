@@ -68,7 +68,7 @@ GATES = {
     "psycopg": set(),
     "optuna_dashboard": {"results/dashboard.py"},
     "moocore": {"searching"},
-    "fsspec": {"searching/mirror.py"},
+    "fsspec": {"searching/address.py"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "ray": {"executors"},

@@ -5,27 +5,19 @@ what the next search begins from, wherever that runs. Object stores cannot appen
 `journal/<offset>` holds what was appended at that byte, and is never written over by another search.
 """
 
-import errno
 import json
 import logging
-import os
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
-
-from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError
+from autopeft.errors import StorageError, StudyLockedError
+from autopeft.searching import address
+from autopeft.searching.address import Address
 from autopeft.searching.process import ProcessMark
-from autopeft.spec.location import is_uri
-
-T = TypeVar("T")
 
 LOCK = "lock.json"
 BEAT_SECONDS = 10.0
@@ -37,12 +29,8 @@ TRUST_SECONDS = 20.0
 SETTLE_SECONDS = 3.0
 """After taking the place of another, until it is clear that nobody else did so at the same time: longer than a request
 that is tried again."""
-PAUSES_SECONDS = (0.5, 2.0)
-"""Before a request that failed is tried again."""
 _JOURNAL = "journal/"
 _N_DIGITS = 15
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system says that has no hard links."""
 
 
 class Mirror:
@@ -60,16 +48,8 @@ class Mirror:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        try:
-            self._files, root = fsspec.core.url_to_fs(self.uri)
-        except ImportError as error:
-            raise MissingDependencyError(f"{self.uri} needs a package that is not installed: {error}") from None
-        except ValueError as error:
-            raise StudyError(
-                f"output_dir must be a folder or an address that fsspec knows, but got {self.uri!r} ({error})"
-            ) from None
-        self._root = str(root).rstrip("/")
+        self._address = Address(uri)
+        self.uri = self._address.uri
         self.was_left = False
         self._token = uuid.uuid4().hex
         self._beats: threading.Thread | None = None
@@ -88,41 +68,21 @@ class Mirror:
             StudyLockedError: Another search has taken this one's place.
         """
         self._check_place()
-        self._write(f"write {name}", lambda: self._put(name, content))
+        self._address.put(name, content)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there. Raises what `put` raises."""
         self._check_place()
-
-        def remove() -> None:
-            with suppress(FileNotFoundError):
-                self._files.rm_file(self._at(name))
-
-        self._try(f"remove {name}", remove)
+        self._address.remove(name)
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None where there is none."""
-        try:
-            return self._try(f"read {name}", lambda: bytes(self._files.cat_file(self._at(name))))
-        except FileNotFoundError:
-            return None
+        return self._address.read(name)
 
     def names(self) -> dict[str, int]:
         """Return the bytes of each file by its name, the lock and unfinished ones left out."""
-
-        def find() -> dict[str, Any]:
-            self._files.invalidate_cache()
-            with suppress(FileNotFoundError):
-                return dict(self._files.find(self._root, detail=True))
-            return {}
-
-        found = {}
-        for path, info in self._try("list", find).items():
-            name = str(path).removeprefix(self._root).lstrip("/")
-            parts = PurePosixPath(name).parts
-            if ".." in parts or not parts or name == LOCK or name.endswith(".tmp"):
-                continue  # a name that would leave the working folder is nobody's that we know
-            found[name] = int(info.get("size") or 0)
+        found = self._address.names()
+        found.pop(LOCK, None)
         return found
 
     def append_journal(self, offset: int, content: bytes) -> None:
@@ -135,7 +95,7 @@ class Mirror:
         self._check_place()
         name = _part(offset)
         try:
-            self._write(f"write {name}", lambda: self._create(name, content))
+            self._address.create(name, content)
         except FileExistsError:
             if self.read(name) != content:  # it is ours where an answer was lost
                 raise StudyLockedError(
@@ -193,7 +153,7 @@ class Mirror:
                 self._wait_for_silence(holder)
             said_at = _now()
             if self._holder() == holder:
-                self._write("lock", lambda: self._put(LOCK, self._claim(0)))
+                self._address.put(LOCK, self._claim(0))
                 self.was_left = True
                 time.sleep(SETTLE_SECONDS)  # who has seen the same silence writes itself into the lock by then
                 break
@@ -202,6 +162,7 @@ class Mirror:
             raise StudyLockedError(self._refusal(mine or {}))
         self._said_at = said_at
         self._ended.clear()
+        self._address.is_held = True
         self._beats = threading.Thread(target=self._beat, name="autopeft-beats", daemon=True)
         self._beats.start()
 
@@ -212,6 +173,7 @@ class Mirror:
         self._ended.set()
         self._beats.join()
         self._beats = None
+        self._address.is_held = False
         holder = self._holder()
         if holder is not None and holder.get("token") == self._token:
             self.remove(LOCK)
@@ -227,7 +189,7 @@ class Mirror:
         Raises:
             StorageError: The folder of the study is gone.
         """
-        self._check_root()
+        self._address.check()
         if self._beats is not None and not self._taken_by and _now() - self._said_at > TRUST_SECONDS:
             # The machine slept, say, and the thread that would have noticed has not had its turn.
             self._taken_by = self._successor()
@@ -237,27 +199,19 @@ class Mirror:
                 f"{self.uri}: this one had said nothing for {SILENCE_SECONDS:g} s; it ends here"
             )
 
-    def _check_root(self) -> None:
-        """Raise `StorageError` where the folder that this holds was moved away, or unmounted; it is not made anew."""
-        if self._beats is not None and self._is_local() and not Path(self._root).is_dir():
-            raise StorageError(
-                f"{self.uri} must be reachable, but its folder is gone; what stood there is whole: once it is back, "
-                "the same command goes on"
-            )
-
     def _successor(self) -> str:
         """Return who has taken this one's place, in words; empty where nobody has."""
-        self._check_root()
+        self._address.check()
         holder = self._holder()
         if holder == {}:  # not every storage writes a file at once, and the other thread may be at it
-            time.sleep(PAUSES_SECONDS[0])
+            time.sleep(address.PAUSES_SECONDS[0])
             holder = self._holder()
         is_ours = holder is not None and holder.get("token") == self._token
         return "" if is_ours else _who(holder or {})
 
     def _create_lock(self) -> bool:
         try:
-            self._write("lock", lambda: self._create(LOCK, self._claim(0)))
+            self._address.create(LOCK, self._claim(0))
         except FileExistsError:  # it may be this one's, where an answer was lost
             return bool((self._holder() or {}).get("token") == self._token)
         return True
@@ -286,7 +240,7 @@ class Mirror:
                     return
                 if _now() - said_at > TRUST_SECONDS:
                     continue  # the machine slept in between: look again
-                self._write("lock", lambda: self._put(LOCK, self._claim(n_beats)))  # noqa: B023  # called here
+                self._address.put(LOCK, self._claim(n_beats))
                 self._said_at = said_at
 
     def _claim(self, n_beats: int) -> bytes:
@@ -311,90 +265,6 @@ class Mirror:
             "one another study_name"
         )
 
-    # Requests -------------------------------------------------------------------------------------------------
-
-    def _at(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
-    def _is_local(self) -> bool:
-        protocol = self._files.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-    def _put(self, name: str, content: bytes) -> None:
-        """Write a file at once: object stores do, and on a disk a finished one takes the old one's place."""
-        if not self._is_local():
-            self._pipe(self._at(name), content)
-            return
-        temporary = f"{self._at(name)}.{self._token[:8]}.tmp"
-        try:
-            self._pipe(temporary, content)
-            Path(temporary).replace(self._at(name))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-    def _create(self, name: str, content: bytes) -> None:
-        """Write a file that must not be there yet. Raises FileExistsError."""
-        if not self._is_local():
-            self._pipe(self._at(name), content, mode="create")
-            return
-        path, temporary = Path(self._at(name)), Path(f"{self._at(name)}.{self._token[:8]}.tmp")
-        self._make_folder(str(path))
-        try:
-            temporary.write_bytes(content)
-            os.link(temporary, path)  # whole or not at all; fsspec would look first, and then write
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with path.open("xb") as file:
-                file.write(content)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _pipe(self, path: str, content: bytes, **options: Any) -> None:
-        try:
-            self._files.pipe_file(path, content, **options)
-        except FileNotFoundError:  # a storage with folders that must be made
-            self._make_folder(path)
-            self._files.pipe_file(path, content, **options)
-
-    def _make_folder(self, path: str) -> None:
-        """Make the folder of a file; that of the study itself only where it is not held yet."""
-        if not self._is_local():
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            return
-        folder, root = Path(path).parent, Path(self._root)
-        if self._beats is None:
-            root.mkdir(parents=True, exist_ok=True)
-        for each in reversed([folder, *folder.parents]):
-            if root in each.parents:
-                each.mkdir(exist_ok=True)
-
-    def _write(self, what: str, request: Callable[[], T]) -> T:
-        """Make a request that writes: folders that are not there are no answer, but that a file is there."""
-        return self._try(what, request, answers=(FileExistsError,))
-
-    def _try(
-        self,
-        what: str,
-        request: Callable[[], T],
-        *,
-        answers: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError),
-    ) -> T:
-        for pause in (*PAUSES_SECONDS, None):
-            try:
-                return request()
-            except answers:
-                raise
-            except Exception as error:  # each storage has errors of its own
-                if pause is None or isinstance(error, PermissionError):
-                    raise StorageError(
-                        f"{self.uri} must be reachable, but to {what} failed with {type(error).__name__}: {error}; "
-                        "what stands there is whole: once it can be written to, the same command goes on"
-                    ) from error
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
 
 def _now() -> float:
     """Return seconds on a clock that counts while the machine sleeps, too, where the system has one."""
@@ -410,34 +280,6 @@ def _part(offset: int) -> str:
 def is_journal_part(name: str) -> bool:
     """Return whether a file at the address is a part of the journal."""
     return name.startswith(_JOURNAL) and name.removeprefix(_JOURNAL).isdigit()
-
-
-@contextmanager
-def local_export(location: str | Path) -> Iterator[Path]:
-    """Give an exported folder for as long as the block runs: the one at a path, or a copy of the one at an address.
-
-    Raises:
-        StorageError: There is nothing at the address.
-    """
-    if not is_uri(location):
-        yield Path(location)
-        return
-    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
-        for name, content in _contents(Mirror(str(location))):
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        yield Path(folder)
-
-
-def _contents(mirror: Mirror) -> Iterator[tuple[str, bytes]]:
-    names = mirror.names()
-    if not names:
-        raise StorageError(f"a folder at an address must hold files, but there are none at {mirror.uri}")
-    for name in names:
-        content = mirror.read(name)
-        if content is not None:
-            yield name, content
 
 
 def _who(holder: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import autopeft
 from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError, StudyMismatchError
-from autopeft.searching import mirror
+from autopeft.searching import address, mirror
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.mirror import Mirror
 from autopeft.searching.retention import clean
@@ -199,17 +199,19 @@ def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch:
     both = threading.Barrier(2)
 
     class Racing(Mirror):
-        seconds = 0.2
-
         def _wait_for_silence(self, holder: dict[str, Any]) -> None:
             both.wait()
 
-        def _put(self, name: str, content: bytes) -> None:
-            time.sleep(self.seconds)
-            super()._put(name, content)
+    class Slow(address.Address):
+        seconds = 0.2
 
+        def put(self, name: str, content: bytes) -> None:
+            time.sleep(self.seconds)
+            super().put(name, content)
+
+    monkeypatch.setattr(mirror, "Address", Slow)
     first, second = Racing("memory://race/study"), Racing("memory://race/study")
-    second.seconds = 0.4
+    second._address.seconds = 0.4
     with ThreadPoolExecutor(2) as pool:
         refused, held = [pool.submit(each.acquire).exception for each in (first, second)]
         assert isinstance(refused(), StudyLockedError)
@@ -238,7 +240,7 @@ def test_a_part_of_the_journal_is_never_written_over(
 
 
 def test_what_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(mirror, "PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(address, "PAUSES_SECONDS", (0.0, 0.0))
     (tmp_path / "file").write_bytes(b"")
     store = Mirror(f"file://{tmp_path}/file/study")
     with pytest.raises(StorageError, match=r"must be reachable, but to write x failed with \w+: .*the same command"):
