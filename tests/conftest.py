@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
+from autopeft.spec.trial import Outcome, TrialRecord
 
 # Shared machines stall: how long one example takes says nothing about the code. The same examples each time, so that
 # a test says the same of the same code; `pytest --hypothesis-profile new` looks for others.
@@ -28,6 +29,11 @@ ROLE_SHAPES = {
     "mlp_up": (384, 1536),
     "mlp_down": (1536, 384),
 }
+
+
+def started(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that began a proposed design: no baseline, none that goes on from another, none refused."""
+    return [t for t in trials if not t.baseline and t.continues is None and t.outcome is not Outcome.INFEASIBLE]
 
 
 @pytest.fixture(scope="session")

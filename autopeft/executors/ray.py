@@ -31,7 +31,11 @@ from autopeft.spec.units import format_bytes
 Setup = TypeVar("Setup")
 
 MAX_START_FAILURES = 3
-"""Workers in a row that could not be made, after which the search ends; as many for each worker where they died."""
+"""Workers in a row that could not be made, after which the search ends; as many for each worker where they died.
+
+While others work it goes on, and the next one is asked for after REST_SECONDS.
+"""
+REST_SECONDS = 60.0
 HANG_SECONDS = 300.0
 """How far beyond its deadline a segment is waited for, and the least that one without a deadline may take."""
 SOON_SECONDS = 60.0
@@ -232,7 +236,7 @@ class RayExecutor:
         return [worker for worker in self._workers if worker.place is not None]
 
     def _comes_soon(self, worker: RemoteWorker) -> bool:
-        return worker.place is None and self.now() - worker.since < SOON_SECONDS
+        return not worker.rests and worker.place is None and self.now() - worker.since < SOON_SECONDS
 
     def _greet(self, answered: set[Any]) -> None:
         """Take in the workers that have started, and replace those that could not.
@@ -242,6 +246,8 @@ class RayExecutor:
         """
         first = not self._has_met
         for worker in self._workers:
+            if worker.rests and self.now() - worker.since > REST_SECONDS:
+                worker.replace(self.now() - SOON_SECONDS)  # it may fail again, and is not counted on
             if worker.place is not None or worker.pending not in answered:
                 continue
             try:
@@ -256,8 +262,7 @@ class RayExecutor:
                 else:
                     worker.replace(self.now() - SOON_SECONDS)  # it is there when another node is, and not before
             except RayError as error:
-                self._note_failure(error)
-                worker.replace(self.now())
+                self._replace_failed(worker, error)
         if self._started():
             self._last_seen = self.now()
             if len(self._started()) == self.n_workers:
@@ -283,16 +288,24 @@ class RayExecutor:
             return False
         return True
 
-    def _note_failure(self, error: RayError) -> None:
-        """Count a worker that did not start; a node that leaves takes all that start there, so they are given more."""
+    def _replace_failed(self, worker: RemoteWorker, error: RayError) -> None:
+        """Put another worker in the place of one that did not start, now or, while others work, after some rest.
+
+        Raises:
+            ExecutorError: Too many in a row did not, and none works.
+        """
         broke = isinstance(error, RayTaskError)
         self._n_broken += broke
         self._n_died += not broke
-        if self._n_broken >= MAX_START_FAILURES or self._n_died >= MAX_START_FAILURES * self.n_workers:
-            n = self._n_broken if broke else self._n_died
-            raise ExecutorError(
-                f"workers must start, but {n} in a row did not, the last one with: {reason_of(error)}"
-            ) from error
+        # A node that leaves takes all that start there with it, so that those that died are given more.
+        if self._n_broken < MAX_START_FAILURES and self._n_died < MAX_START_FAILURES * self.n_workers:
+            worker.replace(self.now())
+            return
+        why = f"{self._n_broken if broke else self._n_died} in a row did not, the last one with: {reason_of(error)}"
+        if not self._started():
+            raise ExecutorError(f"workers must start, but {why}") from error
+        log.warning("workers must start, but %s; the next one is asked for in %.0f s", why, REST_SECONDS)
+        worker.rest(self.now())
 
     def _tell_what_is_missing(self) -> None:
         """Say how many workers are waited for, where it takes long, and when they have come."""

@@ -57,7 +57,7 @@ class RemoteWorker:
     Attributes:
         place: Where the present actor runs; None until it has started.
         job: What it runs; None while it is idle.
-        since: When the present actor was asked for.
+        since: When the present actor was asked for, or the last one ended.
     """
 
     def __init__(self, make_actor: Callable[[], Any], folders: Callable[[], Sequence[Folder]], now: float) -> None:
@@ -77,9 +77,14 @@ class RemoteWorker:
 
     def replace(self, now: float) -> None:
         """Put a new actor in the place of the present one; what that ran is forgotten."""
-        self.kill()
+        self.rest(now)
         self._actor = self._make_actor()
         self.ask()
+
+    def rest(self, now: float) -> None:
+        """End the present actor and put none in its place for now; what it ran is forgotten."""
+        self.kill()
+        self._actor = self._answer = None
         self.place: Place | None = None
         self.job: Job | None = None
         self._held: Mapping[str, int] = {}
@@ -96,8 +101,13 @@ class RemoteWorker:
 
     @property
     def pending(self) -> Any | None:
-        """Return what answers next: the start, or the segment; None while it is idle."""
+        """Return what answers next: the start, or the segment; None while it is idle or rests."""
         return self._answer
+
+    @property
+    def rests(self) -> bool:
+        """Return whether no actor was asked for: several in a row did not start."""
+        return self._actor is None
 
     @property
     def idle(self) -> bool:

@@ -28,10 +28,12 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 export RAY_USAGE_STATS_ENABLED=0
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# All of an answer is read, also where the first line will do: a pipe closed early would kill who writes, and this script.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${head%%$'\n'*}
 # The first IPv4 address that others reach: by name, Debian gives a machine 127.0.1.1.
 head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I |
-  awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^[0-9.]+$/ && $i !~ /^127\./) { print $i; exit } }')
+  awk '{ for (i = 1; i <= NF; i++) if (!n && $i ~ /^[0-9.]+$/ && $i !~ /^127\./) { print $i; n = 1 } }')
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine must not share a port
 
 start_ray() { # nodes, then what else `ray start` is told; --block keeps the step alive for as long as Ray is

@@ -24,6 +24,7 @@ from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from autopeft.tasks.prepare import prepare
 from autopeft.training.worker import Worker, WorkerSetup, make_worker
+from tests.conftest import started
 
 pytestmark = pytest.mark.ray
 
@@ -45,10 +46,6 @@ def search(study: dict[str, Any], **changes: Any) -> tuple[TrialRecord, ...]:
     return tuple(result.state.trials)
 
 
-def n_designs(trials: tuple[TrialRecord, ...]) -> int:
-    return sum(not t.baseline and t.continues is None and t.outcome is not Outcome.INFEASIBLE for t in trials)
-
-
 @pytest.mark.usefixtures("local_ray", "one_thread")
 def test_what_ray_begins_this_process_goes_on_with_and_the_other_way_round(study: dict[str, Any]) -> None:
     first = search(study, executor="ray", n_workers=2, n_trials=3)
@@ -58,7 +55,7 @@ def test_what_ray_begins_this_process_goes_on_with_and_the_other_way_round(study
     assert second[: len(first)] == first
     third = search(study, executor={"type": "ray", "cpus_per_worker": 1}, n_trials=6)
     assert third[: len(second)] == second
-    assert n_designs(third) == 6
+    assert len(started(third)) == 6
     assert {t.estimate.version for t in third} == {first[0].estimate.version}
     twins = [t for t in third if t.design == third[0].design]
     lines = (Path(study["output_dir"]) / "tiny" / "search.jsonl").read_text().splitlines()
@@ -248,7 +245,7 @@ def test_a_search_goes_on_when_a_node_leaves_in_the_middle_of_a_segment(study: d
         cluster.shutdown()
     assert process.returncode == 0, output
     trials = autopeft.open(journal.parent).state.trials
-    assert n_designs(trials) == 3
+    assert len(started(trials)) == 3
     assert not any(t.outcome in (Outcome.RUNNING, Outcome.FAILED, Outcome.OUT_OF_MEMORY) for t in trials)
     assert sum(t.n_retries for t in trials) == 1, "one segment ran on the node, and was run again"
 

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,9 +193,7 @@ def test_an_estimator_leaves_its_base_as_it_was(minilm: str):
 def test_the_same_design_is_estimated_once(estimator: Callable[..., Estimator]):
     estimating = estimator()
     first = estimating(design("hybrid"))
-    started = time.perf_counter()
     assert estimating(design("hybrid")) is first
-    assert time.perf_counter() - started < 0.01
 
 
 def test_cuda_is_estimated_without_it(estimator: Callable[..., Estimator]):

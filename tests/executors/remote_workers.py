@@ -109,6 +109,12 @@ def make_nothing(_: None) -> Steady:
     raise OSError("no worker can be made of this")
 
 
+def make_from_file(path: str) -> Steady:
+    if not Path(path).exists():
+        raise OSError("no worker can be made without its file")
+    return Steady()
+
+
 def threads_of_torch() -> tuple[int, str]:
     import torch
 

@@ -63,11 +63,11 @@ def test_the_script_is_bash_that_asks_for_a_study() -> None:
 
 
 STAND_INS = {
-    "scontrol": 'printf "node1\\nnode2\\n"',
+    "scontrol": "echo node1; sleep 0.1; echo node2",  # whoever stops reading after a line kills it
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "hostname": 'echo "127.0.1.1 fe80::1 10.0.0.5 172.17.0.1"',
+    "hostname": 'echo "127.0.1.1 fe80::1 10.0.0.5 172.17.0.1"; sleep 0.1; echo',
     "ray": 'echo "ray $*" >> "$LOG"; [[ $1 != start ]] || exec sleep 60',
-    "autopeft": 'trap "exit 143" TERM; sleep 0.2; echo "autopeft $*" >> "$LOG"; while true; do sleep 0.05; done',
+    "autopeft": 'trap "exit 143" TERM; echo "autopeft $*" >> "$LOG"; while true; do sleep 0.05; done',
 }
 
 
@@ -87,7 +87,7 @@ def test_the_script_starts_ray_where_other_nodes_reach_it_and_passes_a_signal_on
     )
     try:
         for _ in range(200):
-            if log.is_file() and "autopeft" in log.read_text():
+            if log.is_file() and len(log.read_text().splitlines()) == 4:
                 break
             time.sleep(0.05)
         script.terminate()

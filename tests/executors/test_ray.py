@@ -19,6 +19,7 @@ from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 from tests.executors.remote_workers import (
     break_down,
+    make_from_file,
     make_nothing,
     make_sized,
     make_steady,
@@ -226,6 +227,30 @@ def test_workers_that_cannot_be_made_end_the_search(make: Make) -> None:
     executor.submit(segment(0))
     with pytest.raises(ExecutorError, match=r"3 in a row did not.*no worker can be made of this"):
         executor.wait()
+
+
+def test_workers_that_cannot_be_made_any_more_are_waited_for_while_others_work(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a worker reads goes away after two have started; one of them dies, and the search goes on with the other."""
+    monkeypatch.setattr("autopeft.executors.ray.REST_SECONDS", 1.0)
+    file = tmp_path / "needed"
+    file.touch()
+    executor = make(2, make_worker=make_from_file, setup=str(file))
+    (killed, kept) = start(executor)
+    file.unlink()
+    os.kill(killed, signal.SIGKILL)
+    results = run(executor, segment(0, stop=20), segment(1, stop=20)).values()
+    assert {result.status for result in results} == {SegmentStatus.DONE, SegmentStatus.LOST}
+    while "3 in a row did not, the last one with: " not in caplog.text:
+        run(executor, segment(2, stop=20))
+    assert "no worker can be made without its file; the next one is asked for in 1 s" in caplog.text
+    assert set(executor.pids) == {kept, None}
+    assert executor.free() == 1, "nobody counts on the one that rests"
+    file.touch()
+    while None in executor.pids:
+        run(executor, segment(3, stop=20))
+    assert kept in executor.pids
 
 
 def test_a_node_that_is_left_out_is_asked_for_no_worker_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from autopeft.spec.model import ModelSummary
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, TrialRecord
+from tests.conftest import started
 from tests.searching.conftest import FULL, SPACE, Bench, CountedCosts, KnownWorker
 
 FORK = multiprocessing.get_context("fork")
@@ -146,8 +147,7 @@ def check_whole(path: Path, model: ModelSummary, *, n_trials: int) -> tuple[Tria
     trials = records(path, model)
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert not [trial for trial in trials if trial.outcome is Outcome.RUNNING]
-    started = [t for t in trials if not t.baseline and t.continues is None and t.outcome is not Outcome.INFEASIBLE]
-    assert len(started) == n_trials
+    assert len(started(trials)) == n_trials
     continued = Counter(t.continues for t in trials if t.continues is not None)
     assert max(continued.values(), default=1) == 1, "a trial goes on once"
     ended = [t for t in trials if t.number not in continued]

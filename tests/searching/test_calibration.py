@@ -13,6 +13,7 @@ from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, KnownWorker, cost
 
 RATIO = 1.5
@@ -28,10 +29,6 @@ class Hungry(KnownWorker):
         result = super().run(segment, should_stop)
         peak = round(RATIO * cost(segment.design, self.model).peak_memory) if segment.start == 0 else None
         return replace(result, measured=replace(result.measured, peak_memory=peak))
-
-
-def started(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
-    return [r for r in records if r.continues is None and r.outcome is not Outcome.INFEASIBLE]
 
 
 def make_record(

@@ -14,6 +14,7 @@ from autopeft.searching.plan import Baseline
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker, cost
 
 
@@ -21,16 +22,12 @@ def outcomes(records: tuple[TrialRecord, ...]) -> Counter[Outcome]:
     return Counter(record.outcome for record in records)
 
 
-def n_designs(records: tuple[TrialRecord, ...]) -> int:
-    return sum(r.continues is None and r.outcome is not Outcome.INFEASIBLE and not r.baseline for r in records)
-
-
 @pytest.mark.parametrize("n_workers", [1, 4])
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_every_design_ends_and_only_full_ones_count(bench: Bench, n_workers: int, sampler: str) -> None:
     worker = KnownWorker(bench.model)
     records = bench.run(worker, n_trials=24, n_workers=n_workers, sampler=sampler).records()
-    assert n_designs(records) == 24
+    assert len(started(records)) == 24
     assert [r.number for r in records] == list(range(len(records)))
     assert not outcomes(records)[Outcome.RUNNING]
     assert 24 / 4 <= outcomes(records)[Outcome.COMPLETE] < 24
@@ -82,7 +79,7 @@ def test_over_budget_designs_are_never_trained_and_are_counted(bench: Bench) -> 
     assert all(r.excess["trainable_params"] > 0 for r in infeasible)
     assert all("20k" in r.reason for r in infeasible)
     assert all(cost(s.design, bench.model).trainable_params <= 20_000 for s in worker.segments)
-    assert n_designs(records) == 30
+    assert len(started(records)) == 30
 
 
 def test_a_budget_that_nothing_meets_ends_with_the_limit(bench: Bench) -> None:
@@ -107,7 +104,7 @@ def test_designs_that_do_not_fit_the_data_are_refused_with_the_reason(
     worker = KnownWorker(bench.model)
     store = bench.run(worker, n_trials=12)
     assert store.fact("n_refused")["illegal"] > 0
-    assert n_designs(store.records()) == 12
+    assert len(started(store.records())) == 12
     assert all(len(segment.design.blocks) < 2 for segment in worker.segments)
 
 
@@ -130,7 +127,7 @@ def test_baselines_train_in_full_first_and_do_not_count(bench: Bench) -> None:
     assert [r.baseline for r in records[:3]] == ["yardstick", "head", ""]
     assert records[0].outcome is records[1].outcome is Outcome.COMPLETE
     assert records[0].rungs == ()
-    assert n_designs(records) == 6
+    assert len(started(records)) == 6
 
 
 def test_failures_are_told_apart_and_the_study_goes_on(bench: Bench) -> None:
@@ -165,7 +162,7 @@ def test_stop_on_request_then_resume_loses_nothing_and_repeats_nothing(bench: Be
     before = {r.number: r for r in records if r.outcome is Outcome.COMPLETE}
     again = KnownWorker(bench.model)
     resumed = bench.run(again, n_trials=16).records()
-    assert n_designs(resumed) == 16
+    assert len(started(resumed)) == 16
     assert {n: r for n, r in enumerate(resumed) if n in before} == before
     assert not {s.trial for s in again.segments if s.stage == "train"} & set(before)
     assert not outcomes(resumed)[Outcome.RUNNING]
@@ -191,7 +188,7 @@ def test_a_killed_search_leaves_no_running_trial_behind(bench: Bench) -> None:
     assert outcomes(bench.store().records())[Outcome.RUNNING] == 1
     resumed = bench.run(KnownWorker(bench.model), n_trials=12).records()
     assert not outcomes(resumed)[Outcome.RUNNING]
-    assert n_designs(resumed) == 12
+    assert len(started(resumed)) == 12
     killed = next(r for r in resumed if r.reason == "the search was killed")
     assert any(r.continues == killed.number for r in resumed)
 

@@ -14,6 +14,7 @@ from autopeft.searching.segments import GUESS_FACTOR
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, KnownWorker
 
 
@@ -43,9 +44,9 @@ def check_whole(records: tuple[TrialRecord, ...], n_trials: int) -> None:
     """Nothing is lost, nothing is there twice, nothing was left behind."""
     assert [r.number for r in records] == list(range(len(records)))
     assert not [r for r in records if r.outcome is Outcome.RUNNING]
-    started = [r for r in records if r.continues is None and r.outcome is not Outcome.INFEASIBLE]
-    assert len(started) == n_trials
-    assert len({(r.design.key, *r.learning_rates.items()) for r in started}) == n_trials, "no design is trained twice"
+    begun = started(records)
+    assert len(begun) == n_trials
+    assert len({(r.design.key, *r.learning_rates.items()) for r in begun}) == n_trials, "no design is trained twice"
     continued = [r.continues for r in records if r.continues is not None]
     assert len(set(continued)) == len(continued), "no trial is continued twice"
     assert all(r.examples == FULL and r.scores for r in records if r.outcome is Outcome.COMPLETE)

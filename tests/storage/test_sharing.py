@@ -27,7 +27,7 @@ from autopeft.spec.state import StudyState
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, TrialRecord
-from tests.conftest import make_summary
+from tests.conftest import make_summary, started
 from tests.results.test_dashboard import ask, describe
 from tests.searching.conftest import FULL
 from tests.storage.driver import OBJECTIVES_HERE, drive
@@ -85,10 +85,6 @@ def wait_for(what: Callable[[], object], seconds: float = 180.0) -> None:
 def read(url: str, tmp_path: Path) -> tuple[StudyStore, tuple[TrialRecord, ...]]:
     store = StudyStore.read(tmp_path / "none", name="shared", objectives=OBJECTIVES_HERE, storage=url)
     return store, store.records()
-
-
-def started(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
-    return [r for r in records if r.continues is None and r.outcome is not Outcome.INFEASIBLE and not r.baseline]
 
 
 def check(records: tuple[TrialRecord, ...], *, n_trials: int) -> None:
