@@ -42,7 +42,7 @@ class Troubled(Steady):
     """Does what the seed of a segment says: else it works.
 
     1 dies, 2 raises, 3 says that it is out of memory, 4 hangs, 5 has too little memory by a real limit, 6 raises what
-    can't be pickled.
+    can't be pickled, 7 takes more memory every moment.
     """
 
     def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
@@ -59,6 +59,8 @@ class Troubled(Steady):
                 allocate_beyond_a_limit()
             case 6:
                 raise UnpicklableError
+            case 7:
+                take_more_and_more()
         return super().run(segment, should_stop)
 
 
@@ -76,6 +78,15 @@ def allocate_beyond_a_limit() -> None:
     n_pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize() + 2**28, resource.RLIM_INFINITY))
     np.ones(2**29)
+
+
+def take_more_and_more() -> None:
+    """Fill 64 MiB after 64 MiB, 8 GiB at most, and hold them."""
+    blocks = []
+    for _ in range(128):
+        blocks.append(np.ones(2**23))
+        time.sleep(0.05)
+    time.sleep(60)
 
 
 class Sized(Steady):
