@@ -62,7 +62,7 @@ def workers() -> list[int]:
 
 def test_a_trial_outlives_its_workers(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One is killed after the first rung, when it trains on; the next, after the second, is there and says nothing."""
-    monkeypatch.setattr(on_ray, "RayExecutor", partial(RayExecutor, hang_seconds=8.0))
+    monkeypatch.setattr(on_ray, "RayExecutor", partial(RayExecutor, hang_seconds=15.0))
     monkeypatch.setattr(remote, "SLOW_FACTOR", 0.0)
     events: list[autopeft.Event] = []
     signals, hit = [signal.SIGKILL, signal.SIGSTOP], list[int]()
