@@ -114,10 +114,10 @@ def _serve_beside(folder: Path, listening: socket.socket) -> None:
         os._exit(0)  # nothing is held that would have to be let go of in order
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _give_way()
     from autopeft.results.dashboard import StudyApp
     from autopeft.results.dashboard_server import Server
 
+    _give_way()  # not before: somebody may wait for the first page, and the search has not begun
     Server(listening, StudyApp(folder)).serve_forever()
 
 
