@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent / "results" / "fast_path.json"
 DRY_RUNS = RESULTS.with_name("fast_path_dry_runs.jsonl")
 SHAPES = {"minilm": (32, 64), "llama-3b": (4, 512)}
 """Examples of a batch, and tokens of each, by model."""
-N_DESIGNS = {"minilm": 500, "llama-3b": 40}
+N_DESIGNS = {"minilm": 500, "llama-3b": 200}
 """Held against their dry run, which takes some seconds for a design of ten techniques on the larger model."""
 EXACT = ("trainable_params", "adapter_bytes")
 CLOSE = ("peak_memory", "step_flops", "train_flops", "inference_flops")
