@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -42,20 +42,38 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait_for(self, what: Callable[[], T], expected: str) -> T:
-        """Return the first result that is not empty, or fail with what the page shows instead of what is expected."""
+        """Return the first result that is not empty, or fail with what the page shows instead of what is expected.
+
+        A page that replaces an element, or itself, while it is looked at gives one of many errors: look again then.
+        """
         end = time.monotonic() + WAIT_SECONDS
+        trouble: WebDriverException | None = None
         while time.monotonic() < end:
             try:
                 if result := what():
                     return result
-            except StaleElementReferenceException:
-                pass  # the page replaced the element while it was looked at
+                trouble = None
+            except WebDriverException as error:
+                trouble = error
             time.sleep(0.2)
-        raise AssertionError(f"expected {expected}, but after {WAIT_SECONDS} s the page shows: {self.text()[:2000]}")
+        shown = f"could not be read: {trouble.msg}" if trouble else f"shows: {self.text()[:2000]}"
+        raise AssertionError(f"expected {expected}, but after {WAIT_SECONDS} s the page {shown}") from trouble
 
     def wait_for_text(self, expected: str) -> None:
         """Wait until the page shows a text."""
         self.wait_for(lambda: expected in self.text(), repr(expected))
+
+    def click(self, selector: str, text: str = "") -> None:
+        """Click the first that a CSS selector matches and that shows a text, as soon as it is there to be clicked."""
+
+        def clicked() -> bool:
+            for element in self.find(selector):
+                if text in element.text:
+                    element.click()
+                    return True
+            return False
+
+        self.wait_for(clicked, f"{selector} {text!r}, to click it")
 
     def errors(self) -> list[str]:
         """Return what the page has logged as errors since this was asked last."""

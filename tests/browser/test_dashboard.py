@@ -51,7 +51,7 @@ def address(finished: StudyState) -> Iterator[str]:
 def test_from_the_list_of_studies_to_the_plots(browser: Browser, address: str) -> None:
     browser.open(address)
     browser.wait_for_text("0. tiny")
-    next(link for link in browser.find("a, button") if "tiny" in link.text).click()
+    browser.click("a, button", "tiny")
     for name in ("front", "hypervolume"):
         plot = f"[id='user-defined-plot:{name}']"
         browser.wait_for(lambda plot=plot: browser.find(f"{plot} .point"), f"the points of {name}")
@@ -76,9 +76,9 @@ def test_notes_say_what_a_trial_is_and_mark_the_infeasible(
 def test_the_button_that_deletes_deletes_nothing(browser: Browser, address: str, finished: StudyState) -> None:
     journal = (finished.folder / "study.journal").read_bytes()
     browser.open(f"{address}dashboard")
-    browser.wait_for(lambda: browser.find("[aria-label='delete study']"), "a button to delete the study")[0].click()
+    browser.click("[aria-label='delete study']")
     browser.wait_for_text("Are you sure you want to delete a study")
-    browser.wait_for(lambda: [b for b in browser.find("[role=dialog] button") if b.text == "YES"], "YES")[0].click()
+    browser.click("[role=dialog] button", "YES")
     browser.wait_for_text("Failed to delete study")
     assert any("403" in message for message in browser.errors())
     assert httpx.delete(f"{address}api/studies/0").status_code == 403

@@ -130,8 +130,9 @@ def test_a_click_on_a_point_shows_its_design(browser: Browser, open_report: Call
     mouse = ActionChains(browser.driver)
     mouse.w3c_actions.pointer_action.move_to_location(int(x), int(y))
     mouse.pause(0.5).perform()
-    hover = "".join(element.text for element in browser.find("#chart-front .hoverlayer"))
-    assert f"{number}:" in hover
+    browser.wait_for(
+        lambda: f"{number}:" in browser.find("#chart-front .hoverlayer")[0].text, f"trial {number} hovered"
+    )
     mouse.w3c_actions.pointer_action.click()
     mouse.perform()
     browser.wait_for(lambda: browser.find("#tab-selected[aria-selected=true]"), "the clicked trial on the card")
@@ -198,8 +199,16 @@ def test_copy_takes_the_code(browser: Browser, open_report: Callable[[str], Stud
     open_report("finished")
     code = browser.find("#card pre")[0].text
     (button,) = browser.find("#card .copy")
+    # The word stands for a moment only: the page itself writes down what the button has said.
+    browser.driver.execute_script(
+        """const [button] = arguments; window.said = [];
+        new MutationObserver(() => window.said.push(button.textContent)).observe(button, { childList: true })""",
+        button,
+    )
     button.click()
-    browser.wait_for(lambda: button.text == "Copied", "a word that it was copied")
+    browser.wait_for(
+        lambda: "Copied" in browser.driver.execute_script("return window.said"), "a word that it was copied"
+    )
     find = browser.find("#find")[0]
     find.send_keys(Keys.CONTROL, "v")
     # A field of one line takes the line ends out.
