@@ -42,7 +42,11 @@ CONNECT_SECONDS = 10
 """How long one attempt to connect may take."""
 LONGEST_TURN_SECONDS = 120
 """After which the server takes a turn away: its holder hangs, or its machine sleeps."""
+LONGEST_WRITE_SECONDS = 30
+"""After which the server drops what has been written of a trial, for the same reasons."""
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 5.0
+_WAITED_TOO_LONG = "25P03"
+"""What PostgreSQL says to a driver that has slept in the midst of writing; the connection is gone."""
 _DRIVER = "driver."
 
 _log = logging.getLogger("autopeft")
@@ -158,6 +162,31 @@ class Database:
             connection.close()
             raise
         return connection
+
+    @contextmanager
+    def in_one_piece(self, trial_id: int) -> Iterator[None]:
+        """Write all that the block writes of a trial, or nothing; another driver that would end the trial waits.
+
+        Optuna looks whether a trial has ended, writes one attribute, and commits: a driver that is stopped in
+        between would change what another has ended meanwhile.
+        """
+        if not self.is_shared:
+            yield
+            return
+        from sqlalchemy import text
+
+        sessions = self.storage.scoped_session
+        sessions.remove()
+        with self.storage.engine.begin() as connection:
+            timeout = f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_WRITE_SECONDS}s'"
+            connection.execute(text(timeout))
+            connection.execute(text("SELECT 1 FROM trials WHERE trial_id = :id FOR UPDATE"), {"id": trial_id})
+            sessions(bind=connection, join_transaction_mode="create_savepoint")  # what Optuna commits is a savepoint
+            try:
+                yield
+            finally:
+                with suppress(Exception):  # the server has dropped the connection
+                    sessions.remove()
 
     def ask(self, question: Callable[[], T]) -> T:
         """Return what a function of the database returns; where the database is away, wait for it and ask again.
@@ -301,7 +330,7 @@ def is_outage(error: BaseException | None) -> bool:
         if isinstance(error, OperationalError | InterfaceError | PendingRollbackError | StorageError):
             return True
         # What the server itself refuses has a code; what has none went wrong on the way to it.
-        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") is None:
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in (None, _WAITED_TOO_LONG):
             return True
         error = error.__cause__
     return False

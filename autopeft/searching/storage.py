@@ -209,7 +209,7 @@ class StudyStore:
         self._ids[trial.number] = trial._trial_id
         self._mine.add(trial.number)
         self._written[trial.number] = dict(trial.user_attrs)
-        self._note(record, trial._trial_id)
+        self._place.ask(partial(self._note, record, trial._trial_id))
         return read_record(trial)
 
     def update(self, record: TrialRecord) -> bool:
@@ -219,19 +219,20 @@ class StudyStore:
             Whether it is written; another driver that took this one for dead may have ended the trial before.
         """
         storage, trial_id = self._study._storage, self._ids[record.number]
-        known = self._written.pop(record.number, None)
-        if known is None:
-            known = self._place.ask(lambda: storage.get_trial(trial_id)).user_attrs
+        known = self._written.pop(record.number, {})
         attributes = attributes_of(record)
-        try:
-            with self.together():
+
+        def write() -> None:
+            with self._place.in_one_piece(trial_id):
                 for name, value in attributes.items():
-                    if known.get(name) != value:
-                        self._place.ask(partial(storage.set_trial_user_attr, trial_id, name, value))
+                    if name not in known or known[name] != value:
+                        storage.set_trial_user_attr(trial_id, name, value)
                 if record.outcome is not Outcome.RUNNING:
                     self._note(record, trial_id)
-                    end = partial(storage.set_trial_state_values, trial_id, STATES[record.outcome])
-                    self._place.ask(partial(end, self._values(record)))
+                    storage.set_trial_state_values(trial_id, STATES[record.outcome], self._values(record))
+
+        try:
+            self._place.ask(write)
         except UpdateFinishedTrialError:  # it may have been this driver: an answer can be lost
             stored = self._place.ask(lambda: storage.get_trial(trial_id)).user_attrs
             is_ours = bool(stored["outcome"] == record.outcome.value and stored["reason"] == record.reason)
@@ -250,7 +251,7 @@ class StudyStore:
         text = f"`{record.describe()}`\n\n**{record.outcome.value.replace('_', ' ')}**: `{reason}`"
         for name, value in (("note_ver", 1), ("note_str:0", text[:_LONGEST_NOTE])):
             key = f"dashboard:{trial_id}:{name}"
-            self._place.ask(partial(self._study._storage.set_study_system_attr, study_id, key, value))
+            self._study._storage.set_study_system_attr(study_id, key, value)
 
     def recover(self) -> tuple[TrialRecord, ...]:
         """End the trials that a driver that is gone had all but ended, and return those that it left running."""

@@ -4,17 +4,22 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.results.dashboard import DatabaseView, StudyApp
 from autopeft.results.dashboard_server import read_only
+from autopeft.searching import database as databases
 from autopeft.searching.agreement import agree, fetch_description
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.state import read_state
@@ -94,6 +99,48 @@ def test_what_is_written_is_read_back_and_plain_optuna_reads_it(database: str, s
     found = study.get_trials(states=(TrialState.COMPLETE,))
     assert [trial.user_attrs["summary"] for trial in found] == [trial.describe() for trial in complete]
     study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+
+@slow
+@pytest.mark.parametrize("is_stopped_for_long", [False, True])
+def test_a_trial_that_another_driver_ends_is_as_that_one_says(
+    database: str, state: StudyState, monkeypatch: pytest.MonkeyPatch, is_stopped_for_long: bool
+) -> None:
+    """A driver is stopped where it has seen that its trial runs, and has not yet written how it went."""
+    monkeypatch.setattr(databases, "LONGEST_WRITE_SECONDS", 1)
+    first, second = create(database, state), create(database, state)
+    complete = next(r for r in state.trials if r.outcome is Outcome.COMPLETE)
+    running = first.add(replace(complete, outcome=Outcome.RUNNING, examples=1, scores={}, rungs=()))
+    taken = replace(running, outcome=Outcome.INTERRUPTED, reason="its driver is gone")
+    second.records()
+    is_stopped, goes_on, check_state = Event(), Event(), RDBStorage.check_trial_is_updatable
+
+    def check_and_stop(storage: RDBStorage, trial_id: int, trial_state: TrialState) -> None:
+        check_state(storage, trial_id, trial_state)
+        if storage is first.database.storage and not is_stopped.is_set():
+            is_stopped.set()
+            assert goes_on.wait(60)
+
+    monkeypatch.setattr(RDBStorage, "check_trial_is_updatable", check_and_stop)
+    with ThreadPoolExecutor(2) as pool:
+        ends = pool.submit(first.update, replace(complete, number=running.number))
+        assert is_stopped.wait(60)
+        takes = pool.submit(second.update, taken)
+        if is_stopped_for_long:
+            assert takes.result(60)
+            goes_on.set()
+            assert not ends.result(60)
+        else:
+            with pytest.raises(TimeoutError):
+                takes.result(0.5)
+            goes_on.set()
+            assert ends.result(60)
+            assert not takes.result(60)
+    (record,) = second.records()
+    expected = taken if is_stopped_for_long else complete
+    assert record == replace(expected, number=record.number, driver=record.driver)
+    first.close()
+    second.close()
 
 
 @slow
