@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -44,7 +44,7 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
 
     app = StudyApp(folder)
     app.check()
-    with _listen(port, "--port", host) as listening, suppress(KeyboardInterrupt):
+    with closing(app), _listen(port, "--port", host) as listening, suppress(KeyboardInterrupt):
         warnings.simplefilter("ignore")  # the page's importances warn at each request that the trials are few
         if not listening.getsockname()[0].startswith("127."):
             click.echo(

@@ -7,7 +7,7 @@ that cannot write.
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 
 MAX_SHARE_OF_TIME = 0.02
-"""Share of the time that may go into notes and plots while a search runs; the rest of the page is always current."""
+"""Share of a processor that notes and plots may take while a search runs; the rest of the page is always current."""
 FETCH_SECONDS = 10.0
 """How old what is shown of a study at an address may be."""
 _TITLES = {"front": "Front", "hypervolume": "Hypervolume: the share of all outcomes that the front beats"}
@@ -79,6 +79,10 @@ class _Shown(BaseStorage):
     def check(self) -> None:
         """Make sure that the record can be read; raises an error that `is_outage` knows where it cannot be now."""
 
+    def close(self) -> None:
+        """Close the connections to a database; can be called twice."""
+        self._store.close()
+
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the attributes in the record and the added ones."""
         return {**super().get_study_system_attrs(study_id), **self._additions()}  # type: ignore[safe-super]
@@ -92,13 +96,12 @@ class _Shown(BaseStorage):
 
     def _additions(self) -> dict[str, Any]:
         with self._guard:
-            start = time.monotonic()
-            if start >= self._next_time and (stamp := self._stamp()) != self._seen:
+            if time.monotonic() >= self._next_time and (stamp := self._stamp()) != self._seen:
+                start = time.thread_time()  # of the processor: while others have it, nothing is taken from the search
                 with quiet_optuna():
                     self._added = self._make()
                 self._seen = stamp
-                end = time.monotonic()
-                self._next_time = end + (end - start) / MAX_SHARE_OF_TIME
+                self._next_time = time.monotonic() + (time.thread_time() - start) / MAX_SHARE_OF_TIME
             return self._added
 
 
@@ -191,13 +194,14 @@ class StudyApp:
         self._lock = threading.Lock()
         self._app: WSGIApplication = not_yet
         self._shown: Hashable = None
-        self._check: Callable[[], None] = lambda: None
+        self._view: StudyView | DatabaseView | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         try:
             app = self._current()
-            self._check()
+            if self._view is not None:
+                self._view.check()
             return app(environ, start_response)
         except Exception as error:
             if is_outage(error):
@@ -214,6 +218,12 @@ class StudyApp:
         """
         read_state(self._location)
 
+    def close(self) -> None:
+        """Let go of what is shown, and of its connections; a request after that begins anew."""
+        if self._view is not None:
+            self._view.close()
+        self._app, self._shown, self._view = not_yet, None, None
+
     def _current(self) -> WSGIApplication:
         with self._lock:
             if time.monotonic() >= self._next_fetch:
@@ -222,13 +232,13 @@ class StudyApp:
             spec = self._spec()
             shown = self._what(spec)
             if shown is None or shown != self._shown:
-                self._app, self._shown = not_yet, None
+                self.close()
                 with suppress(ResultError, KeyError), quiet_optuna():  # there is no study in the folder or the record
                     read_state(self._folder.path)
                     assert spec is not None
                     path = self._folder.path
                     view = StudyView(path, spec) if spec.storage is None else DatabaseView(path, spec)
-                    self._check = view.check
+                    self._view = view
                     self._app, self._shown = self._wsgi(view, artifact_store=AdapterFiles(self._folder)), shown
             return self._app
 

@@ -61,9 +61,11 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
 fi
 
 # Workers on nodes that are not up yet are waited for while the search runs.
+search= stopped=
+trap 'stopped=yes; [[ -z $search ]] || kill -TERM "$search"' TERM
 autopeft search "$study" --executor ray --address "$head_ip:$port" --set grace_seconds=100 &
 search=$!
-trap 'kill -TERM "$search"' TERM
+[[ -z $stopped ]] || kill -TERM "$search" # the signal came before the search had a number
 code=0
 wait "$search" || code=$?
 if kill -0 "$search" 2>/dev/null; then # the trap ended the first wait, not the search

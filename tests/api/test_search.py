@@ -193,13 +193,15 @@ def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_trials(journal: Path, n: int) -> None:
-    """Wait until the journal speaks of `n` trials."""
-    for _ in range(600):
+def wait_for_trials(process: subprocess.Popen[str], journal: Path, n: int) -> None:
+    """Wait until the journal of a search that runs speaks of `n` trials."""
+    for _ in range(3000):
         if journal.is_file() and journal.read_bytes().count(b'"op_code":4') >= n:
             return
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    raise AssertionError(f"no {n} trials in a minute")
+    process.kill()
+    raise AssertionError(f"no {n} trials in five minutes")
 
 
 def test_a_killed_search_resumes_without_loss(study: dict[str, Any], tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_killed_search_resumes_without_loss(study: dict[str, Any], tmp_path: P
     path = write_study(study, tmp_path)
     journal = Path(study["output_dir"]) / "tiny" / "study.journal"
     process = start(path)
-    wait_for_trials(journal, 5)
+    wait_for_trials(process, journal, 5)
     process.kill()
     process.communicate()
     complete = [t for t in autopeft.open(journal.parent).state.trials if t.outcome is Outcome.COMPLETE]
@@ -227,9 +229,9 @@ def test_a_signal_ends_a_search_cleanly(study: dict[str, Any], tmp_path: Path, n
     path = write_study(study, tmp_path)
     journal = Path(study["output_dir"]) / "tiny" / "study.journal"
     process = start(path)
-    wait_for_trials(journal, 3)
+    wait_for_trials(process, journal, 3)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
     assert f"resume with: autopeft search {path}" in output
     trials = autopeft.open(journal.parent).state.trials

@@ -160,7 +160,7 @@ def processes_of_ray(session: int) -> list[str]:
 
 
 def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: dict[str, Any], tmp_path: Path) -> None:
-    study = {**study, "training": {**study["training"], "epochs": 6}, "n_trials": 60, "early_stopping": "off"}
+    study = {**study, "training": {**study["training"], "epochs": 40}, "n_trials": 60, "early_stopping": "off"}
     study |= {"executor": {"type": "ray", "cpus_per_worker": 1}, "n_workers": 2}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(study))
@@ -191,7 +191,7 @@ def test_an_interrupt_ends_a_search_on_its_own_ray_cleanly_and_quietly(study: di
     cut_short = [t for t in trials if t.outcome is Outcome.INTERRUPTED]
     assert 1 <= len(cut_short) <= 2
     assert all(StudyFolder(journal.parent).checkpoints.files(t.number) for t in cut_short if t.examples)
-    for _ in range(100):
+    for _ in range(600):
         if not processes_of_ray(process.pid):
             break
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 T = TypeVar("T")
-WAIT_SECONDS = 90
+WAIT_SECONDS = 300
 """Until a page shows what is expected; machines that run tests are shared and slow."""
 
 
@@ -90,7 +90,10 @@ def start_browser(width: int = 1280, height: int = 800) -> Browser:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Browser(webdriver.Chrome(options=options, service=Service(driver)))
+    # A page may take as long to load as anything else; without `keep_alive` the time set here is the one that counts.
+    browser = Browser(webdriver.Chrome(options=options, service=Service(driver), keep_alive=False))
+    browser.driver.set_page_load_timeout(WAIT_SECONDS)
+    browser.driver.command_executor.client_config.timeout = 2 * WAIT_SECONDS
     browser.resize(width, height)
     return browser
 

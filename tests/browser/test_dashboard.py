@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_the_button_that_deletes_deletes_nothing(browser: Browser, address: str,
     browser.click("[role=dialog] button", "YES")
     browser.wait_for_text("Failed to delete study")
     assert any("403" in message for message in browser.errors())
-    assert httpx.delete(f"{address}api/studies/0").status_code == 403
+    assert httpx.delete(f"{address}api/studies/0", timeout=60).status_code == 403
     assert (finished.folder / "study.journal").read_bytes() == journal
     browser.open(f"{address}dashboard")
     browser.wait_for_text("0. tiny")
@@ -90,7 +91,7 @@ def test_the_button_that_deletes_deletes_nothing(browser: Browser, address: str,
 
 def test_a_note_cannot_be_edited(browser: Browser, address: str, finished: StudyState) -> None:
     journal = (finished.folder / "study.journal").read_bytes()
-    answer = httpx.put(f"{address}api/studies/0/note", json={"version": 2, "body": "mine"})
+    answer = httpx.put(f"{address}api/studies/0/note", json={"version": 2, "body": "mine"}, timeout=60)
     assert answer.status_code == 403
     assert "cannot change" in answer.json()["reason"]
     browser.open(f"{address}dashboard/studies/0/note")
@@ -100,11 +101,15 @@ def test_a_note_cannot_be_edited(browser: Browser, address: str, finished: Study
 
 def test_a_running_search_shows_up_without_a_reload(browser: Browser, study: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text(json.dumps({**study, "n_trials": 500, "study_name": "live", "output_dir": str(tmp_path / "runs")}))
+    changes = {"n_trials": 5000, "study_name": "live", "output_dir": str(tmp_path / "runs")}
+    file.write_text(json.dumps({**study, **changes}))
     command = [sys.executable, "-u", "-m", "autopeft", "search", str(file), "--dashboard"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[1]
+    log = tmp_path / "log"  # a pipe that nobody reads would stop the search in the end
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        while "\n" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        address = log.read_text().split()[1]
         # Before the search has written its study the page says so, and asks again by itself.
         browser.open(address)
         browser.wait_for_text("0. live")
@@ -114,8 +119,7 @@ def test_a_running_search_shows_up_without_a_reload(browser: Browser, study: dic
         browser.wait_for(lambda: n_trials(browser) > first, f"more than {first} trials")
         assert browser.driver.execute_script("return window.loadedOnce")
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode == 130, output
+        assert process.wait(timeout=120) == 130, log.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
     # The search wrote what it found, undisturbed.

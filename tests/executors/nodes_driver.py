@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from autopeft.executors import ray as on_ray
 from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
 from autopeft.spec.design import Design
@@ -24,6 +25,7 @@ def segment(trial: int) -> Segment:
 
 def main(address: str, n_workers: int, folder: Path) -> None:
     """Keep every worker busy, and run again what is lost."""
+    on_ray.WAIT_SECONDS = 2.0  # until it says what it waits for: the run may be over in ten
     cluster = RayCluster(RayOptions(address=address, cpus_per_worker=1), n_workers=n_workers)
     executor = RayExecutor(cluster, make_steady, None, lambda: False)
     n_submitted, done, lost = 0, dict[int, float](), list[int]()

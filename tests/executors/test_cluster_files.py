@@ -86,7 +86,7 @@ def test_the_script_starts_ray_where_other_nodes_reach_it_and_passes_a_signal_on
         start_new_session=True,
     )
     try:
-        for _ in range(200):
+        for _ in range(1200):
             if log.is_file() and len(log.read_text().splitlines()) == 4:
                 break
             time.sleep(0.05)

@@ -45,8 +45,10 @@ def cluster(n_workers: int = 1, **options: Any) -> RayCluster:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process lives: neither gone nor a zombie."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # it is gone; Linux says so in one of two ways
+        return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -198,7 +200,7 @@ def test_memory_is_promised_once_and_what_fits_nowhere_comes_back(make: Make) ->
     assert all(result.status is SegmentStatus.DONE for result in results.values())
     first, second = sorted(results.values(), key=lambda result: result.scores["began"])
     assert second.scores["began"] >= first.scores["ended"], "together they would need 8 GiB and two processes"
-    results = run(executor, segment(2, stop=100, memory_bytes=4 * gib), segment(3, stop=100, memory_bytes=3 * gib))
+    results = run(executor, segment(2, stop=300, memory_bytes=4 * gib), segment(3, stop=300, memory_bytes=3 * gib))
     first, second = sorted(results.values(), key=lambda result: result.scores["began"])
     assert second.scores["began"] < first.scores["ended"], "together they fit"
     (refused,) = run(executor, segment(4, start=3, memory_bytes=20 * gib)).values()
@@ -219,7 +221,7 @@ def test_while_one_waits_for_room_others_go_on_and_both_end(make: Make) -> None:
 
 def test_the_time_that_a_worker_takes_to_start_counts(make: Make) -> None:
     deadline = run(make(1), segment(0, deadline_seconds=100.0))[0].scores["deadline"]
-    assert 0 < deadline < 99.9
+    assert 0 < deadline < 100.0
 
 
 def test_workers_that_cannot_be_made_end_the_search(make: Make) -> None:

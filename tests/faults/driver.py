@@ -40,7 +40,7 @@ SearchSpace.from_dict(SPACE)  # imports what spaces need here, once, and not in 
 class Steady(KnownWorker):
     """Takes its time, and ends early when it is asked to."""
 
-    seconds = 0.004
+    seconds = 0.02
 
     def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
         time.sleep(self.seconds)

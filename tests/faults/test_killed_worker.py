@@ -26,7 +26,7 @@ from tests.searching.conftest import KnownWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
-N_EPOCHS = 40
+N_EPOCHS = 120
 
 
 def fields(pid: int) -> list[str]:

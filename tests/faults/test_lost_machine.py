@@ -192,26 +192,34 @@ def test_a_search_that_slept_looks_before_it_writes(monkeypatch: pytest.MonkeyPa
 
 
 def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.6)
     fsspec.filesystem("memory").pipe_file(
         "/race/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}'
     )
     both = threading.Barrier(2)
+    has_written: list[threading.Event] = [threading.Event(), threading.Event()]
 
     class Racing(Mirror):
         def _wait_for_silence(self, holder: dict[str, Any]) -> None:
-            both.wait()
+            pass
 
-    class Slow(address.Address):
-        seconds = 0.2
+    class Ordered(address.Address):
+        """Both have seen the silence; then the first writes itself into the lock, then the second."""
 
         def put(self, name: str, content: bytes) -> None:
-            time.sleep(self.seconds)
+            if self is first._address:
+                both.wait(60)
+            else:
+                both.wait(60)
+                assert has_written[0].wait(60)
             super().put(name, content)
+            has_written[self is second._address].set()
 
-    monkeypatch.setattr(mirror, "Address", Slow)
+    def settle(_: float) -> None:
+        assert has_written[1].wait(60)
+
+    monkeypatch.setattr(mirror, "Address", Ordered)
     first, second = Racing("memory://race/study"), Racing("memory://race/study")
-    second._address.seconds = 0.4
+    monkeypatch.setattr(mirror.time, "sleep", settle)
     with ThreadPoolExecutor(2) as pool:
         refused, held = [pool.submit(each.acquire).exception for each in (first, second)]
         assert isinstance(refused(), StudyLockedError)

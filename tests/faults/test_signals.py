@@ -17,7 +17,7 @@ N_TRIALS = 6
 
 
 class Deaf(KnownWorker):
-    """In its sixth segment it does not end when it is asked to: a step that takes for ever."""
+    """In its sixth segment it does not end when it is asked to, but says that it was: a step that takes for ever."""
 
     def __init__(self, model: ModelSummary, sign: Path) -> None:
         super().__init__(model)
@@ -26,6 +26,8 @@ class Deaf(KnownWorker):
     def run(self, segment: Segment, should_stop: Callable[[], bool]) -> SegmentResult:
         if len(self.segments) == 5:
             self.sign.touch()
+            wait_for(should_stop)
+            self.sign.with_name("asked").touch()
             time.sleep(600)
         return super().run(segment, lambda: False)
 
@@ -75,22 +77,23 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, summary: ModelSummary) ->
     process = start(path, summary, n_trials=N_TRIALS, worker=Deaf(summary, sign))
     wait_for(sign.is_file)
     kill(process, signal.SIGINT)
-    time.sleep(0.3)
+    wait_for(sign.with_name("asked").is_file)
     assert process.is_alive(), "the first one waits for the step"
     kill(process, signal.SIGINT)
-    process.join(20)
+    process.join(60)
     assert process.exitcode == 130
     check_resumes(path, summary)
 
 
 def test_sigterm_ends_within_its_grace_whatever_runs(tmp_path: Path, summary: ModelSummary) -> None:
     path, sign = tmp_path / "study", tmp_path / "sign"
-    process = start(path, summary, n_trials=N_TRIALS, worker=Deaf(summary, sign), grace_seconds=0.5)
+    process = start(path, summary, n_trials=N_TRIALS, worker=Deaf(summary, sign), grace_seconds=1.0)
     wait_for(sign.is_file)
+    asked_at = time.monotonic()
     kill(process, signal.SIGTERM)
+    wait_for(sign.with_name("asked").is_file)
     kill(process, signal.SIGTERM)  # schedulers repeat themselves: it is not a second request
-    time.sleep(0.1)
-    assert process.is_alive()
-    process.join(20)
+    process.join(60)
+    assert time.monotonic() - asked_at >= 1.0
     assert process.exitcode == TERMINATED == 143
     check_resumes(path, summary)

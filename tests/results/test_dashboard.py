@@ -1,6 +1,7 @@
 """The dashboard: what it adds to Optuna's page, that it changes nothing, and how it starts and ends."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -309,7 +310,8 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     raise AssertionError("it did not happen")
 
 
-def test_a_new_trial_is_shown_with_its_note(folder: Path) -> None:
+def test_a_new_trial_is_shown_with_its_note(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autopeft.results.dashboard.MAX_SHARE_OF_TIME", math.inf)
     view, state = view_of(folder), read_state(folder)
     n_trials = len(state.trials)
     assert f"dashboard:{n_trials}:note_ver" not in view.get_study_system_attrs(0)
@@ -358,17 +360,17 @@ def served(folder: Path) -> Iterator[str]:
 def test_over_a_real_connection(served: str, capfd: pytest.CaptureFixture[str]) -> None:
     import httpx2 as httpx
 
-    answer = httpx.get(f"{served}api/studies/0")
+    answer = httpx.get(f"{served}api/studies/0", timeout=60)
     assert answer.status_code == 200
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-    assert httpx.delete(f"{served}api/studies/0").status_code == 403
-    assert httpx.get(f"{served}api/studies", headers={"Host": "evil.example"}).status_code == 403
-    assert "Optuna Dashboard" in httpx.get(f"{served}dashboard").text
+    assert httpx.delete(f"{served}api/studies/0", timeout=60).status_code == 403
+    assert httpx.get(f"{served}api/studies", headers={"Host": "evil.example"}, timeout=60).status_code == 403
+    assert "Optuna Dashboard" in httpx.get(f"{served}dashboard", timeout=60).text
     # A browser that hangs up in the middle is no error.
     host, port = served.removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"GET /static/bundle.js HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n")
-    assert httpx.get(f"{served}api/studies/0").status_code == 200
+    assert httpx.get(f"{served}api/studies/0", timeout=60).status_code == 200
     assert capfd.readouterr() == ("", "")
 
 
@@ -437,11 +439,11 @@ def test_on_a_network_it_warns_and_answers_to_the_machine_alone(folder: Path) ->
         name, port = address.removeprefix("http://").rstrip("/").split(":")
         assert name == socket.gethostname()
         here = f"http://127.0.0.1:{port}/api/studies"
-        assert httpx.get(here).status_code == 200
-        assert httpx.get(here, headers={"Host": f"{name}:{port}"}).status_code == 200
-        assert httpx.get(here, headers={"Host": "192.0.2.7"}).status_code == 200
-        assert httpx.get(here, headers={"Host": "evil.example"}).status_code == 403
-        assert httpx.delete(f"{here}/0").status_code == 403
+        assert httpx.get(here, timeout=60).status_code == 200
+        assert httpx.get(here, headers={"Host": f"{name}:{port}"}, timeout=60).status_code == 200
+        assert httpx.get(here, headers={"Host": "192.0.2.7"}, timeout=60).status_code == 200
+        assert httpx.get(here, headers={"Host": "evil.example"}, timeout=60).status_code == 403
+        assert httpx.delete(f"{here}/0", timeout=60).status_code == 403
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
         assert "no password" in process.stderr.read()

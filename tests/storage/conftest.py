@@ -1,10 +1,15 @@
 """Studies in a real PostgreSQL server."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from wsgiref.types import WSGIApplication
 
 import pytest
 
+from autopeft.results.dashboard import StudyApp
+from autopeft.results.dashboard_server import read_only
 from tests.storage.server import PASSWORD, Server, find
 
 _names = (f"study{number}" for number in itertools.count())
@@ -34,3 +39,10 @@ def database(server: Server) -> Iterator[str]:
     server.execute(f"CREATE DATABASE {name}")
     yield server.url(name)
     server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def page_of() -> Iterator[Callable[[Path], WSGIApplication]]:
+    """Return what makes the page of a study; its connections are closed in the end."""
+    with ExitStack() as apps:
+        yield lambda folder: read_only(apps.enter_context(closing(StudyApp(folder))))

@@ -1,11 +1,14 @@
 """A driver of a shared study in a process of its own: real loop, sampler and storage, and a worker that sleeps.
 
-    python -m tests.storage.driver URL FOLDER N_TRIALS SECONDS [N_WORKERS]
+    python -m tests.storage.driver URL FOLDER N_TRIALS SECONDS N_WORKERS STOPS_AFTER
 
-It writes a line `trained TRIAL START STOP` for each segment that it has trained.
+It writes `begins` and waits for a line, so that several begin at once; then a line `trained TRIAL START STOP` for each
+segment that it has trained. After STOPS_AFTER segments (never if negative) it stops in its tracks, while it waits for a
+worker.
 """
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -34,8 +37,11 @@ YARDSTICK = Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": ["query",
 class ThreadExecutor:
     """Workers that sleep, each in a thread."""
 
-    def __init__(self, worker: KnownWorker, seconds: float, n_workers: int, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, worker: KnownWorker, seconds: float, n_workers: int, should_stop: Callable[[], bool], stops_after: int
+    ) -> None:
         self.n_workers = n_workers
+        self._n_until_stop = stops_after
         self._worker, self._seconds, self._should_stop = worker, seconds, should_stop
         self._threads = ThreadPoolExecutor(n_workers)
         self._running: set[Future[SegmentResult]] = set()
@@ -55,6 +61,9 @@ class ThreadExecutor:
         return result
 
     def wait(self) -> list[SegmentResult]:
+        if self._n_until_stop == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)  # here it holds nothing of the database
+        self._n_until_stop -= 1
         done, self._running = wait(self._running, return_when=FIRST_COMPLETED) if self._running else (set(), set())
         return [future.result() for future in done]
 
@@ -65,14 +74,23 @@ class ThreadExecutor:
         self._threads.shutdown()
 
 
-def drive(url: str, folder: Path, n_trials: int, seconds: float, n_workers: int, stop: threading.Event) -> None:
+def drive(
+    url: str,
+    folder: Path,
+    n_trials: int,
+    seconds: float,
+    n_workers: int,
+    stop: threading.Event,
+    *,
+    stops_after: int = -1,
+) -> None:
     model = make_summary()
     store = StudyStore.create(folder / "study.journal", name="shared", objectives=OBJECTIVES_HERE, storage=url)
     space = SearchSpace.from_dict(SPACE)
     seed = len(store.records()) + store.offset
     sampler = Sampler("tpe", space=space, model=model, objectives=OBJECTIVES_HERE, seed=seed)
     store.teach(sampler)
-    executor = ThreadExecutor(KnownWorker(model), seconds, n_workers, stop.is_set)
+    executor = ThreadExecutor(KnownWorker(model), seconds, n_workers, stop.is_set, stops_after)
     files = StudyFolder(folder)
     files.acquire()
     rates = {"head": 1e-3, "lora": 1e-3}
@@ -104,12 +122,13 @@ def drive(url: str, folder: Path, n_trials: int, seconds: float, n_workers: int,
 
 
 def main() -> None:
-    url, folder, n_trials, seconds, *workers = sys.argv[1:]
+    url, folder, n_trials, seconds, n_workers, stops_after = sys.argv[1:]
     logging.basicConfig(format="%(levelname)s %(message)s")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     print("begins", flush=True)
-    drive(url, Path(folder), int(n_trials), float(seconds), int(workers[0]) if workers else 1, stop)
+    sys.stdin.readline()
+    drive(url, Path(folder), int(n_trials), float(seconds), int(n_workers), stop, stops_after=int(stops_after))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from wsgiref.types import WSGIApplication
 
 import optuna
 import pytest
@@ -17,8 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autopeft.errors import MissingDependencyError, StorageError
-from autopeft.results.dashboard import DatabaseView, StudyApp
-from autopeft.results.dashboard_server import read_only
+from autopeft.results.dashboard import DatabaseView
 from autopeft.searching import database as databases
 from autopeft.searching.agreement import agree, fetch_description
 from autopeft.searching.folder import StudyFolder
@@ -192,11 +192,11 @@ def test_a_second_driver_takes_over_what_the_first_chose(database: str, state: S
 
 @slow
 def test_the_page_shows_a_study_in_a_database_and_cannot_write_it(
-    database: str, server: Server, state: StudyState
+    page_of: Callable[[Path], WSGIApplication], database: str, server: Server, state: StudyState
 ) -> None:
     study = state.spec.model_copy(update={"storage": database})
     describe(state, study)
-    app = read_only(StudyApp(state.folder))
+    app = page_of(state.folder)
     assert ask(app, "/dashboard")[0] == 503, "there is no study in the database yet"
     first = StudyStore.create(Path(), name="another", objectives=state.objectives, storage=database)
     first.add(state.trials[0])
@@ -221,6 +221,7 @@ def test_the_page_shows_a_study_in_a_database_and_cannot_write_it(
     assert "read-only transaction" in str(caught.value.__cause__)
     added = store.add(state.trials[-1])
     assert view.get_all_trials(studies[0]["study_id"])[-1].number == added.number
+    view.close()
     store.close()
     assert read_state(state.folder).trials == state.trials
 
@@ -239,13 +240,17 @@ def check_artifacts(app: Any, study_id: int, page: dict[str, Any]) -> None:
 
 @slow
 def test_a_database_that_is_away_is_said_on_the_page(
-    database: str, server: Server, state: StudyState, capfd: pytest.CaptureFixture[str]
+    page_of: Callable[[Path], WSGIApplication],
+    database: str,
+    server: Server,
+    state: StudyState,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     describe(state, state.spec.model_copy(update={"storage": database}))
     store = create(database, state)
     store.add(state.trials[0])
     store.close()
-    app = read_only(StudyApp(state.folder))
+    app = page_of(state.folder)
     assert ask(app, "/api/studies")[0] == 200
     server.stop()
     try:

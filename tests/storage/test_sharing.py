@@ -8,16 +8,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from wsgiref.types import WSGIApplication
 
 import pytest
 
 from autopeft.errors import StorageError
 from autopeft.results import dashboard
-from autopeft.results.dashboard import StudyApp
-from autopeft.results.dashboard_server import read_only
 from autopeft.results.notes import trial_note
 from autopeft.searching import database as databases
 from autopeft.searching.final_check import read_scores
@@ -39,15 +39,23 @@ pytestmark = pytest.mark.slow
 class Driver:
     """A driver in a process, and what it writes."""
 
-    def __init__(self, url: str, folder: Path, *, n_trials: int, seconds: float, n_workers: int = 1) -> None:
-        command = [sys.executable, "-m", "tests.storage.driver", url, str(folder), str(n_trials), str(seconds)]
+    def __init__(
+        self, url: str, folder: Path, *, n_trials: int, seconds: float, n_workers: int = 1, stops_after: int = -1
+    ) -> None:
+        options = [str(option) for option in (n_trials, seconds, n_workers, stops_after)]
         self.process = subprocess.Popen(
-            [*command, str(n_workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.storage.driver", url, str(folder), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
         pairs = ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
-        self._threads = [threading.Thread(target=lambda s, t: t.extend(iter(s.readline, "")), args=p) for p in pairs]
+        self._threads = [
+            threading.Thread(target=lambda s, t: t.extend(iter(s.readline, "")), args=p, daemon=True) for p in pairs
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -69,10 +77,34 @@ class Driver:
     def stop_reading(self) -> str:
         for thread in self._threads:
             thread.join()
-        for stream in (self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
         return "".join(self.errors)
+
+
+Begin = Callable[..., list[Driver]]
+
+
+@pytest.fixture
+def begin(database: str, tmp_path: Path) -> Iterator[Begin]:
+    """Start drivers of one study, each in the folder of its name, and let them begin together."""
+    begun: list[Driver] = []
+
+    def begin_(**options: dict[str, Any]) -> list[Driver]:
+        drivers = [Driver(database, tmp_path / name, **option) for name, option in options.items()]
+        begun.extend(drivers)
+        wait_for(lambda: all("begins\n" in driver.lines for driver in drivers))
+        for driver in drivers:
+            assert driver.process.stdin is not None
+            driver.process.stdin.write("go\n")
+            driver.process.stdin.flush()
+        return drivers
+
+    yield begin_
+    for driver in begun:
+        if driver.process.poll() is None:
+            driver.kill()
 
 
 def wait_for(what: Callable[[], object], seconds: float = 180.0) -> None:
@@ -105,7 +137,7 @@ def check(records: tuple[TrialRecord, ...], *, n_trials: int) -> None:
 class Page:
     """The dashboard of a study in a database, and what it has shown."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, page_of: Callable[[Path], WSGIApplication]) -> None:
         values = {"model": "bert", "data": "reviews.csv", "study_name": "shared", "storage": url}
         self.folder = folder
         folder.mkdir()
@@ -121,7 +153,7 @@ class Page:
                 trials=(),
             )
         )
-        self.app = read_only(StudyApp(folder))
+        self.app = page_of(folder)
         self.n_shown: list[int] = []
         self.notes: list[str] = []
 
@@ -154,11 +186,17 @@ def beginning(note: str) -> list[str]:
     return note.split("\n\n")[:2]
 
 
-def test_two_drivers_share_a_study(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_drivers_share_a_study(
+    begin: Begin,
+    page_of: Callable[[Path], WSGIApplication],
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two processes write it, while this one shows it."""
     monkeypatch.setattr(dashboard, "MAX_SHARE_OF_TIME", math.inf)
-    page = Page(database, tmp_path / "page")
-    drivers = [Driver(database, tmp_path / name, n_trials=24, seconds=0.5) for name in ("a", "b")]
+    page = Page(database, tmp_path / "page", page_of)
+    drivers = begin(a={"n_trials": 24, "seconds": 0.5}, b={"n_trials": 24, "seconds": 0.5})
     wait_for(lambda: any(driver.n_trained() for driver in drivers))
     wait_for(lambda: page.look() or all(driver.process.poll() is not None for driver in drivers))
     for driver in drivers:
@@ -182,9 +220,11 @@ def test_two_drivers_share_a_study(database: str, tmp_path: Path, monkeypatch: p
     store.close()
 
 
-def test_what_a_killed_driver_leaves_another_takes_over(database: str, tmp_path: Path) -> None:
-    killed = Driver(database, tmp_path / "a", n_trials=20, seconds=0.4, n_workers=3)
-    other = Driver(database, tmp_path / "b", n_trials=20, seconds=0.2)
+def test_what_a_killed_driver_leaves_another_takes_over(begin: Begin, database: str, tmp_path: Path) -> None:
+    killed, other = begin(
+        a={"n_trials": 20, "seconds": 0.4, "n_workers": 3},
+        b={"n_trials": 20, "seconds": 0.2},
+    )
     wait_for(lambda: killed.n_trained() >= 6 and other.n_trained() >= 3)
     store, before = read(database, tmp_path)
     complete = {r.number: r for r in before if r.outcome is Outcome.COMPLETE}
@@ -200,21 +240,24 @@ def test_what_a_killed_driver_leaves_another_takes_over(database: str, tmp_path:
     assert {r.driver for r in left} < {r.driver for r in records}
 
 
-def test_a_killed_driver_resumes_from_its_own_checkpoints(database: str, tmp_path: Path) -> None:
-    killed = Driver(database, tmp_path / "a", n_trials=6, seconds=0.4, n_workers=2)
-    wait_for(lambda: killed.n_trained() >= 5)
+def test_a_killed_driver_resumes_from_its_own_checkpoints(begin: Begin, database: str, tmp_path: Path) -> None:
+    (killed,) = begin(a={"n_trials": 6, "seconds": 1.0, "n_workers": 2})
+    wait_for(killed.n_trained)
+    store, _ = read(database, tmp_path)
+    wait_for(lambda: any(r.outcome is Outcome.RUNNING and r.examples for r in store.records()))
     killed.kill()
-    again = Driver(database, tmp_path / "a", n_trials=6, seconds=0.05)
+    (again,) = begin(a={"n_trials": 6, "seconds": 0.05})
     assert again.end() == ""
-    store, records = read(database, tmp_path)
+    records = store.records()
     store.close()
     check(records, n_trials=6)
     assert any("the search was killed" in r.reason for r in records)
     assert any(line.split()[2] != "0" for line in again.lines if line.startswith("trained")), "one went on"
 
 
-def test_a_server_that_restarts_is_waited_for(database: str, server: Server, tmp_path: Path) -> None:
-    drivers = [Driver(database, tmp_path / name, n_trials=20, seconds=0.3, n_workers=2) for name in ("a", "b")]
+def test_a_server_that_restarts_is_waited_for(begin: Begin, database: str, server: Server, tmp_path: Path) -> None:
+    options = {"n_trials": 20, "seconds": 0.3, "n_workers": 2}
+    drivers = begin(a=options, b=options)
     wait_for(lambda: all(driver.n_trained() for driver in drivers))
     for n_trained in (4, 16):
         wait_for(lambda n=n_trained: sum(driver.n_trained() for driver in drivers) >= n)
@@ -235,7 +278,7 @@ def test_a_server_that_stays_away_ends_the_search(
     monkeypatch.setattr(databases, "PATIENCE_SECONDS", 1.0)
     never = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        search = pool.submit(drive, database, tmp_path / "a", 12, 0.1, 2, never)
+        search = pool.submit(drive, database, tmp_path / "a", 12, 0.5, 2, never)
         wait_for(lambda: search.done() or len(list((tmp_path / "a").glob("checkpoints/*"))) >= 4)
         server.stop("immediate")
         try:
@@ -252,22 +295,17 @@ def test_a_server_that_stays_away_ends_the_search(
     assert [record for record in records if record in complete] == complete
 
 
-def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_path: Path) -> None:
-    """A driver is stopped in its tracks and its sign of life made an old one; then it goes on."""
-    asleep = Driver(database, tmp_path / "a", n_trials=8, seconds=0.3)
-    wait_for(lambda: asleep.n_trained() >= 2)
+def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(begin: Begin, database: str, tmp_path: Path) -> None:
+    """A driver stops in its tracks and its sign of life is made an old one; then it goes on."""
+    (asleep,) = begin(a={"n_trials": 8, "seconds": 0.3, "stops_after": 3})
+    wait_for(lambda: Path(f"/proc/{asleep.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     import psycopg
 
     with psycopg.connect(database, autocommit=True) as connection:
-        os.kill(asleep.process.pid, signal.SIGSTOP)
-        while connection.execute(_LOCKS).fetchone() != (0,):  # others would wait for its turn to end
-            os.kill(asleep.process.pid, signal.SIGCONT)
-            time.sleep(0.05)
-            os.kill(asleep.process.pid, signal.SIGSTOP)
         store, _ = read(database, tmp_path)
         name = next(r.driver for r in store.records())
         connection.execute("UPDATE study_user_attributes SET value_json = %s WHERE key = %s", (_OLD, f"driver.{name}"))
-    other = Driver(database, tmp_path / "b", n_trials=8, seconds=0.05)
+    (other,) = begin(b={"n_trials": 8, "seconds": 0.05})
     assert other.end() == ""
     os.kill(asleep.process.pid, signal.SIGCONT)
     assert asleep.end() == ""
@@ -277,5 +315,4 @@ def test_a_driver_that_was_taken_for_dead_gives_its_trial_up(database: str, tmp_
     assert any(r.driver == name and r.outcome is Outcome.INTERRUPTED for r in records)
 
 
-_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype IN ('advisory', 'transactionid') AND granted"
 _OLD = '{"host": "elsewhere", "pid": 1, "machine": "elsewhere", "started": 1, "seen_at": 0.0, "ended": false}'
