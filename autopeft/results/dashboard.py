@@ -200,8 +200,8 @@ class StudyApp:
         """Answer a request."""
         try:
             app = self._current()
-            if self._view is not None:
-                self._view.check()
+            if (view := self._view) is not None:
+                view.check()
             return app(environ, start_response)
         except Exception as error:
             if is_outage(error):

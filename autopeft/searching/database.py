@@ -186,7 +186,8 @@ class Database:
                 yield
             finally:
                 with suppress(Exception):  # the server has dropped the connection
-                    sessions.remove()
+                    sessions().close()
+                sessions.registry.clear()
 
     def ask(self, question: Callable[[], T]) -> T:
         """Return what a function of the database returns; where the database is away, wait for it and ask again.
