@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autopeft.errors import BudgetError
+from autopeft.searching.database import TurnLostError
 from autopeft.searching.interrupted import Interrupted
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import Baseline, CostModel, SearchPlan
@@ -53,7 +54,11 @@ class Agenda:
         self._longest_first = longest_first
 
     def next(self) -> TrialRecord | None:
-        """Return the trial to train next, as it stands in the record; None where there is nothing to start."""
+        """Return the trial to train next, as it stands in the record; None where there is nothing to start.
+
+        Raises:
+            TurnLostError: Another driver of the study may have decided the same; it waits for the next call.
+        """
         if self._trials.ready:
             return self._trials.ready.popleft()
         if self.refusal is not None:
@@ -86,7 +91,11 @@ class Agenda:
             return None
         proposal, estimate = accepted
         record = self._new_record(proposal.draw.design, proposal.draw.learning_rates, estimate)
-        return self._trials.start(record, proposal.params, proposal.distributions, ticket=proposal.ticket)
+        try:
+            return self._trials.start(record, proposal.params, proposal.distributions, ticket=proposal.ticket)
+        except TurnLostError:
+            self._proposals.take_back(proposal)
+            raise
 
     def _start_baseline(self, baseline: Baseline) -> TrialRecord | None:
         estimate = self._cost_model(baseline.design)
@@ -116,4 +125,9 @@ class Agenda:
         successor = replace(record, outcome=Outcome.RUNNING, continues=record.number, reason="")
         successor = replace(successor, first_event=self._ledger.next_event(), last_event=None)
         successor, _ = self._segments.as_saved(replace(successor, number=record.number))
-        return self._trials.start(successor, *self._store.parameters(record.number))
+        try:
+            return self._trials.start(successor, *self._store.parameters(record.number))
+        except TurnLostError:
+            if self._ledger.is_interrupted(record):
+                self._interrupted.put_back(record)
+            raise

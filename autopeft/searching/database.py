@@ -52,6 +52,10 @@ _DRIVER = "driver."
 _log = logging.getLogger("autopeft")
 
 
+class TurnLostError(Exception):
+    """What was decided in a turn cannot be written any more: the server has ended the turn."""
+
+
 class Database:
     """The database that keeps a study.
 
@@ -83,7 +87,7 @@ class Database:
         self.driver = unique if self.is_shared and writes else ""
         self._lock_key = _number(f"autopeft study {name}")
         self._patience_seconds = PATIENCE_SECONDS if writes else 0.0  # who only looks can look again
-        self._in_turn = False
+        self._turn: Connection | None = None
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
         self._study: optuna.Study | None = None
@@ -135,16 +139,18 @@ class Database:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep other drivers from deciding anything until the block ends; inside another turn, that one goes on."""
-        if not self.driver or self._in_turn:
+        """Keep other drivers from deciding anything until the block ends; inside another turn, that one goes on.
+
+        A server that restarts ends the turn before its time: `in_one_piece` then refuses what is decided in it.
+        """
+        if not self.driver or self._turn is not None:
             yield
             return
-        connection = self.ask(self._take_turn)
-        self._in_turn = True
+        self._turn = connection = self.ask(self._take_turn)
         try:
             yield
         finally:
-            self._in_turn = False
+            self._turn = None
             with suppress(Exception):  # where the server has gone, or has taken the turn away, there is none to end
                 connection.rollback()
             with suppress(Exception):
@@ -164,11 +170,19 @@ class Database:
         return connection
 
     @contextmanager
-    def in_one_piece(self, trial_id: int) -> Iterator[None]:
-        """Write all that the block writes of a trial, or nothing; another driver that would end the trial waits.
+    def in_one_piece(self, trial_id: int | None = None, *, is_decision: bool = False) -> Iterator[None]:
+        """Write all that Optuna writes in the block, or nothing.
 
         Optuna looks whether a trial has ended, writes one attribute, and commits: a driver that is stopped in
-        between would change what another has ended meanwhile.
+        between would change what another has ended meanwhile. And a new trial it writes again where the server
+        has restarted, whoever has had a turn since then.
+
+        Args:
+            trial_id: What changes; another driver that would end this trial waits.
+            is_decision: Whether only this driver's turn, where it has one, makes it right.
+
+        Raises:
+            TurnLostError: The turn has been lost; nothing is written.
         """
         if not self.is_shared:
             yield
@@ -180,7 +194,10 @@ class Database:
         with self.storage.engine.begin() as connection:
             timeout = f"SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_WRITE_SECONDS}s'"
             connection.execute(text(timeout))
-            connection.execute(text("SELECT 1 FROM trials WHERE trial_id = :id FOR UPDATE"), {"id": trial_id})
+            if trial_id is not None:
+                connection.execute(text("SELECT 1 FROM trials WHERE trial_id = :id FOR UPDATE"), {"id": trial_id})
+            if is_decision:  # this connection is there already: a restart from here on ends it, too
+                self._check_turn()
             sessions(bind=connection, join_transaction_mode="create_savepoint")  # what Optuna commits is a savepoint
             try:
                 yield
@@ -188,6 +205,16 @@ class Database:
                 with suppress(Exception):  # the server has dropped the connection
                     sessions().close()
                 sessions.registry.clear()
+
+    def _check_turn(self) -> None:
+        from sqlalchemy import text
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if self._turn is not None:
+            try:
+                self._turn.execute(text("SELECT 1"))
+            except SQLAlchemyError:
+                raise TurnLostError("another driver may have decided since then") from None
 
     def ask(self, question: Callable[[], T]) -> T:
         """Return what a function of the database returns; where the database is away, wait for it and ask again.

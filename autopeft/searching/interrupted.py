@@ -1,5 +1,6 @@
 """Trials that were cut short, and wait to go on."""
 
+import itertools
 from collections import defaultdict
 from heapq import heappop, heappush
 
@@ -25,6 +26,7 @@ class Interrupted:
         self._longest_first = longest_first
         self._heaps: defaultdict[tuple[bool, str], list[tuple[float, int, TrialRecord]]] = defaultdict(list)
         self._seen: set[int] = set()
+        self._places = itertools.count()
 
     def put(self, record: TrialRecord) -> None:
         """Take in a trial, once."""
@@ -32,8 +34,13 @@ class Interrupted:
             return
         order = -self._segments.flops_left_of(record) if self._longest_first else 0.0
         heap = self._heaps[self._segments.is_here(record), record.design.quantization]
-        heappush(heap, (order, len(self._seen), record))  # the second tells all apart
+        heappush(heap, (order, next(self._places), record))  # the second tells all apart
         self._seen.add(record.number)
+
+    def put_back(self, record: TrialRecord) -> None:
+        """Let a trial that was taken wait again."""
+        self._seen.discard(record.number)
+        self.put(record)
 
     def take(self, *, here: bool) -> TrialRecord | None:
         """Return the next trial, which waits no more; None where there is none.

@@ -63,8 +63,8 @@ class JournalFile(JournalFileBackend):
                 for _ in self.read_logs(self._n_read):  # their places in the file are known from here on
                     pass
 
-    def in_one_piece(self, trial_id: int) -> AbstractContextManager[None]:
-        """Return a context in which all that is written of a trial reaches the disk in one append."""
+    def in_one_piece(self, trial_id: int | None = None, *, is_decision: bool = False) -> AbstractContextManager[None]:
+        """Return a context in which all that is written reaches the disk in one append."""
         return self.together()
 
     def turn(self) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from autopeft.errors import ExecutorError, SearchError
 from autopeft.executors.base import Executor
 from autopeft.searching.agenda import Agenda
 from autopeft.searching.clock import Clock, next_results
+from autopeft.searching.database import TurnLostError
 from autopeft.searching.final_check import read_scores, score_on_test
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.interrupted import Interrupted
@@ -164,7 +165,10 @@ class SearchLoop:
             if more:
                 self._trials.take_in()
             while more and len(batch) < n_free and (not batch or self._executor.now() < until):
-                record = self._agenda.next()
+                try:
+                    record = self._agenda.next()
+                except TurnLostError:
+                    break  # it is decided again in another turn, after a look at what others have done
                 batch += [] if record is None else [self._ledger.put(record)]
                 more = record is not None
         return batch, more and len(batch) < n_free

@@ -83,6 +83,10 @@ class Proposals:
                 )
         return None
 
+    def take_back(self, proposal: Proposal) -> None:
+        """Say that a proposal was not begun after all."""
+        self._sampler.refuse(proposal, {}, learn=False)
+
     def _refusal(self, estimate: Estimate) -> tuple[str, str]:
         """Return why an estimate is refused, and details; both empty where it is within all that is known."""
         over = self._ledger.calibration.excess(self._limits, estimate)

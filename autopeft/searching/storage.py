@@ -184,7 +184,11 @@ class StudyStore:
         params: Mapping[str, Any] | None = None,
         distributions: Mapping[str, BaseDistribution] | None = None,
     ) -> TrialRecord:
-        """Append a trial in one write and return it with its number; `record.number` is ignored."""
+        """Append a trial in one write and return it with its number; `record.number` is ignored.
+
+        Raises:
+            TurnLostError: It would begin a trial, or be a baseline, and the turn in which that was decided was lost.
+        """
         record = replace(record, driver=self.driver)
         template = create_trial(
             state=STATES[record.outcome],
@@ -203,7 +207,9 @@ class StudyStore:
             if tries > 1 and (unheard := self._unheard()):  # written, and the answer was lost
                 return unheard[0]
             storage = self._study._storage
-            return storage.get_trial(storage.create_new_trial(self._study._study_id, template_trial=template))
+            with self._place.in_one_piece(is_decision=record.outcome is Outcome.RUNNING or bool(record.baseline)):
+                trial_id = storage.create_new_trial(self._study._study_id, template_trial=template)
+            return storage.get_trial(trial_id)
 
         trial = self._place.ask(create)
         self._ids[trial.number] = trial._trial_id

@@ -21,6 +21,7 @@ from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.results.dashboard import DatabaseView
 from autopeft.searching import database as databases
 from autopeft.searching.agreement import agree, fetch_description
+from autopeft.searching.database import TurnLostError
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.state import read_state
 from autopeft.searching.storage import StudyStore
@@ -141,6 +142,32 @@ def test_a_trial_that_another_driver_ends_is_as_that_one_says(
     assert record == replace(expected, number=record.number, driver=record.driver)
     first.close()
     second.close()
+
+
+@slow
+def test_what_was_decided_in_a_turn_that_is_lost_is_not_written(
+    database: str, server: Server, state: StudyState
+) -> None:
+    """The server restarts while a driver decides; another one has had a turn since."""
+    first, second = create(database, state), create(database, state)
+    began = [replace(r, outcome=Outcome.RUNNING) for r in state.trials if r.outcome is Outcome.COMPLETE and r.examples]
+    with first.turn():
+        first.add(began[0])
+        server.stop("immediate")
+        server.start()
+        with second.turn():
+            second.add(began[1])
+        with pytest.raises(TurnLostError):
+            first.add(began[2])
+        refused = next(r for r in state.trials if r.outcome is Outcome.INFEASIBLE and not r.baseline)
+        first.add(refused)  # right whoever has had a turn
+    with first.turn():
+        first.add(began[3])
+    records = second.records()
+    first.close()
+    second.close()
+    assert [r.number for r in records] == [0, 1, 2, 3]
+    assert [r.design for r in records] == [r.design for r in (began[0], began[1], refused, began[3])]
 
 
 @slow
