@@ -1,5 +1,6 @@
 """A headless Chromium for tests of pages, driven by selenium."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -63,17 +64,17 @@ class Browser:
         """Wait until the page shows a text."""
         self.wait_for(lambda: expected in self.text(), repr(expected))
 
-    def click(self, selector: str, text: str = "") -> None:
-        """Click the first that a CSS selector matches and that shows a text, as soon as it is there to be clicked."""
+    def click(self, selector: str, pattern: str = "") -> None:
+        """Click the first that a CSS selector matches, and a regular expression its text, as soon as it is there."""
 
         def clicked() -> bool:
             for element in self.find(selector):
-                if text in element.text:
+                if re.search(pattern, element.text):
                     element.click()
                     return True
             return False
 
-        self.wait_for(clicked, f"{selector} {text!r}, to click it")
+        self.wait_for(clicked, f"{selector} {pattern!r}, to click it")
 
     def errors(self) -> list[str]:
         """Return what the page has logged as errors since this was asked last."""

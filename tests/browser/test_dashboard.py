@@ -79,7 +79,7 @@ def test_the_button_that_deletes_deletes_nothing(browser: Browser, address: str,
     browser.open(f"{address}dashboard")
     browser.click("[aria-label='delete study']")
     browser.wait_for_text("Are you sure you want to delete a study")
-    browser.click("[role=dialog] button", "YES")
+    browser.click("[role=dialog] button", "^YES$")
     browser.wait_for_text("Failed to delete study")
     assert any("403" in message for message in browser.errors())
     assert httpx.delete(f"{address}api/studies/0", timeout=60).status_code == 403

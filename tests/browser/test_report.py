@@ -131,7 +131,8 @@ def test_a_click_on_a_point_shows_its_design(browser: Browser, open_report: Call
     mouse.w3c_actions.pointer_action.move_to_location(int(x), int(y))
     mouse.pause(0.5).perform()
     browser.wait_for(
-        lambda: f"{number}:" in browser.find("#chart-front .hoverlayer")[0].text, f"trial {number} hovered"
+        lambda: any(f"{number}:" in element.text for element in browser.find("#chart-front .hoverlayer")),
+        f"trial {number} hovered",
     )
     mouse.w3c_actions.pointer_action.click()
     mouse.perform()

@@ -196,7 +196,7 @@ def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch:
         "/race/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}'
     )
     both = threading.Barrier(2)
-    has_written: list[threading.Event] = [threading.Event(), threading.Event()]
+    has_written = [threading.Event(), threading.Event()]
 
     class Racing(Mirror):
         def _wait_for_silence(self, holder: dict[str, Any]) -> None:
@@ -206,10 +206,8 @@ def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch:
         """Both have seen the silence; then the first writes itself into the lock, then the second."""
 
         def put(self, name: str, content: bytes) -> None:
-            if self is first._address:
-                both.wait(60)
-            else:
-                both.wait(60)
+            both.wait(60)
+            if self is second._address:
                 assert has_written[0].wait(60)
             super().put(name, content)
             has_written[self is second._address].set()
