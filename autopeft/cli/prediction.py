@@ -5,22 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from autopeft.cli.base import explain_errors, pairs
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-WRITERS: dict[str, Callable[["pd.DataFrame", Any], Any]] = {
-    ".csv": lambda frame, file: frame.to_csv(file, index=False),
-    ".tsv": lambda frame, file: frame.to_csv(file, index=False, sep="\t"),
-    ".jsonl": lambda frame, file: frame.to_json(file, orient="records", lines=True, force_ascii=False),
-    ".parquet": lambda frame, file: frame.to_parquet(file, index=False),
-}
-"""How each kind of file is written, by its extension."""
+from autopeft.cli.table_files import EXTENSIONS, write_delimited, write_table
+from autopeft.spec.location import MAX_NAME_BYTES
+from autopeft.spec.messages import echo
 
 
 @click.command()
@@ -29,9 +21,9 @@ WRITERS: dict[str, Callable[["pd.DataFrame", Any], Any]] = {
     "--data",
     required=True,
     type=click.Path(),
-    help="A file (csv, tsv, json, jsonl, parquet), a saved data set, or a hub id.",
+    help="A file (csv, tsv, json, jsonl, parquet), a folder of such files, a saved data set, or a hub id.",
 )
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help=f"Ends with {', '.join(WRITERS)}.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help=f"Ends with {', '.join(EXTENSIONS)}.")
 @click.option("--columns", multiple=True, metavar="ROLE=COLUMN", help="Such as text=review.")
 @click.option("--split", help="Which split, where the data has several.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first rows.")
@@ -56,17 +48,22 @@ def predict(adapter: str, data: str, output: Path | None, columns: tuple[str, ..
 
         frame = predict_rows(adapter, data, columns=roles, on_progress=on_progress, **options)
     if output is None:
-        WRITERS[".csv"](frame, sys.stdout)
+        write_delimited(frame, sys.stdout, separator=",")
         return
-    part = output.with_name(f".{output.name}.part")  # whoever sees the file sees all of it
-    WRITERS[output.suffix.lower()](frame, part)
-    part.replace(output)
-    click.echo(f"{len(frame):,} rows in {output}", err=True)
+    written, reason = write_table(frame, output)
+    if reason:
+        click.echo(f"note: {output.suffix[1:]} cannot hold these rows ({reason}); they are written as jsonl", err=True)
+    click.echo(f"{len(frame):,} rows in {written}", err=True)
 
 
 def _check_output(output: Path) -> None:
-    if output.suffix.lower() not in WRITERS:
-        raise click.BadParameter(f"{str(output)!r} must end with {', '.join(WRITERS)}", param_hint="--output")
+    if (n_bytes := len(output.name.encode(errors="replace"))) > MAX_NAME_BYTES:
+        raise click.BadParameter(
+            f"a file's name has at most {MAX_NAME_BYTES} bytes, but {echo(output.name)} has {n_bytes}",
+            param_hint="--output",
+        )
+    if output.suffix.lower() not in EXTENSIONS:
+        raise click.BadParameter(f"{echo(str(output))} must end with {', '.join(EXTENSIONS)}", param_hint="--output")
     if not output.parent.is_dir():
         raise click.BadParameter(f"the folder {str(output.parent)!r} is not there; make it", param_hint="--output")
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from autopeft.errors import DataError
-from autopeft.spec.messages import unknown_key
-from autopeft.tasks.data import GUESSES
+from autopeft.spec.messages import listed, unknown_key
+from autopeft.tasks.columns import GUESSES
 
 Form = tuple[str, ...]
 """Column roles that belong together, such as prompt and completion."""
@@ -26,14 +26,14 @@ def find_form(
             raise DataError(unknown_key(f"columns.{role}", roles))
     named = [role for role in given or {} if role not in optional]
     ways = "; or ".join(" and ".join(f"columns.{role}" for role in form) for form in forms)
-    have = ", ".join(available)
+    have = listed(available)
     if named:
         fitting = [form for form in forms if set(named) <= set(form)]
         if not fitting:
             raise DataError(f"data has one form, but columns names {', '.join(named)}; give {ways}, and no other")
         return fitting[0]
     taken = set((given or {}).values())
-    free = {column.lower() for column in available if column not in taken}
+    free = {column.strip().lower() for column in available if column not in taken}
     found = [form for form in forms if all(free & set(GUESSES[role]) for role in form)]
     if len(found) != 1:
         both = " and as ".join(" + ".join(form) for form in found)

@@ -1,5 +1,6 @@
 """Which example goes into which split: made by label or by group, seeded, or taken as the data gives it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autopeft.errors import DataError
-from autopeft.spec.messages import nearest
+from autopeft.spec.messages import echo, listed, nearest
 from autopeft.spec.training import Splits
 
 NAMES = ("train", "validation", "test")
@@ -43,7 +44,8 @@ def find_sources(available: list[str], splits: Splits) -> Sources:
     wishes = {role: getattr(splits, role) for role in NAMES}
     given = {role: _named(role, wish, available) for role, wish in wishes.items() if isinstance(wish, str)}
     for role in NAMES:
-        found = [name for name in ALIASES[role] if name in available and name not in given.values()]
+        free = [name for name in available if name not in given.values()]
+        found = [name for alias in ALIASES[role] for name in free if name.lower() == alias]
         if wishes[role] is None and found:
             given[role] = found[0]
     pool = given.pop("train", None)
@@ -53,16 +55,16 @@ def find_sources(available: list[str], splits: Splits) -> Sources:
             rest = ["train"]
         if len(rest) != 1:
             raise DataError(
-                f"splits.train must name the split to train on, because the data has {', '.join(available)}; "
+                f"splits.train must name the split to train on, because the data has {listed(available)}; "
                 f"set splits.train to one of them"
             )
         pool = rest[0]
     used = [pool, *given.values()]
-    twice = {name for name in used if used.count(name) > 1}
+    twice = [name for name in used if used.count(name) > 1]
     if twice:
         raise DataError(
-            f"train, validation and test must be different splits, but {twice.pop()!r} is used twice; "
-            f"name another of {', '.join(available)}, or give a share such as splits.test: 0.15"
+            f"train, validation and test must be different splits, but {twice[0]!r} is used twice; "
+            f"name another of {listed(available)}, or give a share such as splits.test: 0.15"
         )
     made = {role: wish for role, wish in wishes.items() if isinstance(wish, float)}
     for role in ("validation", "test"):
@@ -73,9 +75,10 @@ def find_sources(available: list[str], splits: Splits) -> Sources:
 
 def _named(role: str, name: str, available: list[str]) -> str:
     if name not in available:
+        whole = [split for split in available if re.fullmatch(rf"{re.escape(split)}[-_.]\d+-of-\d+.*", name)]
+        hint = f"; the shards of {whole[0]!r} are put together: name that" if whole else nearest(name, available)
         raise DataError(
-            f"splits.{role} must name a split of the data, but got {name!r}{nearest(name, available)}; "
-            f"the data has {', '.join(available)}"
+            f"splits.{role} must name a split of the data, but got {echo(name)}{hint}; the data has {listed(available)}"
         )
     return name
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 import autopeft
 from autopeft.cli import main
 from autopeft.errors import ArtifactError, DataError
+from autopeft.tasks.data import read
 from tests.tasks.generated import reviews, save_tiny_bert
 
 RATE = 0.02
@@ -106,13 +107,13 @@ def test_what_is_written_reads_back(adapter: Path, rows: pd.DataFrame, tmp_path:
     done = run(adapter, "--data", tmp_path / "new.parquet", "--columns", "text=text", "--output", target)
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
-    read: dict[str, Callable[[Path], pd.DataFrame]] = {
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         "csv": pd.read_csv,
         "tsv": lambda path: pd.read_csv(path, sep="\t"),
         "jsonl": lambda path: pd.read_json(path, lines=True),
         "parquet": pd.read_parquet,
     }
-    answer = read[extension](target)
+    answer = readers[extension](target)
     assert list(answer) == ["text", "customer", "prediction", "probability"]
     assert list(answer["customer"]) == list(rows["customer"])
     assert [path.name for path in tmp_path.iterdir()].count(target.name) == 1
@@ -129,6 +130,36 @@ def test_a_pipe_gets_csv_and_nothing_else(adapter: Path, rows: pd.DataFrame, tmp
     (note,) = done.stderr.splitlines()
     assert note.startswith("note: ")
     assert "truncated" in note
+
+
+IDS = """id,zip,tweet,price,flag,snippet
+001,02116,1234567890123456789,1.10,TRUE,a good film
+002,00501,,2.50,FALSE,"bad, ""very"" bad"
+"""
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_every_value_of_a_file_comes_back_as_it_was(ending: str, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.csv").write_text(IDS)
+    done = run(adapter, "--data", tmp_path / "ids.csv", "--output", tmp_path / f"out.{ending}")
+    assert done.exit_code == 0, done.output
+    answer = read(tmp_path / f"out.{ending}")["all"].rows
+    assert answer.drop(columns=["prediction", "probability"]).to_csv(index=False) == IDS
+
+
+def test_a_frame_keeps_its_index_and_dtypes(adapter: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "snippet": ["good1", "bad1", "good2"],
+            "id": pd.array([2**62 + 1, None, 3], dtype="Int64"),
+            "kind": pd.Categorical(["x", "y", "x"]),
+            7: pd.to_datetime(["2026-01-01", None, "2026-01-03"]),
+        },
+        index=pd.Index(["r", "s", "r"], name="row"),
+    )
+    answer = autopeft.predict(adapter, frame)
+    pd.testing.assert_frame_equal(answer.iloc[:, :4], frame)
+    assert answer["prediction"].notna().all()
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:

@@ -91,6 +91,8 @@ def test_sources_are_named_given_or_made() -> None:
     assert (sources.given, sources.made) == ({"validation": "validation"}, {"train": 500, "test": 0.1})
     sources = find_sources(["a", "b"], Splits(train="b", test="a"))
     assert (sources.pool, sources.given, set(sources.made)) == ("b", {"test": "a"}, {"validation"})
+    sources = find_sources(["Dev", "Train", "TEST"], Splits())
+    assert (sources.pool, sources.given) == ("Train", {"validation": "Dev", "test": "TEST"})
     sources = find_sources(["all"], Splits())
     assert (sources.pool, set(sources.made)) == ("all", {"validation", "test"})
 
@@ -101,6 +103,7 @@ def test_sources_are_named_given_or_made() -> None:
         (["train", "test"], Splits(validation="valid"), "splits.validation must name a split.*'valid'"),
         (["train", "test"], Splits(validation="test", test="test"), "'test' is used twice"),
         (["a", "b"], Splits(), "splits.train must name the split"),
+        (["test", "train"], Splits(train="train-00000-of-00002"), "shards of 'train' are put together: name that"),
     ],
 )
 def test_unclear_sources_are_refused(available: list[str], splits: Splits, message: str) -> None:
