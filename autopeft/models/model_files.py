@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ModelError
+from autopeft.models.folder_check import check_config, check_weights
 from autopeft.spec.messages import first_line
 from autopeft.spec.whereabouts import sha256, whereabouts
 from autopeft.spec.yaml_file import read_yaml
 
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.codes", "*.jinja", "README.md", "LICENSE*")
 """Files of a hub repository that are fetched: configuration, tokenizer, weights, terms; never a pickle."""
 
 
@@ -32,9 +33,9 @@ def locate(
     folder = _local(name)
     if folder is None:
         folder = _fetch(name, revision, trust_remote_code, needs_weights)
-    _check_config(name, folder, trust_remote_code)
-    if needs_weights:
-        _check_weights(name, folder)
+    config = check_config(name, folder, trust_remote_code=trust_remote_code)
+    if needs_weights or has_weights(folder):
+        check_weights(name, folder, weight_files(folder), config)
     return folder
 
 
@@ -45,6 +46,13 @@ def _local(name: str) -> Path | None:
         return folder if folder.is_dir() else None
     except (OSError, RuntimeError):  # a name that no system takes, a user without a home
         return None
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return whereabouts(name).is_file()
+    except (OSError, RuntimeError):
+        return False
 
 
 def travelling_files(name: str, *, trust_remote_code: bool = False) -> list[Path]:
@@ -59,18 +67,22 @@ def travelling_files(name: str, *, trust_remote_code: bool = False) -> list[Path
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that the weights are in, in order. Raises ModelError where their index is none."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if beyond := [name for name in names if name != Path(name).name]:
-                raise ValueError(f"{beyond[0]!r:.100} is no file beside it")
-            return [folder / name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{index} must say where each weight is, but it is damaged: {error}") from None
+    """Return the safetensors files that the weights are in, in order: the whole file, else those that the index names.
+
+    Raises:
+        ModelError: The index is damaged.
+    """
     single = folder / "model.safetensors"
-    return [single] if single.is_file() else []
+    index = folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():  # an index beside a whole file is stale: transformers ignores it
+        return [single] if single.is_file() or single.is_symlink() else []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if beyond := [name for name in names if name != Path(name).name]:
+            raise ValueError(f"{beyond[0]!r:.100} is no file beside it")
+        return [folder / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} must say where each weight is, but it is damaged: {error}") from None
 
 
 def has_weights(folder: Path) -> bool:
@@ -122,6 +134,8 @@ def _front_matter(text: str) -> Mapping[str, Any]:
 
 def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weights: bool) -> Path:
     """Return the local snapshot of a hub repository, downloading what is not there yet."""
+    if _is_file(name):
+        raise ModelError(f"model must be a folder or a hub id, but {name!r} is a file; give the folder that it is in")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(
             f"model must be a folder or a hub id, but {name!r} is a path where no folder is; check the path"
@@ -144,39 +158,3 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, needs_weigh
 
 def _wanted(trust_remote_code: bool) -> list[str]:
     return [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
-
-
-def _check_config(name: str, folder: Path, trust_remote_code: bool) -> None:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        is_adapter = (folder / "adapter_config.json").is_file()
-        hint = "it holds an adapter: give its base model" if is_adapter else "give a folder that save_pretrained wrote"
-        raise ModelError(f"a model folder must have a config.json, but {name!r} has none; {hint}")
-    try:
-        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"config.json must be JSON, but that of {name!r} is not: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"config.json must hold an object, but that of {name!r} holds a {type(config).__name__}")
-    if not trust_remote_code and "auto_map" in config and not _is_native(config):
-        raise ModelError(
-            f"{name!r} wants to run its own Python code, which autopeft does not do unasked; read that code, and if "
-            "you trust it set trust_remote_code=True"
-        )
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    if not weight_files(folder):
-        other = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5"))
-        found = f"; it has {', '.join(other)}: convert that with save_pretrained" if other else ""
-        raise ModelError(f"a model folder must have weights in model.safetensors, but {name!r} has none{found}")
-    for path in weight_files(folder):
-        if not path.is_file():
-            raise ModelError(f"every weight file must be there, but {name!r} lacks {path.name}; fetch the model again")
-
-
-def _is_native(config: dict[str, Any]) -> bool:
-    """Return whether transformers has code of its own for this model type."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING

@@ -41,7 +41,7 @@ class CausalLM:
     metrics: tuple[str, ...] = tuple(TOKEN_METRICS)
     default_metric: str = _FACTS.default_metric
     forms: tuple[tuple[str, ...], ...] = (("text",), ("prompt", "completion"), ("messages",))
-    optional: tuple[str, ...] = ("group",)
+    optional: tuple[str, ...] = ("tools", "group")
 
     def head(self, labels: Sequence[str]) -> Head:  # a language model has no classes
         """Return the language model's own head, which is part of the base."""

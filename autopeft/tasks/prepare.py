@@ -1,23 +1,35 @@
 """From a data set as users have it to tokenized splits, with every mistake found before a model is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 
 from autopeft.errors import DataError, ModelError, StudyError
+from autopeft.models.loading import read_tokenizer
+from autopeft.models.model_files import locate
+from autopeft.models.padding import Padding
 from autopeft.models.summary import n_positions
-from autopeft.spec.messages import first_line, one_of
+from autopeft.spec.messages import first_line, listed, one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
-from autopeft.tasks.data import TEXT_ROLES, by_role, find_columns, read
+from autopeft.tasks.chat import chat_notes
+from autopeft.tasks.checks import by_role, similar_classes
+from autopeft.tasks.columns import TEXT_ROLES, find_columns
+from autopeft.tasks.data import read
 from autopeft.tasks.forms import find_form
 from autopeft.tasks.splits import NAMES, find_sources, make_splits
+from autopeft.tasks.vocabulary import check_tokens, fit, unknown_tokens
 
 DEFAULT_MAX_LENGTH = 512
 """Tokens; used where the study gives none and the model allows as many."""
+N_TWICE = 64
+"""Examples that are tokenized twice, to see whether the same comes."""
 
 
 def prepare(
@@ -47,23 +59,30 @@ def prepare(
 
     Raises:
         DataError: The data cannot be read or used as asked; the message names the key, the value and the way out.
-        ModelError: The model has no configuration.
+        ModelError: The model has no configuration or no tokenizer, or cannot read what its tokenizer writes.
         StudyError: There is no such task or metric.
     """
     found = find_task(task)
     metric = _metric(found, metric)
     tables, chosen, names, notes = _split(data, found, columns, splits or Splits())
-    tokenizer = _load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
-    limit = _position_limit(model, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
-    max_length = _max_length((training or Training()).max_length, limit)
+    folder = locate(model, revision=revision, trust_remote_code=trust_remote_code, needs_weights=False)
+    tokenizer = _load_tokenizer(model, folder, trust_remote_code=trust_remote_code)
+    bare = _bare_model(model, folder, trust_remote_code=trust_remote_code)
+    max_length = _max_length((training or Training()).max_length, _position_limit(bare, tokenizer))
     labels = found.labels(tables, names)
-    encoded = {
-        role: found.encode(table, tokenizer, max_length=max_length, labels=labels) for role, table in tables.items()
-    }
+
+    def encode(table: pd.DataFrame) -> Encoded:
+        made = found.encode(table, tokenizer, max_length=max_length, labels=labels)
+        return replace(made, split=fit(made.split, tokenizer, bare.config))
+
+    _check_repeatable(encode, tables["train"])
+    encoded = {role: encode(table) for role, table in tables.items()}
     tokenized = {role: part.split for role, part in encoded.items()}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
+    unknown = unknown_tokens(list(tokenized.values()), tokenizer)
+    padding = Padding.of(tokenizer)
+    if padding is None:
         raise DataError(f"the tokenizer of {model!r} must have a padding or end token, but has neither; add one to it")
+    check_tokens(np.array([padding.pad_token_id]), tokenizer, bare.config)
     return PreparedData(
         task=found.name,
         metric=metric,
@@ -71,11 +90,19 @@ def prepare(
         train=tokenized["train"],
         validation=tokenized["validation"],
         test=tokenized["test"],
-        pad_token_id=int(pad),
-        # A decoder counts positions from the left: padding there would move them.
-        padding_side="right" if tokenized["train"].per_token else tokenizer.padding_side,
-        fingerprint=fingerprint([tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=int(pad)),
-        notes=(*notes, *_overlap(tables), *_lengths(encoded, max_length)),
+        pad_token_id=padding.pad_token_id,
+        padding_side=padding.padding_side,
+        fingerprint=fingerprint(
+            [tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=padding.pad_token_id
+        ),
+        notes=(
+            *notes,
+            *similar_classes(labels),
+            *chat_notes(tables, tokenizer),
+            *unknown,
+            *_overlap(tables),
+            *_lengths(encoded, max_length),
+        ),
         max_length=max_length,
         columns=chosen,
     )
@@ -97,13 +124,15 @@ def _split(
     sources = find_sources(list(parts), splits)
     header = [str(column) for column in parts[sources.pool].rows.columns]
     form = find_form(header, columns, forms=task.forms, optional=task.optional)
+    if "messages" in form and "tools" in header:  # what a conversation's assistant may call belongs to it
+        columns = {"tools": "tools", **(columns or {})}
     chosen = find_columns(header, columns, required=form, optional=task.optional)
     pool = by_role(parts[sources.pool], chosen, split=sources.pool)
     rows = make_splits(pool, sources.made, seed=splits.seed)
     tables = {role: pool.iloc[indices] for role, indices in rows.items()}
     needed = {role: column for role, column in chosen.items() if role != "group"}
     for role, name in sources.given.items():
-        tables[role] = by_role(parts[name], needed, split=name)
+        tables[role] = by_role(parts[name], needed, split=name, instead=f"splits.{role}: 0.15")
     notes = [f"columns: {', '.join(f'{role} = {column}' for role, column in chosen.items())}"]
     if len(rows) > 1:
         made = ", ".join(f"{role} {len(rows[role]):,}" for role in NAMES if role in rows)
@@ -113,6 +142,10 @@ def _split(
     given = ", ".join(f"{role} from {sources.given[role]!r}" for role in NAMES if role in sources.given)
     if given:
         notes.append(f"splits of the data itself: {given}")
+    unused = [name for name in parts if name not in (sources.pool, *sources.given.values())]
+    if unused:
+        notes.append(f"splits of the data that are not used: {listed(unused)}")
+    notes += dict.fromkeys(note for name in parts if name not in unused for note in parts[name].notes)
     declared = parts[sources.pool].names.get(chosen.get("label", ""))
     return {role: tables[role] for role in NAMES}, chosen, declared, notes
 
@@ -148,28 +181,41 @@ def _lengths(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
     return notes
 
 
-def _load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # anything from a missing file to a missing optional package
-        reason = first_line(error)
-        raise DataError(
-            f"model must have a tokenizer, but none could be loaded from {model!r} ({reason}); save one beside the "
-            f"weights, or check the name"
-        ) from None
-
-
-def _position_limit(model: str, tokenizer: Any, *, revision: str | None, trust_remote_code: bool) -> int:
-    """Return the longest input that tokenizer and model take; tokenizers without a limit say about 1e30."""
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
+def _check_repeatable(encode: Callable[[pd.DataFrame], Encoded], table: pd.DataFrame) -> None:
+    """Refuse tokenizers with dropout, and chat templates that write something random: every run would learn others."""
+    first = table.head(N_TWICE)
+    if fingerprint([encode(first).split]) != fingerprint([encode(first).split]):
         raise ModelError(
-            f"{model!r} must have a configuration, but none could be read: {reason}; check the name"
-        ) from None
-    with torch.device("meta"):
-        bare = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+            "an example must become the same tokens each time, but here it does not; switch off what is random in the "
+            "tokenizer (dropout in tokenizer.json, sampling) or in its chat template"
+        )
+
+
+def _load_tokenizer(model: str, folder: Path, *, trust_remote_code: bool) -> Any:
+    tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        raise ModelError(
+            f"the model must have a tokenizer, but the folder of {model!r} has none that its model type reads; save "
+            f"one there with tokenizer.save_pretrained"
+        )
+    return tokenizer
+
+
+def _bare_model(model: str, folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return the model without a head and without storage."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # what a wrong configuration leads to is no list of types
+        raise ModelError(
+            f"config.json must describe a model that transformers knows, but that of {model!r} does not: "
+            f"{first_line(error)}; check it, or install a newer transformers"
+        ) from error
+
+
+def _position_limit(bare: Any, tokenizer: Any) -> int:
+    """Return the longest input that tokenizer and model take; tokenizers without a limit say about 1e30."""
     positions = n_positions(bare)
     return min(int(tokenizer.model_max_length), positions if positions and positions > 0 else 2**31)
 

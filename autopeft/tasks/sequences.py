@@ -1,7 +1,7 @@
 """Token sequences for a language model, with the tokens that are to be predicted, from the three forms of data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from autopeft.errors import DataError
 from autopeft.models.losses import IGNORED
-from autopeft.spec.messages import first_line
-from autopeft.tasks.conversations import Turn
+from autopeft.tasks.chat import ChatTemplate, ChatText, Conversation
+from autopeft.tasks.conversations import read_tools
 
 Ints = NDArray[np.int32]
 
@@ -48,37 +48,36 @@ class TargetSequence:
 
 def from_texts(texts: Sequence[str], tokenizer: Any) -> list[TargetSequence]:
     """Return plain texts, each token a target, with the end token."""
-    sequences = [[*ids, *_end(ids, tokenizer)] for ids in _tokenize(tokenizer, texts, special=True)]
+    sequences = [[*ids, *_end(ids, tokenizer)] for ids in _tokenize(tokenizer, texts)]
     return [TargetSequence.of(ids, np.ones(len(ids), dtype=np.bool_)) for ids in sequences]
 
 
 def from_completions(prompts: Sequence[str], completions: Sequence[str], tokenizer: Any) -> list[TargetSequence]:
     """Return prompts with their completions, whose tokens and end token are the targets.
 
-    The two are tokenized apart, as they are when a model is given the prompt and goes on from it.
+    Each is tokenized as one text. Where a token would span the end of the prompt, the two are tokenized apart, as
+    they are when a model is given the prompt and goes on from it.
     """
     sequences = []
-    before = _tokenize(tokenizer, prompts, special=True)
-    after = _tokenize(tokenizer, completions, special=False)
-    for prompt, completion in zip(before, after, strict=True):
-        prompt = _open_end(prompt, tokenizer)
-        completion = [*completion, *_end(completion, tokenizer)]
-        is_target = np.arange(len(prompt) + len(completion)) >= len(prompt)
-        sequences.append(TargetSequence.of([*prompt, *completion], is_target))
+    wholes = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    before, all_ids = _tokenize(tokenizer, prompts), _tokenize(tokenizer, wholes)
+    for prompt, ids, completion in zip(before, all_ids, completions, strict=True):
+        prompt, ids = _open_end(prompt, tokenizer), _open_end(ids, tokenizer)
+        if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+            ids = [*prompt, *_tokenize_inner(tokenizer, completion)]
+        ids = [*ids, *_end(ids, tokenizer)]
+        sequences.append(TargetSequence.of(ids, np.arange(len(ids)) >= len(prompt)))
     return sequences
 
 
 def from_conversations(table: pd.DataFrame, tokenizer: Any) -> list[TargetSequence]:
-    """Return conversations as the tokenizer's chat template writes them; every assistant's turn is a target.
-
-    A turn is what the template adds to the conversation up to it, its end mark included.
+    """Return conversations as the tokenizer's chat template writes them; see `autopeft.tasks.chat.ChatTemplate.write`.
 
     Raises:
-        DataError: There is no template, it refuses a conversation, or it writes earlier turns differently once
-            a later one is there.
+        DataError: There is no template, or it cannot be used with a conversation.
     """
-    _check_template(tokenizer)
-    return [_from_turns(turns, tokenizer, place) for place, turns in _conversations(table)]
+    template = ChatTemplate(tokenizer)
+    return [_from_chat(template.write(conversation), tokenizer) for conversation in _conversations(table)]
 
 
 def prompts_of(table: pd.DataFrame, tokenizer: Any) -> list[Ints]:
@@ -90,48 +89,60 @@ def prompts_of(table: pd.DataFrame, tokenizer: Any) -> list[Ints]:
         DataError: As `from_conversations`.
     """
     if "messages" in table:
-        _check_template(tokenizer)
-        asked = [
-            (place, turns[:-1] if turns[-1]["role"] == "assistant" else turns) for place, turns in _conversations(table)
-        ]
-        prompts = [_render(turns, tokenizer, place, add_generation_prompt=True) for place, turns in asked]
+        template = ChatTemplate(tokenizer)
+        texts = [template.prompt(_unanswered(conversation)) for conversation in _conversations(table)]
+        prompts = [_encode(tokenizer, text) for text in texts]
     else:
         texts = table["prompt" if "prompt" in table else "text"].tolist()
-        prompts = [_open_end(prompt, tokenizer) for prompt in _tokenize(tokenizer, texts, special=True)]
+        prompts = [_open_end(prompt, tokenizer) for prompt in _tokenize(tokenizer, texts)]
     return [np.asarray(prompt, dtype=np.int32) for prompt in prompts]
 
 
-def _conversations(table: pd.DataFrame) -> list[tuple[str, list[Turn]]]:
+def _conversations(table: pd.DataFrame) -> list[Conversation]:
     """Return each conversation with its place, for messages."""
     places = [f"row {row + 1} (counted from 1) of split {table.index.name!r}" for row in table.index]
-    return list(zip(places, table["messages"], strict=True))
+    tools = table["tools"] if "tools" in table else [None] * len(table)
+    return [
+        Conversation(turns=turns, tools=read_tools(offered, place=f"tools in {place}"), place=place)
+        for turns, offered, place in zip(table["messages"], tools, places, strict=True)
+    ]
 
 
-def _check_template(tokenizer: Any) -> None:
-    if not tokenizer.chat_template:
-        raise DataError(
-            "columns.messages needs a tokenizer with a chat template, but this one has none; take an instruction-tuned "
-            "model, save a chat_template.jinja beside the tokenizer, or give columns.prompt and columns.completion"
-        )
+def _unanswered(conversation: Conversation) -> Conversation:
+    turns = conversation.turns
+    return replace(conversation, turns=turns[:-1] if turns[-1]["role"] == "assistant" else turns)
 
 
-def _from_turns(turns: list[Turn], tokenizer: Any, place: str) -> TargetSequence:
-    ids = _render(turns, tokenizer, place)
+def _from_chat(chat: ChatText, tokenizer: Any) -> TargetSequence:
+    """Return the tokens of a conversation, of which exactly those of what the assistant says are targets."""
+    ids, places = tokens_at(chat.text, [place for span in chat.targets for place in span], tokenizer)
     is_target = np.zeros(len(ids), dtype=np.bool_)
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before = _render(turns[:number], tokenizer, place, add_generation_prompt=True)
-        after = _render(turns[: number + 1], tokenizer, place) if number + 1 < len(turns) else ids
-        if after[: len(before)] != before or ids[: len(after)] != after or len(after) == len(before):
-            raise DataError(
-                f"a chat template must write a conversation so that it begins with its own earlier turns, but this "
-                f"tokenizer's does not at turn {number + 1} of {place}, so that what the assistant says cannot be told "
-                f"apart; give each conversation one assistant's turn, at its end, or columns.prompt and "
-                f"columns.completion"
-            )
-        is_target[len(before) : len(after)] = True
+    for start, stop in zip(places[::2], places[1::2], strict=True):
+        is_target[start:stop] = True
     return TargetSequence.of(ids, is_target)
+
+
+def tokens_at(text: str, cuts: Sequence[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens of a text, and how many of them stand before each cut.
+
+    The text is tokenized as a whole. Where a token would span a cut, what follows is tokenized apart: a model that
+    is to go on from there is given the tokens of what stands before.
+
+    Args:
+        text: Such as a conversation, with every special token that it is to have.
+        cuts: Positions of characters, in order.
+        tokenizer: Fast or slow.
+    """
+    done: list[int] = []
+    start, rest, n_before = 0, _encode(tokenizer, text), []
+    for cut in cuts:
+        piece = text[start:cut]
+        before = _tokenize_inner(tokenizer, piece) if start else _encode(tokenizer, piece)
+        if rest[: len(before)] != before:
+            done, start, rest = [*done, *before], cut, _tokenize_inner(tokenizer, text[cut:])
+            before = []
+        n_before.append(len(done) + len(before))
+    return [*done, *rest], n_before
 
 
 def check_targets(sequences: Sequence[TargetSequence], table: pd.DataFrame) -> None:
@@ -142,17 +153,6 @@ def check_targets(sequences: Sequence[TargetSequence], table: pd.DataFrame) -> N
                 f"every row must have a token to predict from those before it, but row {row + 1} (counted from 1) of "
                 f"split {table.index.name!r} becomes {len(sequence)} tokens without one; drop the row"
             )
-
-
-def _render(turns: list[Turn], tokenizer: Any, place: str, **settings: Any) -> list[int]:
-    try:
-        encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **settings)
-    except Exception as error:  # templates raise what they like
-        raise DataError(
-            f"the chat template must take every conversation, but it refuses {place}: {first_line(error)}; change the "
-            f"conversation, or drop the row"
-        ) from None
-    return list(encoded["input_ids"])
 
 
 def pieces(sequence: TargetSequence, max_length: int) -> list[TargetSequence]:
@@ -202,8 +202,24 @@ def _end(ids: Sequence[int], tokenizer: Any) -> list[int]:
     return [] if ids and ids[-1] == end else [end]
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return texts with the special tokens of the tokenizer; one that a text begins with itself is not doubled."""
     # verbose=False: texts over the model's limit are expected here, and cut right after.
-    encoded = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = encoded["input_ids"]
+    ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    begin = tokenizer.bos_token_id
+    return [each[1:] if begin is not None and each[:2] == [begin, begin] else each for each in ids]
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    """Return a text without special tokens but those that it holds."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return ids
+
+
+def _tokenize_inner(tokenizer: Any, text: str) -> list[int]:
+    """Return text from the middle of another: without the blank that some tokenizers put before every text.
+
+    Source: transformers, `_encode_chat_piece` in utils/chat_template_utils.py.
+    """
+    line_end, ids = _encode(tokenizer, "\n"), _encode(tokenizer, f"\n{text}")
+    return ids[len(line_end) :] if ids[: len(line_end)] == line_end else _encode(tokenizer, text)

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from autopeft.errors import DataError
 from autopeft.metrics import METRICS
+from autopeft.spec.messages import echo, listed
 from autopeft.spec.model import Head
 from autopeft.spec.task import TASKS
 from autopeft.tasks.base import Encoded, Evaluation, TokenizedSplit, WritingPrompt
+from autopeft.tasks.checks import in_order
 
 NO_LABEL = -1
 """Class index of an example whose label nobody knows."""
@@ -35,7 +37,7 @@ class TextClassification:
         return Head(auto_class=_FACTS.auto_class, labels=tuple(labels))
 
     def labels(self, tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the classes: as declared, else numbers in numeric and words in alphabetic order.
+        """Return the classes: as declared, else in the order of `in_order`.
 
         Raises:
             DataError: Training has fewer than two classes, or another split has one that training lacks.
@@ -43,18 +45,18 @@ class TextClassification:
         found = set(tables["train"]["label"])
         if len(found) < 2:
             raise DataError(
-                f"the training split must have at least two classes, but every label is {found.pop()!r}; check "
+                f"the training split must have at least two classes, but every label is {echo(found.pop())}; check "
                 f"columns.label and the splits"
             )
         for split, table in tables.items():
             unknown = sorted(set(table["label"]) - found)
             if unknown:
                 raise DataError(
-                    f"every class must occur in the training split, but {split} has {unknown[0]!r}, and training does "
-                    f"not (it has {', '.join(_ordered(found)[:10])}); drop those rows, or let the splits be made: "
+                    f"every class must occur in the training split, but {split} has {echo(unknown[0])}, and training "
+                    f"does not (it has {listed(in_order(found))}); drop those rows, or let the splits be made: "
                     f"splits.{split}: 0.15"
                 )
-        return tuple(names) if names is not None else tuple(_ordered(found))
+        return tuple(names) if names is not None else tuple(in_order(found))
 
     def encode(self, table: pd.DataFrame, tokenizer: Any, *, max_length: int, labels: Sequence[str]) -> Encoded:
         """Tokenize texts or pairs; only those over the limit are tokenized again, truncated."""
@@ -63,6 +65,7 @@ class TextClassification:
         encoded = _tokenize(tokenizer, texts, pairs)
         ids: list[list[int]] = encoded["input_ids"]
         types: list[list[int]] | None = encoded.get("token_type_ids")
+        _check_read(ids, table)
         longest = max(map(len, ids))
         over = [row for row, tokens in enumerate(ids) if len(tokens) > max_length]
         if over:
@@ -118,11 +121,13 @@ class TextClassification:
         return []
 
 
-def _ordered(labels: set[str]) -> list[str]:
-    try:
-        return sorted(labels, key=int)
-    except ValueError:
-        return sorted(labels)
+def _check_read(ids: Sequence[Sequence[int]], table: pd.DataFrame) -> None:
+    for row, tokens in zip(table.index, ids, strict=True):
+        if not tokens:
+            raise DataError(
+                f"every text must become tokens, but that of row {row + 1} (counted from 1) of split "
+                f"{table.index.name!r} becomes none; drop the row, or take a tokenizer that knows its characters"
+            )
 
 
 def _flat(rows: list[list[int]]) -> NDArray[np.int32]:

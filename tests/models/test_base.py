@@ -13,7 +13,6 @@ from autopeft.spec.model import Head
 
 HEADS_OF_A_BASE = [
     ("t5", TARGET_HEAD, ()),
-    ("t5", HEAD, ("classification_head",)),
     ("whisper", SPEECH_HEAD, ()),
     ("whisper", SOUND_HEAD, ("projector", "classifier")),
 ]
@@ -169,7 +168,7 @@ def test_bad_folders_are_refused_early(folders: dict[str, str], tmp_path: Path) 
         str(no_config): "config.json",
         str(remote): "trust_remote_code",
         str(unknown): "homemade",
-        str(damaged): "cannot be loaded",
+        str(damaged): "must be whole, but model.safetensors",
         str(pickled): "pytorch_model.bin",
     }
     for name, message in cases.items():

@@ -218,7 +218,7 @@ def test_one_answer_at_the_end_is_enough_for_a_template_that_rewrites(tmp_path: 
     folder = save_tiny_llama(tmp_path)
     save_language_tokenizer(tmp_path, template=REWRITING)
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    with pytest.raises(DataError, match="one assistant's turn"):
+    with pytest.raises(DataError, match="turn but the last the weight 0"):
         everything(pd.DataFrame({"messages": [conversation("a", "b", "c")] * 3}), folder)
     system = [{"role": "assistant", "content": "x"}]
     with pytest.raises(DataError, match="begins with the assistant"):

@@ -107,11 +107,6 @@ def test_unusable_data_is_refused(tiny_bert: str, data: object, arguments: dict[
         prepare(data, model=tiny_bert, **arguments)
 
 
-def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="must have a tokenizer"):
-        prepare(reviews(40), model=str(tmp_path))
-
-
 def test_unknown_tasks_and_metrics_are_refused(tiny_bert: str) -> None:
     with pytest.raises(
         StudyError, match="task must be one of causal-lm, text-classification, but got 'text-classificaton'; did you"
