@@ -4,7 +4,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from autopeft.errors import ArtifactError, DataError, ModelError
 from autopeft.models.artifact import load, read_description
+from autopeft.models.padding import Padding
 from autopeft.searching.address import local_export
+from autopeft.spec.design import Design
+from autopeft.spec.messages import echo, listed, one_of
 from autopeft.tasks.base import Task, find_task
-from autopeft.tasks.data import Table, by_role, find_columns, read
+from autopeft.tasks.checks import by_role
+from autopeft.tasks.columns import find_columns
+from autopeft.tasks.data import read
 from autopeft.tasks.forms import find_form
 from autopeft.tasks.sequences import prompts_of
+from autopeft.tasks.table import Table
+from autopeft.tasks.vocabulary import check_tokens, fit
 from autopeft.training.batches import collate
 from autopeft.training.evaluate import batches_by_length
 from autopeft.training.sampling import end_tokens, go_on
@@ -40,12 +47,14 @@ class Purpose:
         labels: Class names in index order.
         max_length: Longest input in tokens.
         columns: Column by role in the data that it was trained on.
+        design: What it is.
     """
 
     task: Task
     labels: tuple[str, ...]
     max_length: int
     columns: Mapping[str, str]
+    design: Design
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> "Purpose":
@@ -57,20 +66,13 @@ class Purpose:
                 labels=tuple(description["base_model"]["labels"]),
                 max_length=int(metadata["max_length"]),
                 columns=dict(metadata.get("columns") or {}),
+                design=Design.from_dict(description["design"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"autopeft.json must name the task and the max_length of the training, but {error!r}; predict with "
                 "the autopeft that wrote it, or export the adapter again"
             ) from error
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Padding:
-    """How batches are filled up; see `autopeft.training.batches.Padding`."""
-
-    pad_token_id: int
-    padding_side: Any
 
 
 def predict(
@@ -108,7 +110,8 @@ def predict(
         on_progress: Called after each batch.
 
     Returns:
-        The rows of the data in their order with all their columns, then `prediction` (the class, or the text that
+        The rows of the data in their order, with all their columns and their index as they were (of a csv or tsv file
+        every value is the text that stands there), then `prediction` (the class, or the text that
         was written); of a class `probability` (the model's own), and `probability_<class>` where asked for.
 
     Raises:
@@ -124,13 +127,16 @@ def predict(
         opened = None if isinstance(found, Path) else found
         model, tokenizer = opened or load(str(found), base_model, device_map=_device(device))
     if tokenizer is None:
-        raise ModelError("text needs the tokenizer of the base model, but its folder has none; give base_model")
+        raise ModelError(
+            "text needs the tokenizer of the base model, but its folder has none; save one there with "
+            "tokenizer.save_pretrained, or give base_model"
+        )
     work = _Work(model=model, tokenizer=tokenizer, purpose=purpose, batch_size=batch_size, on_progress=on_progress)
     with torch.inference_mode():
         answers, note = _classify(work, rows, probabilities) if purpose.labels else _write(work, rows, max_new_tokens)
-    if note:
-        warnings.warn(note, stacklevel=2)
-    return pd.concat([table.rows, answers], axis="columns")
+    for said in (*table.notes, *([note] if note else [])):
+        warnings.warn(said, stacklevel=2)
+    return pd.concat([table.rows, answers.set_axis(table.rows.index)], axis="columns")
 
 
 def _description(adapter: str | Path | tuple[torch.nn.Module, Any]) -> Mapping[str, Any]:
@@ -151,13 +157,13 @@ def _rows(
     """Return the data as it is, and its checked inputs with columns named by role."""
     parts = read(data)
     if split is None and len(parts) > 1:
-        raise DataError(f"one split is predicted at a time, but the data has {', '.join(parts)}; name one as split")
+        raise DataError(f"one split is predicted at a time, but the data has {listed(parts)}; name one as split")
     name = split or next(iter(parts))
     if name not in parts:
-        raise DataError(f"split must be one of {', '.join(parts)}, but got {name!r}")
+        raise DataError(f"split {one_of(parts, name)}")
     if limit is not None and limit < 1:
         raise DataError(f"limit >= 1 must hold, but got {limit}")
-    table = Table(rows=parts[name].rows.head(limit) if limit else parts[name].rows, names={})
+    table = replace(parts[name], rows=parts[name].rows.head(limit) if limit else parts[name].rows)
     header = [str(column) for column in table.rows.columns]
     chosen = _find_inputs(header, purpose, columns)
     return table, by_role(table, chosen, split=name, answered=False)
@@ -179,7 +185,7 @@ def _check_new(rows: pd.DataFrame, more: list[str]) -> None:
     """Refuse data with a column that the answer would overwrite, before the model is loaded."""
     taken = [column for column in ("prediction", "probability", *more) if column in rows]
     if taken:
-        raise DataError(f"predictions go to new columns, but the data has {taken[0]!r}; rename or drop that one")
+        raise DataError(f"predictions go to new columns, but the data has {echo(taken[0])}; rename or drop that one")
 
 
 def _device(wanted: str | None) -> str:
@@ -224,7 +230,10 @@ def _classify(work: _Work, rows: pd.DataFrame, probabilities: bool) -> tuple[pd.
     """Return the answer as columns, and what truncation did."""
     purpose, tokenizer = work.purpose, work.tokenizer
     encoded = purpose.task.encode(rows, tokenizer, max_length=purpose.max_length, labels=purpose.labels)
-    padding = Padding(pad_token_id=tokenizer.pad_token_id, padding_side=tokenizer.padding_side)
+    encoded = replace(encoded, split=fit(encoded.split, tokenizer, work.model.config))
+    padding = Padding.of(tokenizer)
+    if padding is None:
+        raise ModelError("the tokenizer must have a padding or end token, but has neither; add one to it")
     shares, done = np.empty((len(rows), len(purpose.labels))), 0
     for indices, n_tokens in batches_by_length(encoded.split, work.batch_size, purpose.max_length):
         inputs = collate(encoded.split, indices, n_tokens, padding, work.device)
@@ -246,18 +255,19 @@ def _write(work: _Work, rows: pd.DataFrame, max_new_tokens: int) -> tuple[pd.Dat
     tokenizer, ends = work.tokenizer, set(end_tokens(work.model, work.tokenizer))
     room = _room(work.model, work.purpose, max_new_tokens)
     asked = prompts_of(rows, tokenizer)
+    check_tokens(np.concatenate(asked), tokenizer, work.model.config)
     prompts = [_last(prompt, room, begin=tokenizer.bos_token_id) for prompt in asked]
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    texts = [""] * len(prompts)
-    for start in range(0, len(order), work.batch_size):
-        batch = order[start : start + work.batch_size]
-        answers = go_on(
-            work.model, [prompts[row] for row in batch], tokenizer, n_new=max_new_tokens, device=work.device
-        )
-        for row, answer in zip(batch, answers, strict=True):
-            kept = itertools.takewhile(lambda token: token not in ends, answer)
-            texts[row] = str(tokenizer.decode(list(kept), skip_special_tokens=True)).strip()
-        work.report(start + len(batch), len(prompts))
+    answers = go_on(
+        work.model,
+        prompts,
+        tokenizer,
+        n_new=max_new_tokens,
+        device=work.device,
+        batch_size=work.batch_size,
+        on_progress=lambda done: work.report(done, len(prompts)),
+    )
+    kept = (list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in answers)
+    texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in kept]
     n_truncated = sum(len(prompt) > room for prompt in asked)
     return pd.DataFrame({"prediction": texts}), work.note(n_truncated, len(asked), room, max(map(len, asked)))
 
@@ -267,11 +277,12 @@ def _room(model: Any, purpose: Purpose, max_new_tokens: int) -> int:
     if max_new_tokens < 1:
         raise DataError(f"max_new_tokens >= 1 must hold, but got {max_new_tokens}")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = purpose.max_length if positions is None else min(purpose.max_length, positions - max_new_tokens)
+    before = sum(block.n_input_tokens for block in purpose.design.blocks)
+    room = purpose.max_length if positions is None else min(purpose.max_length, positions - before - max_new_tokens)
     if room < 1:
         raise DataError(
             f"max_new_tokens < positions of the model must hold, but got max_new_tokens={max_new_tokens}, "
-            f"positions={positions}"
+            f"positions={positions}" + (f", of which the adapter's prompt takes {before}" if before else "")
         )
     return room
 

@@ -199,7 +199,8 @@ class DryRun:
         """
         self._model.eval()
         passes = []
-        for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens + 1)):
+        n_added = sum(block.n_input_tokens for block in self._attached.design.blocks)  # cached, and not in the mask
+        for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens - n_added + 1)):
             batch = self._batch(N_SAMPLES, n_tokens)
             passes.append(self._events(partial(self._write, n_cached, batch), _tensors(batch), trains=False))
         return max(passes, key=lambda events: summarize(events).peak_bytes)
@@ -279,7 +280,8 @@ class DryRun:
         inputs, _ = batch
         trace.begin("writing")
         base, ids = self._attached.base, inputs["input_ids"]
-        asked: dict[str, Any] = {**inputs, "input_ids": ids[:, n_cached:], "past_key_values": cache_of(base, n_cached)}
+        read = ids[:, -1:] if n_cached else ids
+        asked: dict[str, Any] = {**inputs, "input_ids": read, "past_key_values": cache_of(base, n_cached)}
         if "logits_to_keep" in signature(self._model.forward).parameters:
             asked["logits_to_keep"] = 1
         size = base.summary.vocabulary_size

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from autopeft.errors import DesignError, ModelError
+from autopeft.errors import AutopeftError, DesignError, ModelError
 from autopeft.estimation import generation
 from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
@@ -22,6 +22,7 @@ from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD
+from autopeft.spec.messages import first_line
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
 VERSION = "dry-run-4"
@@ -91,6 +92,7 @@ class Estimator:
         self._layers: dict[Quantization, Layers] = {}
         self._estimates: dict[str, Estimate] = {}
         self._n_trainable: dict[str, int] = {}
+        self._broken: dict[str, str] = {}
 
     def __call__(self, design: Design) -> Estimate:
         """Return the cost of a design.
@@ -115,7 +117,7 @@ class Estimator:
     def resized(self, workload: Workload) -> "Estimator":
         """Return an estimator for batches of other shapes; the model's stored forms are shared, not made again."""
         other = copy.copy(self)
-        other._workload, other._estimates, other._n_trainable = workload, {}, {}
+        other._workload, other._estimates, other._n_trainable, other._broken = workload, {}, {}, {}
         return other
 
     def check(self, design: Design) -> None:
@@ -179,7 +181,26 @@ class Estimator:
         return attach_meta(self.base(design.quantization), design, checkpointing=self._machine.checkpointing)
 
     def _with_few(self, design: Design, use: Callable[[Attached, Unattached], Answer]) -> Answer:
-        """Return what a function makes of a design that is attached to as few layers as say all."""
+        """Return what a function makes of a design that is attached to as few layers as say all.
+
+        Raises:
+            DesignError: The design is illegal on this model, or breaks on it.
+        """
+        if design.key in self._broken:
+            raise DesignError(self._broken[design.key])
+        try:
+            return self._attached_to_few(design, use)
+        except (AutopeftError, MemoryError):
+            raise
+        except Exception as error:  # whatever an architecture does that nobody tried: one design's end, not a search's
+            where = self.base("none").summary.architecture
+            self._broken[design.key] = (
+                f"a design must run on its model, but {design.describe()} ends on {where} in {type(error).__name__}: "
+                f"{first_line(error)}; take it out of the space"
+            )
+            raise DesignError(self._broken[design.key]) from error
+
+    def _attached_to_few(self, design: Design, use: Callable[[Attached, Unattached], Answer]) -> Answer:
         self.check(design)
         base = self.base(design.quantization)
         design.check(base.summary)

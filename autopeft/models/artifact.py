@@ -58,6 +58,7 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
             "fingerprint": base.summary.fingerprint,
             "auto_class": base.head.auto_class,
             "labels": list(base.head.labels),
+            **_padding(base),
         },
         "metadata": dict(metadata),
     }
@@ -66,6 +67,12 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         DESCRIPTION_FILE: json.dumps(description, indent=2, sort_keys=True).encode(),
         **files,
     }
+
+
+def _padding(base: Base) -> dict[str, Any]:
+    """Return the token by which a decoder's classifier finds the end of a text, for who opens the folder without us."""
+    finds_ends = base.summary.is_decoder and base.head.labels
+    return {"pad_token_id": base.model.config.pad_token_id} if finds_ends else {}
 
 
 def load(

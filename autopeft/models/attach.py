@@ -10,13 +10,14 @@ from typing import Self
 import torch
 from torch import nn
 
-from autopeft.errors import ArtifactError, DesignError, ModelError
+from autopeft.errors import ArtifactError, AutopeftError, DesignError, ModelError
 from autopeft.models.base import Base
 from autopeft.models.checkpointing import checkpoint_layers
 from autopeft.models.technique import DISPLACED, Foldable, Site, StepPosition, Technique
 from autopeft.spec.block import Block, block_class
 from autopeft.spec.design import Design
 from autopeft.spec.learning_rates import HEAD
+from autopeft.spec.messages import first_line
 
 
 class Attached:
@@ -174,7 +175,7 @@ def attach(
         sites = {HEAD: _attach_head(base, transaction, seed)}
         for technique, blocks in _by_technique(design):
             site = Site(base.model, base.summary, transaction, restored=restored, inference=inference)
-            with _seeded(seed, technique.kind):
+            with _seeded(seed, technique.kind), _refused(technique, base):
                 technique.attach_all(blocks, site)
             sites[technique.kind] = site
         _set_requires_grad(base, sites)
@@ -233,6 +234,20 @@ def _set_requires_grad(base: Base, sites: Mapping[str, Site]) -> None:
     for name, kind in expected.items():
         if name not in present:
             raise ModelError(f"every trainable parameter must be part of the model, but one of {kind} is not")
+
+
+@contextmanager
+def _refused(technique: type[Technique], base: Base) -> Iterator[None]:
+    """Turn what goes wrong inside on an architecture that nobody tried into a refusal."""
+    try:
+        yield
+    except (AutopeftError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DesignError(
+            f"{technique.kind} must fit the model, but attaching it to {base.summary.architecture} ends in "
+            f"{type(error).__name__}: {first_line(error)}; take {technique.kind} out of the space"
+        ) from error
 
 
 @contextmanager

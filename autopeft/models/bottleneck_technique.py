@@ -189,23 +189,60 @@ def _attach_one(
     """Add the bottlenecks of one sublayer: a serial one, a parallel one, or both in this order."""
     summary = site.summary.layers[layer]
     bottlenecks: dict[str, nn.Module] = {}
-    # One slot and not a list: a forward that stops half-way (checkpointing) must not leave its input behind.
-    slot: dict[str, torch.Tensor] = {}
+    found = SublayerInput()
     for name, block in named(blocks, place).items():
         site.add(summary.path, name, block.make_bottleneck(site, layer, place, new_gate))
         bottlenecks[block.mode] = site.module(f"{summary.path}.{name}")  # an export's may be folded
         if block.mode == "parallel":
-            found = block.maps(summary, place)
-            assert found is not None
-            site.pre_hook(site.module(found[0].path), lambda _module, args, _kwargs: slot.update(parallel=args[0]))
+            found.watch(site, summary, block.maps(summary, place))
 
     def add(_module: nn.Module, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
         total = hidden
         for mode, bottleneck in bottlenecks.items():
-            total = total + bottleneck(hidden if mode == "serial" else slot.pop("parallel"))
+            total = total + bottleneck(hidden if mode == "serial" else found.take())
         return total
 
     site.hook(site.module(summary.roles[OUTPUT[place]].path), add)
+
+
+class SublayerInput:
+    """What the first map of a sublayer reads, from then until the last map ends.
+
+    Of a map that a forward calls several times the first call counts: DeBERTa's query map reads positions too.
+    """
+
+    def __init__(self) -> None:
+        # One tensor and not a list: a forward that stops half-way (checkpointing) must not leave its input behind.
+        self._read: torch.Tensor | None = None
+
+    def watch(self, site: Site, layer: LayerSummary, maps: tuple[LinearSummary, LinearSummary] | None) -> None:
+        """Keep what the first of a sublayer's maps reads, from every forward of its layer."""
+        assert maps is not None
+        site.pre_hook(site.module(layer.path), lambda *_: self.drop())
+        site.pre_hook(site.module(maps[0].path), self.keep)
+
+    def keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep a map's input, unless there is one; a forward pre-hook."""
+        if self._read is None:
+            self._read = args[0] if args else next(iter(kwargs.values()))
+
+    def drop(self) -> None:
+        """Forget what a forward that did not end has left."""
+        self._read = None
+
+    def take(self) -> torch.Tensor:
+        """Return what was kept, and forget it.
+
+        Raises:
+            DesignError: The model computes the sublayer without calling its first map.
+        """
+        read, self._read = self._read, None
+        if read is None:
+            raise DesignError(
+                "a parallel bottleneck reads what the first map of its sublayer reads, but this model never calls that "
+                "map; take mode: serial"
+            )
+        return read
 
 
 class Bottleneck(nn.Module):

@@ -16,7 +16,11 @@ def backbone(model: "PreTrainedModel") -> nn.Module:
     """Return the module that every forward goes through: OPT's heads call the decoder inside of the base model."""
     inner: Any = model.base_model
     reader: nn.Module = inner.get_decoder()
-    return reader
+    if reader is not model:
+        return reader
+    # Llama 4 names its backbone otherwise than it says: the head must not be part of it
+    takes = (child for child in model.children() if "inputs_embeds" in signature(child.forward).parameters)
+    return next(takes, reader)
 
 
 def shift_positions(length: int, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,13 +7,14 @@ Most architectures compute attention through transformers' attention interface, 
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from autopeft.errors import ModelError
+from autopeft.errors import DesignError, ModelError
 from autopeft.models.prefix_states import LayerPrefix
 from autopeft.models.technique import Site
 
@@ -51,16 +52,26 @@ def _switch_interface(site: Site) -> None:
         ALL_MASK_ATTENTION_FUNCTIONS.register(f"{NAME}_{kernel}", ALL_MASK_ATTENTION_FUNCTIONS[kernel])
     owned: list[Any] = [getattr(module, "config", None) for module in site.model.modules()]  # one for each stack
     configs = {id(config): config for config in owned if hasattr(config, "_attn_implementation")}
-    for config in configs.values():
-        kernel = config._attn_implementation
+    kernels = [config._attn_implementation for config in configs.values()]  # a model's sets those inside of it too
+    for kernel in kernels:
         if kernel not in _KERNELS:
             raise ModelError(
                 f"a prefix needs the attention kernel {' or '.join(_KERNELS)}, but the model uses {kernel!r}"
             )
-    for config in configs.values():
-        kernel = config._attn_implementation
+    for config, kernel in zip(configs.values(), kernels, strict=True):
         site.on_detach(partial(setattr, config, "_attn_implementation", kernel))
         config._attn_implementation = f"{NAME}_{kernel}"
+
+
+def reads_prefix(module: nn.Module) -> bool:
+    """Return whether a module computes attention of keys and values through transformers' interface.
+
+    In a model of several kinds of layers some do not: states of a recurrence know no keys, and a prefix would do
+    nothing there.
+    """
+    functions = (vars(kind).values() for kind in type(module).__mro__)
+    codes = (getattr(unwrap(each), "__code__", None) for own in functions for each in own if callable(each))
+    return any(code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes)
 
 
 def _attention(
@@ -87,6 +98,12 @@ def _attention(
     if not isinstance(prefix, LayerPrefix):
         return function(module, query, key, value, attention_mask, **options)
     keys, values = (states.to(key.dtype).expand(len(key), -1, -1, -1) for states in prefix.states())
+    if keys.shape[:2] + keys.shape[3:] != key.shape[:2] + key.shape[3:] or keys.shape[3] != value.shape[3]:
+        raise DesignError(
+            f"a prefix needs keys and values of {keys.shape[1]} heads x {keys.shape[3]}, as the configuration says, "
+            f"but {type(module).__name__} has keys of {key.shape[1]} x {key.shape[3]} and values of {value.shape[1]} x "
+            f"{value.shape[3]}; take prefix out of the space"
+        )
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = _extend_mask(attention_mask, query, n_keys=key.shape[2], length=keys.shape[2], causal=bool(causal))

@@ -44,7 +44,10 @@ class Inputs:
 def collate(
     split: TokenizedSplit, indices: NDArray[np.int64], n_tokens: int, data: Padding, device: torch.device
 ) -> Inputs:
-    """Pad examples of a split to `n_tokens` and put them on the device."""
+    """Pad examples of a split to `n_tokens` and put them on the device.
+
+    An example without tokens is read as one token of padding: attention to nothing would be an answer of the batch.
+    """
     lengths = split.lengths[indices]
     columns = np.arange(n_tokens)
     if data.padding_side == "left":
@@ -54,9 +57,11 @@ def collate(
         mask = columns < lengths[:, None]
     # Flat position of every kept token, row by row: the arrays are filled without a Python loop.
     tokens = np.repeat(split.offsets[indices] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    seen = mask.copy()
+    seen[lengths == 0, -1 if data.padding_side == "left" else 0] = True
     forward = {
         "input_ids": _fill(split.input_ids[tokens], mask, data.pad_token_id),
-        "attention_mask": mask.astype(np.int64),
+        "attention_mask": seen.astype(np.int64),
     }
     if split.token_type_ids is not None:
         forward["token_type_ids"] = _fill(split.token_type_ids[tokens], mask, 0)

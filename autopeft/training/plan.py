@@ -48,7 +48,7 @@ class Batch:
 
 def padded_length(longest: int, max_length: int) -> int:
     """Return the length that a batch is padded to: a multiple of `PAD_MULTIPLE`, never beyond what the model takes."""
-    return max(longest, min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
+    return max(longest, 1, min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
 
 
 def full_examples(n_train: int, training: Training) -> int:

@@ -1,6 +1,7 @@
 """What a trained design writes when it is asked: greedy continuations of held-out examples, for people to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from autopeft.models.attach import Attached
+from autopeft.models.padding import pad_token_id
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
 from autopeft.spec.writing import n_new_tokens
 from autopeft.tasks.base import WritingPrompt
 from autopeft.training.evaluate import autocast
+from autopeft.training.independence import takes_left_padding
 
 
 def write_samples(
@@ -39,7 +42,10 @@ def write_samples(
     ends = end_tokens(model, tokenizer)
     longest = attached.base.summary.n_positions
     n_new = n_new_tokens(longest)
-    asked = [prompt.prompt if longest is None else prompt.prompt[-(longest - n_new) :] for prompt in prompts]
+    n_before = sum(block.n_input_tokens for block in attached.design.blocks)
+    asked = [
+        prompt.prompt if longest is None else prompt.prompt[-max(1, longest - n_new - n_before) :] for prompt in prompts
+    ]
     stopped = False
 
     def ask_to_stop(input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -70,29 +76,61 @@ def go_on(
     *,
     n_new: int,
     device: torch.device,
+    batch_size: int | None = None,
     stopping_criteria: Any = None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
-    """Return the tokens that a language model writes after each prompt, greedily: an end token among them, or not.
+    """Return the tokens that a language model writes after each prompt, greedily, up to an end token.
+
+    Prompts of about the same length go together, padded on the left; where the model would show that, those of the
+    same length only.
 
     Args:
         model: In evaluation mode.
-        prompts: Token ids; all of them are one batch.
+        prompts: Token ids; an empty one is read as the token that batches are filled with.
         tokenizer: Of the base model.
         n_new: Tokens at most; room for them after the longest prompt is the caller's to leave.
         device: Of the model.
+        batch_size: Prompts at a time; all by default.
         stopping_criteria: As transformers takes it.
+        on_progress: Called after each batch, with how many prompts are done.
     """
-    ends = end_tokens(model, tokenizer)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in _left_padded(prompts, padding).items()}
-    written = model.generate(
-        **inputs, generation_config=_greedy(n_new, ends, padding), stopping_criteria=stopping_criteria
-    )
-    answers: list[list[int]] = written[:, inputs["input_ids"].shape[1] :].tolist()
+    ends, padding = end_tokens(model, tokenizer), pad_token_id(tokenizer)
+    assert padding is not None  # the data was prepared with it
+    asked = [prompt if len(prompt) else np.array([padding], dtype=np.int32) for prompt in prompts]
+
+    def generate(batch: Sequence[NDArray[np.int32]], config: Any, criteria: Any = None) -> Any:
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in _left_padded(batch, padding).items()}
+        return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+
+    def first_logits(batch: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, ...]:
+        config = _greedy(2, [], padding, output_logits=True, return_dict_in_generate=True)
+        logits: tuple[torch.Tensor, ...] = generate(batch, config).logits
+        return logits
+
+    lengths = [len(prompt) for prompt in asked]
+    mixed = len(set(lengths)) > 1 and takes_left_padding(asked, first_logits)
+    answers: list[list[int]] = [[] for _ in asked]
+    n_done = 0
+    for batch in writing_batches(lengths, batch_size or len(asked), mixed=mixed):
+        written = generate([asked[row] for row in batch], _greedy(n_new, ends, padding), stopping_criteria)
+        for row, answer in zip(batch, written[:, lengths[batch[0]] :].tolist(), strict=True):
+            end = next((at for at, token in enumerate(answer) if token in ends), len(answer))
+            answers[row] = answer[: end + 1]  # what follows fills the row up to the longest answer of the batch
+        n_done += len(batch)
+        on_progress(n_done)
     return answers
 
 
-def _greedy(n_new: int, ends: list[int], padding: int) -> Any:
+def writing_batches(lengths: Sequence[int], batch_size: int, *, mixed: bool) -> Iterator[list[int]]:
+    """Yield the rows of each batch, the longest first; of one length only, unless lengths may be mixed."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for _, group in groupby(order, key=lambda row: 0 if mixed else lengths[row]):
+        rows = list(group)
+        yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+
+
+def _greedy(n_new: int, ends: list[int], padding: int, **more: Any) -> Any:
     """Return settings under which every token is the most likely one, whatever the model's own settings are."""
     from transformers import GenerationConfig
 
@@ -104,6 +142,7 @@ def _greedy(n_new: int, ends: list[int], padding: int) -> Any:
         use_cache=True,
         eos_token_id=ends or None,
         pad_token_id=padding,
+        **more,
     )
 
 

@@ -26,6 +26,7 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.device import memory_bytes
 from autopeft.training.evaluate import evaluate, n_padded_tokens
+from autopeft.training.independence import check_rows
 from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.measure import Peak, live_bytes, model_tensors
 from autopeft.training.plan import Plan, full_examples
@@ -58,18 +59,20 @@ class Worker:
         self._task = find_task(setup.data.task)
         self._bases: dict[Quantization, Base] = {}
         self._evaluation_pace: dict[Quantization, float | None] = {}
+        self._checked: set[tuple[str, ...]] = set()
 
     def run(self, segment: Segment, should_stop: ShouldStop = lambda: False) -> SegmentResult:
         """Run a segment; whatever goes wrong comes back as data.
 
         Args:
             segment: What to do.
-            should_stop: Asked before each step; where it says yes, the segment returns a checkpoint at once.
+            should_stop: Asked before each step, and each batch of an evaluation; where it says yes, or the segment's
+                deadline is over, the segment returns a checkpoint at once.
         """
         deadline = Deadline(seconds=segment.deadline_seconds)
         try:
             with own_generators(self.setup.training.device):
-                return self._run(segment, deadline, should_stop)
+                return self._run(segment, deadline, lambda: should_stop() or not deadline.leaves(0.0))
         except Exception as error:
             failure = SegmentResult(
                 trial=segment.trial,
@@ -98,6 +101,7 @@ class Worker:
         try:
             checkpointing = self.setup.training.checkpointing
             with attach(base, segment.design, seed=segment.seed, checkpointing=checkpointing) as attached:
+                self._check_rows(attached)
                 return stage(attached, segment, deadline, should_stop)
         finally:
             try:
@@ -105,6 +109,18 @@ class Worker:
             except ModelError:
                 # The next segment loads it again: a changed base must never reach another trial.
                 del self._bases[quantization]
+
+    def _check_rows(self, attached: Attached) -> None:
+        """Refuse techniques under which a row's answer depends on the rows beside it; each set of them is tried once.
+
+        Omits: quantized bases, whose rounding is no smaller than what is looked for.
+        """
+        kinds = attached.design.kinds
+        if kinds in self._checked or attached.design.quantization != "none":
+            return
+        way_out = f"take {' or '.join(kinds) or 'another model'}" + (" out of the space" if kinds else "")
+        check_rows(attached.model, self.setup.data, attached.base.device, way_out=way_out)
+        self._checked.add(kinds)
 
     def _base(self, quantization: Quantization) -> Base:
         if quantization not in self._bases:
@@ -153,7 +169,7 @@ class Worker:
         evaluation, saved = None, None
         if progress.status is not SegmentStatus.DIVERGED:
             saved = trainer.checkpoint(progress.examples).to_bytes()
-            if self._worth_evaluating(segment, progress, deadline, trainer, should_stop):
+            if progress.status is SegmentStatus.DONE:
                 evaluation = self._evaluate(attached, data.validation, trainer.pace, progress, should_stop)
         result = self._result(segment, progress, evaluation)
         if not result.error:
@@ -178,15 +194,6 @@ class Worker:
         saved = Checkpoint(design=segment.design.key, seed=segment.seed, examples=full, full=full, adapter={})
         return replace(self._result(segment, progress, evaluation), checkpoint=saved.to_bytes())
 
-    def _worth_evaluating(
-        self, segment: Segment, progress: Progress, deadline: Deadline, trainer: Trainer, should_stop: ShouldStop
-    ) -> bool:
-        if progress.status is SegmentStatus.DONE:
-            return True
-        made_progress = progress.examples > segment.start
-        fits = deadline.leaves(trainer.pace.expected_evaluation_seconds(trainer.evaluation_tokens))
-        return made_progress and fits and not should_stop()
-
     def _test(self, attached: Attached, segment: Segment, deadline: Deadline, should_stop: ShouldStop) -> SegmentResult:
         if segment.checkpoint is None:
             raise ModelError("a segment of stage 'test' needs the checkpoint of a trained trial, but has none")
@@ -204,20 +211,14 @@ class Worker:
         result = self._result(segment, progress, evaluation)
         if evaluation is None:
             return result
-        return replace(result, samples=self._samples(attached, deadline, should_stop))
+        return replace(result, samples=self._samples(attached, should_stop))
 
-    def _samples(self, attached: Attached, deadline: Deadline, should_stop: ShouldStop) -> tuple[Sample, ...]:
+    def _samples(self, attached: Attached, should_stop: ShouldStop) -> tuple[Sample, ...]:
         """Return what the design writes for a few test examples, where the task writes and the time allows."""
         prompts = self._task.prompts(self.setup.data.test, N_SAMPLES)
         if not prompts or self._tokenizer is None:
             return ()
-        return write_samples(
-            attached,
-            prompts,
-            self._tokenizer,
-            self.setup.training,
-            lambda: should_stop() or not deadline.leaves(0.0),
-        )
+        return write_samples(attached, prompts, self._tokenizer, self.setup.training, should_stop)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -1,15 +1,17 @@
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, design, inputs_for, logits, perturb
+import transformers
+from tiny_models import ARCHITECTURES, BERT_LIKE, HEAD, design, inputs_for, logits, perturb
 from torch.nn import functional
 
 from autopeft.errors import DesignError
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import Attached, attach
-from autopeft.models.base import Base
+from autopeft.models.base import Base, load_base
 
 MODES = ("serial", "parallel")
 LAST = {"attention": "attention_output", "cross_attention": "cross_attention_output", "mlp": "mlp_down"}
@@ -297,3 +299,45 @@ def test_what_cannot_be_is_refused(
 def test_settings_are_validated_when_built(settings: dict[str, object]) -> None:
     with pytest.raises(DesignError, match=r"adapter\."):
         design({"adapter": settings})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_parallel_adapter_reads_the_text_where_a_map_reads_positions_too(tmp_path: Path, shared: bool) -> None:
+    """DeBERTa-v3 shares its query map with the table of distances: the map's last input is not the text."""
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(
+        **BERT_LIKE | {"num_hidden_layers": 2},
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=shared,
+        pooler_hidden_size=32,
+    )
+    transformers.DebertaV2Model(config).save_pretrained(tmp_path)
+    base, inputs = load_base(str(tmp_path), HEAD), inputs_for("deberta")
+    layer = base.summary.layers[1]
+    seen: dict[str, torch.Tensor] = {}
+    made = design({"adapter": {"size": 3, "mode": "parallel", "at": "attention", "activation": "gelu", "layers": [1]}})
+    with attach(base, made) as attached:
+        perturb(attached)
+        last = base.model.get_submodule(layer.roles["attention_output"].path)
+        text = base.model.get_submodule(layer.path)
+        handles = [
+            text.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0])),
+            last.register_forward_hook(lambda _m, _args, out: seen.update(out=out)),
+        ]
+        logits(base.model, inputs)
+        linear = functional.linear(_input_of(last, base, inputs), last.weight, last.bias)
+        expected = linear + adds(own(attached, "autopeft_adapter_attention"), seen["x"])
+        torch.testing.assert_close(seen["out"], expected, atol=1e-5, rtol=1e-5)
+        for handle in handles:
+            handle.remove()
+
+
+def _input_of(module: torch.nn.Module, base: Base, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return what a module reads in a forward."""
+    read: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _m, args: read.append(args[0]))
+    logits(base.model, inputs)
+    handle.remove()
+    return read[0]

@@ -177,7 +177,7 @@ def test_a_technique_that_fails_half_way_leaves_no_trace(
         raise RuntimeError("half-way")
 
     monkeypatch.setattr(Lora, "attach_all", classmethod(fail))
-    with pytest.raises(RuntimeError, match="half-way"):
+    with pytest.raises(DesignError, match="RuntimeError: half-way"):
         attach(base, DESIGNS["hybrid"])
     assert content(base.model) == tensors
     assert structure(base.model) == modules

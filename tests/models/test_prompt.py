@@ -288,3 +288,26 @@ def open_in_peft(base: transformers.PreTrainedModel, folder: Path) -> torch.nn.M
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         return peft.PeftModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_prompt_stands_right_before_the_text(language_bases: dict[str, Base], name: str) -> None:
+    """Padding between them would push it out of a window, and move the text away from it."""
+    ids, pads = torch.arange(5, 11)[None], torch.ones(1, 4, dtype=torch.long)
+    with attach(language_bases[name], MADE) as attached, torch.no_grad():
+        perturb(attached)
+        model = attached.model.eval()
+        seen: list[torch.Tensor] = []
+        handle = model.base_model.register_forward_pre_hook(
+            lambda _module, _args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(6)[None]).logits
+        padded = model(
+            input_ids=torch.cat([pads, ids], 1),
+            attention_mask=torch.cat([0 * pads, torch.ones_like(ids)], 1),
+            position_ids=torch.cat([pads, torch.arange(6)[None]], 1),
+        ).logits
+        handle.remove()
+    assert padded.shape[1] == 10  # the text's, and the padding's
+    torch.testing.assert_close(padded[:, 4:], alone, atol=1e-4, rtol=1e-4)
+    assert torch.equal(seen[1][:, 4:], seen[0])

@@ -25,7 +25,7 @@ from autopeft.errors import ArtifactError, DesignError
 from autopeft.models.adapter_files import find_file, read_json
 from autopeft.models.artifact import DESCRIPTION_FILE, TENSOR_FILE, read_tensors
 from autopeft.models.blocks.adapter import Adapter
-from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck, named
+from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck, SublayerInput, named
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.design import Design
@@ -203,14 +203,14 @@ class Fusion(Technique):
         last = summary.roles[OUTPUT[place]]
         attention = AdapterAttention(frozen, last.out_features, self.regularization)
         site.add(summary.path, f"autopeft_fusion_{place}", attention)
-        slot: dict[str, torch.Tensor] = {}
+        found = SublayerInput()
         blocks = [block for member in self.adapters for block in member.at(site.summary, layer, place).values()]
-        # All parallel adapters of a sublayer read the same map's input.
-        for path in {maps[0].path for b in blocks if b.mode == "parallel" and (maps := b.maps(summary, place))}:
-            site.pre_hook(site.module(path), lambda _module, args, _kwargs: slot.update(x=args[0]))
+        parallel = next((block for block in blocks if block.mode == "parallel"), None)
+        if parallel is not None:  # all parallel adapters of a sublayer read the same map's input
+            found.watch(site, summary, parallel.maps(summary, place))
 
         def fuse(_module: nn.Module, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
-            fused: torch.Tensor = hidden + attention(hidden, slot.pop("x", hidden))
+            fused: torch.Tensor = hidden + attention(hidden, hidden if parallel is None else found.take())
             return fused
 
         site.hook(site.module(last.path), fuse)

@@ -23,7 +23,7 @@ from pydantic import Field
 from autopeft.errors import DesignError
 from autopeft.models.gate import gate_maker
 from autopeft.models.positions import backbone, shift_positions
-from autopeft.models.prefix_attention import BYPASSING, NAME, switch_attention
+from autopeft.models.prefix_attention import BYPASSING, NAME, reads_prefix, switch_attention
 from autopeft.models.prefix_states import LayerPrefix, PrefixStates, ProjectedStates, Reparameterisation
 from autopeft.models.roles import attention_path
 from autopeft.models.technique import Site, Technique
@@ -78,6 +78,13 @@ class Prefix(Technique):
             raise DesignError(
                 f"a prefix needs a model that computes attention through transformers' attention interface, or one of "
                 f"{', '.join(BYPASSING)}, but {model.architecture} is neither; take prefix out of the space"
+            )
+        without = model.first_layer_without(self.layer_indices(model), "query", "qkv")
+        if without is not None:
+            raise DesignError(
+                f"a prefix needs layers with the role query or qkv, but layer {without} of {model.architecture} has "
+                f"{', '.join(model.layers[without].roles) or 'none'}; take prefix out of the space, or change "
+                "prefix.layers"
             )
         if self.exports_to_peft(model) and model.n_positions is not None and self.length >= model.n_positions:
             raise DesignError(
@@ -137,6 +144,11 @@ class Prefix(Technique):
             else:
                 states = PrefixStates.small(n_heads, self.length, head_size, gate)
             path = attention_path(layer)
+            if site.summary.model_type not in BYPASSING and not reads_prefix(site.module(path)):
+                raise DesignError(
+                    f"a prefix needs layers that compute attention through transformers' attention interface, but "
+                    f"layer {index} of {site.summary.architecture} does not; change prefix.layers"
+                )
             site.add(path, NAME, states)
             if gate is not None:
                 site.pre_hook(site.module(path), getattr(site.module(path), NAME).read)
@@ -146,7 +158,7 @@ class Prefix(Technique):
     def to_peft(cls, blocks: Sequence["Prefix"], site: Site) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return peft's settings, and all prefixes as the one matrix that it keeps."""
         summary = site.summary
-        width = summary.n_key_value_heads * summary.head_size
+        n_heads, head_size = _key_value_shape(summary, summary.layers[0])
         columns = []
         for layer in summary.layers:
             prefix = getattr(site.module(attention_path(layer)), NAME)
@@ -156,8 +168,8 @@ class Prefix(Technique):
             "peft_type": PEFT_TYPE,
             "num_virtual_tokens": blocks[0].length,
             "num_layers": summary.n_layers,
-            "num_attention_heads": summary.n_key_value_heads,
-            "token_dim": width,
+            "num_attention_heads": n_heads,
+            "token_dim": n_heads * head_size,
             "num_transformer_submodules": 1,
             "encoder_hidden_size": summary.hidden_size,
             "prefix_projection": False,
@@ -166,7 +178,10 @@ class Prefix(Technique):
 
 
 def _key_value_shape(model: ModelSummary, layer: LayerSummary) -> tuple[int, int]:
-    """Return heads and their size; T5's size does not follow from its width, and a fused map says nothing."""
-    key = layer.roles.get("key")
-    n_heads = model.n_key_value_heads
-    return n_heads, model.head_size if key is None else key.out_features // n_heads
+    """Return heads and their size; T5's size does not follow from its width, and a fused map has more than keys."""
+    key, fused = layer.roles.get("key"), layer.roles.get("qkv")
+    if key is not None:
+        return model.n_key_value_heads, key.out_features // model.n_key_value_heads
+    if fused is not None and fused.out_features % model.head_size == 0:  # StarCoder: one head of keys and values
+        return max(1, (fused.out_features // model.head_size - model.n_heads) // 2), model.head_size
+    return model.n_key_value_heads, model.head_size
