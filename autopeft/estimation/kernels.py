@@ -2,7 +2,7 @@
 
 A dispatch mode sees the tensors that go into an operator and come out of it. This module knows what
 happens in between: workspaces of the CPU's flash attention, the dequantized weight inside a 4-bit
-product, the integers inside an int8 product. What convolutions and bf16 products take is asked of the
+product, the integers or fp32 copies inside an int8 product. What convolutions and bf16 products take is asked of the
 kernels themselves, by `autopeft.estimation.convolutions` and `autopeft.estimation.products`; so is
 whether this CPU has a matrix unit (AMX), for which attention packs, too.
 """
@@ -175,7 +175,9 @@ def _promoted_bytes(left: Any, right: Any, *_: Any, out_val: torch.Tensor, **__:
 
     Source: `TensorIteratorBase::compute_types` in aten/src/ATen/TensorIterator.cpp; CUDA converts as it reads.
     """
-    if not isinstance(right, torch.Tensor) or left.dtype == right.dtype or not left.dim() or not right.dim():
+    if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+        return 0
+    if left.dtype == right.dtype or not left.dim() or not right.dim():
         return 0
     dtype = torch.promote_types(left.dtype, right.dtype)
     copied = [tensor for tensor in (left, right, out_val) if tensor.dtype != dtype]
@@ -241,14 +243,29 @@ def _int8_quantize_bytes(hidden: torch.Tensor, *_: Any, **__: Any) -> int:
     return 8 * hidden.numel()
 
 
-def _int8_product_bytes(hidden: torch.Tensor, *_: Any, out_val: Any, **__: Any) -> int:
+def _int8_product_bytes(
+    hidden: torch.Tensor, quantized: torch.Tensor, weight: torch.Tensor, *_: Any, out_val: Any, **__: Any
+) -> int:
     """Return what an int8 product and its scaling take: the integer sums, and three fp32 tensors of their size.
 
+    A CPU without AVX512 multiplies copies of both operands in fp32 first, of which autocast makes copies in bf16.
+
     Source: `int8_scaled_mm` and `int8_mm_dequant`, as above: the scales' outer product, the sums as
-        fp32, and the result, which is counted as such.
+        fp32, and the result, which is counted as such; `_int8_linear_matmul_impl` for the copies.
     """
     n: int = out_val[0].numel()
-    return 16 * n - n * hidden.itemsize
+    is_cast = hidden.itemsize < 4
+    copied = (4 + hidden.itemsize * is_cast) * (quantized.numel() + weight.numel())
+    product = 0 if _multiplies_int8() else copied + n * hidden.itemsize
+    return max(16 * n, product) - n * hidden.itemsize
+
+
+@cache
+def _multiplies_int8() -> bool:
+    """Return whether bitsandbytes multiplies int8 on this CPU, or copies of both operands in fp32: it is run once."""
+    given = Shape((64, 64), (64, 1), torch.int8)
+    copied_bytes = 2 * 4 * prod(given.sizes)
+    return asked(torch.ops.bitsandbytes.int8_linear_matmul.default, (given, given), 0, 0, 1) < copied_bytes
 
 
 def _int8_quantize(hidden: torch.Tensor, _threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

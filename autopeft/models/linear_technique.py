@@ -57,7 +57,7 @@ class LinearTechnique(Technique):
 
     def targets(self, model: ModelSummary) -> Iterator[LinearSummary]:
         """Yield the linear maps that the block changes."""
-        wanted = ROLES if self.roles == "all" else self.roles
+        wanted = ROLES if self.roles == "all" else model.fused(self.roles)
         for index in self.layer_indices(model):
             roles = model.layers[index].roles
             yield from (roles[role] for role in wanted if role in roles)
@@ -73,7 +73,7 @@ class LinearTechnique(Technique):
                     "take another technique, such as lora"
                 )
         if self.roles != "all":
-            for role in self.roles:
+            for role in model.fused(self.roles):
                 if role not in model.roles:
                     raise DesignError(
                         f"{self.kind}.roles must be roles of the model ({', '.join(model.roles)}), but got {role!r}"
@@ -116,9 +116,10 @@ class LinearTechnique(Technique):
                 )
 
     def resolve(self, model: ModelSummary) -> Block:
-        """Write every layer and every role of the model as `all`."""
+        """Write fused maps by their role, and every layer and every role of the model as `all`."""
         resolved = super().resolve(model)
-        assert isinstance(resolved, LinearTechnique)
+        if self.roles != "all":
+            resolved = resolved.model_copy(update={"roles": model.fused(self.roles)})
         return resolved._collapse("roles", model.roles)
 
     def exports_to_peft(self, model: ModelSummary) -> bool:

@@ -84,6 +84,18 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return () if isinstance(names, str) else tuple(names)
 
 
+def expert_names(model_type: str) -> tuple[str, ...]:
+    """Return the names that peft takes for the experts of a mixture, as they were called before transformers 5.
+
+    A dense map that ends like one (`mlp.down_proj`) cannot be a target of a stock LoRA on such a model: peft would
+    take the experts in its place.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    base = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type)
+    return tuple(conversion._MOE_TARGET_MODULE_MAPPING.get(base, ()))
+
+
 def kronecker_sizes(n_features: int, factor: int) -> tuple[int, int]:
     """Return the two sizes whose product is `n_features` in peft's LoKr: the left factor's, then the right one's."""
     from peft.tuners.lokr.layer import factorization
@@ -118,13 +130,28 @@ def inject(site: "Site", peft_type: str, targets: Sequence[str], settings: Mappi
         if "weight" in linear._parameters:  # DoRA puts a copy in the place of a 4-bit weight at every forward on a CPU
             site.on_detach(partial(setattr, linear, "weight", linear.weight))
     site.restore_attribute(site.model, "peft_config")
-    vars(site.model).pop("peft_config", None)  # of a technique injected before: peft would write into its settings
-    inject_adapter_in_model(config, site.model, adapter_name=ADAPTER_NAME)
+    modules = _Modules(site.model)
+    inject_adapter_in_model(config, modules, adapter_name=ADAPTER_NAME)
+    vars(site.model)["peft_config"] = modules.peft_config
     for path in targets:
         wrapper: nn.Module = site.module(path)
         for name, parameter in wrapper.named_parameters():
             if not name.startswith("base_layer."):
                 site.own(parameter)
+
+
+class _Modules(nn.Module):
+    """The modules of a model without its configuration: peft then takes paths of targets as they are.
+
+    Where it knows the architecture, it takes some for the names of experts; see `expert_names`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._modules = model._modules  # the same mapping: what is put there is put into the model
+        for name in ("is_loaded_in_8bit", "is_loaded_in_4bit", "hf_device_map"):
+            if hasattr(model, name):
+                setattr(self, name, getattr(model, name))
 
 
 def extract(site: "Site") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -230,6 +257,8 @@ def check_stock(settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
         elif name in _STOCK_NUMBERS:
             legal = isinstance(value, bool | int | float | None)
         else:
+            if name == "target_parameters" and not value:  # peft writes an empty list for a mixture of experts
+                continue
             legal = name in defaults and json.dumps(value) == json.dumps(defaults[name], default=_plain)
         if not legal:
             raise ArtifactError(

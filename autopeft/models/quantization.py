@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autopeft.errors import MissingDependencyError, ModelError
+from autopeft.models.roles import state_spaces
 from autopeft.spec.block import Quantization
 
 _NOTICES = {
@@ -70,13 +71,14 @@ def quantization_config(quantization: Quantization, *, skip: Iterable[str], comp
 
 
 def skipped_paths(model: Any, new_modules: Iterable[str]) -> tuple[str, ...]:
-    """Return the modules of a model that are never quantized: those that train, and a language model's output map.
+    """Return the modules of a model that are never quantized: new ones, a language model's output map, state spaces.
 
-    bitsandbytes would leave the output map out by itself, but not once it is told of any others.
+    bitsandbytes would leave the output map out by itself, but not once it is told of any others. State spaces multiply
+    by weights of their maps themselves.
     """
     output = model.get_output_embeddings()
     own = [path for path, module in model.named_modules() if module is output] if output is not None else []
-    return (*new_modules, *own)
+    return (*new_modules, *own, *state_spaces(model))
 
 
 def convert_layers(model: nn.Module, config: Any) -> None:

@@ -14,10 +14,11 @@ from autopeft.models.norms import find_norms
 from autopeft.spec.model import ROLES, LayerSummary, LinearSummary, Stack
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
-    "query": ("query", "q_proj", "q_lin", "query_proj", "q", "wq"),
-    "key": ("key", "k_proj", "k_lin", "key_proj", "k", "wk"),
-    "value": ("value", "v_proj", "v_lin", "value_proj", "v", "wv"),
+    "query": ("query", "q_proj", "q_b_proj", "q_proj.linear", "q_lin", "query_proj", "q", "wq", "Wq", "project_q"),
+    "key": ("key", "k_proj", "k_proj.linear", "k_lin", "key_proj", "k", "wk", "Wk", "project_k"),
+    "value": ("value", "v_proj", "v_proj.linear", "v_lin", "value_proj", "v", "wv", "Wv", "project_v"),
     "qkv": ("qkv", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "in_proj"),
+    "kv": ("kv_b_proj", "kv_proj"),
     "attention_output": (
         "attention.output.dense",
         "attention.dense",
@@ -25,7 +26,10 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
         "self_attn.dense",
         "attn.c_proj",
         "attn.proj",
+        "multi_head_attention.dense",
+        "attention_out",
         "o_proj",
+        "o_proj.linear",
         "out_proj",
         "out_lin",
         "attn.o",
@@ -46,8 +50,17 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
         "mlp.Wi",
         "fc_in",
         "ffn",
+        "ffn.0",
+        "ff.layer_1",
+        "ffn.proj_up",
+        "feed_forward.w3",
+        "feed_forward.intermediate",
+        "feed_forward.dense.dense",
+        "shared_mlp.input_linear",
+        "mlp.dense1",
+        "w_in.w_1",
     ),
-    "mlp_gate": ("gate_proj", "wi_0"),
+    "mlp_gate": ("gate_proj", "wi_0", "ffn.proj_up_gate", "feed_forward.w1", "w_in.w_0"),
     "mlp_down": (
         "output.dense",
         "down_proj",
@@ -59,10 +72,23 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
         "mlp.Wo",
         "fc_out",
         "ffn_output",
+        "ffn.2",
+        "ff.layer_2",
+        "ffn.proj_down",
+        "feed_forward.w2",
+        "feed_forward.output",
+        "shared_mlp.output_linear",
+        "mlp.dense2",
+        "ffn.w_out",
     ),
 }
 """Ends of module paths inside a layer, by role; the longest end that fits decides."""
 
+_WITHOUT_ROLES = frozenset({"indexer", "router", "router_mlp", "compressor", "conv"})
+"""Names of modules that choose tokens or experts, or mix neighbours: none of their maps has a role."""
+_ATTENTION = frozenset({"self_attn", "attn", "attention", "linear_attn"})
+_OTHER_INPUTS = ("vision", "visual", "audio", "image")
+"""What the names of modules begin with that read something else than text."""
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 _CROSS_ATTENTION = {
     "crossattention": "attention",
@@ -109,6 +135,11 @@ def find_layers(model: nn.Module) -> tuple[LayerSummary, ...]:
     )
     if not any(layer.roles for layer in layers):
         first = stacks[0][2][0]
+        if any(state_spaces(layer) for layer in stacks[0][2]):
+            raise ModelError(
+                f"a layer must have attention or an MLP, but those of {type(model).__name__} have state spaces alone, "
+                "whose kernels pass by what is attached; take a transformer"
+            )
         names = [name for name, module in first.named_modules() if linear_shape(module)]
         raise ModelError(
             f"the linear maps of a layer must have names with a known role, but {type(model).__name__} has "
@@ -153,8 +184,9 @@ def _encoder_and_decoder(model: nn.Module) -> list[tuple[Stack, str, nn.ModuleLi
 
 
 def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the list of equal-class layers that holds the most linear weights, with its path."""
-    found = _stack_in(model)
+    """Return the list of layers that holds the most linear weights, with its path; of text where there is text."""
+    reads_text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    found = (_stack_in(model, without=_OTHER_INPUTS) if reads_text else None) or _stack_in(model)
     if found is None:
         names = [name for name, module in model.named_modules() if linear_shape(module)]
         raise ModelError(
@@ -164,11 +196,14 @@ def _largest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found
 
 
-def _stack_in(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+def _stack_in(model: nn.Module, *, without: tuple[str, ...] = ()) -> tuple[str, nn.ModuleList] | None:
+    """Return the list of layers that holds the most linear weights, outside of modules with some names, or None."""
     best: tuple[str, nn.ModuleList] | None = None
     most = 0
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(layer) for layer in module}) != 1:
+        if not isinstance(module, nn.ModuleList) or not _is_stack(module):
+            continue
+        if without and any(part.startswith(without) for part in path.split(".")):
             continue
         shapes = [shape for inner in module.modules() if (shape := linear_shape(inner))]
         size = sum(n_in * n_out for n_in, n_out in shapes)
@@ -177,10 +212,22 @@ def _stack_in(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     return best
 
 
+def _is_stack(modules: nn.ModuleList) -> bool:
+    """Return whether a list holds the layers of a model: of one class, or each of some class of layers (Jamba)."""
+    names = {type(module).__name__ for module in modules}
+    return len(names) == 1 or (bool(names) and all(name.endswith(("Layer", "Block")) for name in names))
+
+
+def state_spaces(layer: nn.Module) -> tuple[str, ...]:
+    """Return the paths of state-space mixers: their kernels read weights of maps themselves, past what is attached."""
+    return tuple(path for path, module in layer.named_modules() if {"A_log", "D"} <= module._parameters.keys())
+
+
 def _layer_roles(path: str, layer: nn.Module, fallback: dict[str, str]) -> dict[str, LinearSummary]:
     found: defaultdict[str, list[LinearSummary]] = defaultdict(list)
+    passed = tuple(f"{inner}." for inner in state_spaces(layer))
     for name, module in layer.named_modules():
-        shape = linear_shape(module)
+        shape = None if name.startswith(passed) else linear_shape(module)
         role = None if shape is None else _role(name, fallback)
         if shape is not None and role in ROLES:
             linear = LinearSummary(
@@ -198,6 +245,8 @@ def _layer_roles(path: str, layer: nn.Module, fallback: dict[str, str]) -> dict[
 def _role(name: str, fallback: dict[str, str]) -> str | None:
     """Return the role of a linear map by its path in a layer; a cross-attention's are those of attention, crossed."""
     parts = name.split(".")
+    if not _WITHOUT_ROLES.isdisjoint(parts) or (parts[-1] == "gate_proj" and not _ATTENTION.isdisjoint(parts)):
+        return None
     crossed = not _CROSS_ATTENTION.keys().isdisjoint(parts)
     role = _role_by_suffix(".".join(_CROSS_ATTENTION.get(part, part) for part in parts)) or fallback.get(parts[-1])
     return f"cross_{role}" if crossed else role

@@ -9,6 +9,7 @@ from torch import nn
 
 from autopeft.errors import ModelError
 from autopeft.models.norms import find_norms
+from autopeft.models.peft_gate import expert_names
 from autopeft.models.roles import attention_path, find_layers, linear_shape, position_table
 from autopeft.spec.model import LayerSummary, Modality, ModelSummary, NormSummary
 
@@ -42,13 +43,13 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         new_modules=new_modules,
         hidden_size=int(config.hidden_size),
         n_heads=n_heads,
-        n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
-        head_size=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+        n_key_value_heads=_n_key_value_heads(config, n_heads),
+        head_size=int(_setting(config, "head_dim") or config.hidden_size // n_heads),
         vocabulary_size=int(getattr(config, "vocab_size", 0)),
         n_positions=n_positions(model),
         n_target_positions=_n_target_positions(config) if layers[-1].stack == "decoder" else None,
         has_attention_interface=_has_attention_interface(model, layers),
-        sliding_window=getattr(config, "sliding_window", None),
+        sliding_window=_setting(config, "sliding_window"),
         takes_cache="past_key_values" in inputs,
         # the text of an encoder-decoder enters twice
         takes_embeddings="inputs_embeds" in inputs and not model.config.is_encoder_decoder,
@@ -56,11 +57,13 @@ def summarize(model: "PreTrainedModel", *, name: str, fingerprint: str, new_modu
         modality=_modality(model),
         layers=layers,
         outer_norms=_outer_norms(model, layers, new_modules),
+        own_maps=_own_maps(model, layers),
+        expert_names=expert_names(model.config.model_type),
     )
 
 
 def _n_heads(config: Any, layers: Sequence[LayerSummary]) -> int:
-    n_heads = getattr(config, "num_attention_heads", None)
+    n_heads = _setting(config, "num_attention_heads")
     if n_heads is None:
         seen = ", ".join(linear.path.removeprefix(f"{layers[0].path}.") for linear in layers[0].roles.values())
         raise ModelError(
@@ -68,6 +71,23 @@ def _n_heads(config: Any, layers: Sequence[LayerSummary]) -> int:
             f"layer: {seen or 'nothing'}; take a model with attention"
         )
     return int(n_heads)
+
+
+def _setting(config: Any, name: str) -> Any:
+    """Return a setting of a model, or None where it has none, or where its layers differ in it (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        return None
+
+
+def _n_key_value_heads(config: Any, n_heads: int) -> int:
+    """Return the heads that keys and values have: fewer than queries in grouped attention, one in multi-query."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1  # GPT-BigCode, and the first Falcons
+    inner = getattr(config, "attn_config", None)  # of DBRX and MPT
+    owners = ((config, "num_key_value_heads"), (config, "num_kv_heads"), (inner, "kv_n_heads"))
+    return int(next((n for owner, name in owners if (n := _setting(owner, name))), n_heads))
 
 
 def _outer_norms(
@@ -80,8 +100,13 @@ def _outer_norms(
 def _has_attention_interface(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> bool:
     """Return whether attention is computed by functions that transformers looks up by name.
 
-    Not all architectures that do so say so: T5 and Whisper do not.
+    Not all architectures that do so say so: T5 and Whisper do not. A layer without a map for keys of its own has no
+    attention, or one whose keys are of another size than its values; layers may also differ in the sizes of heads.
     """
+    if any(layer.roles.keys().isdisjoint(("key", "qkv")) for layer in layers):
+        return False
+    if getattr(model.config.get_text_config(), "is_heterogeneous", False):
+        return False
     if getattr(model, "_supports_attention_backend", False):
         return True
     if layers[0].roles.keys().isdisjoint(("query", "qkv")):
@@ -110,6 +135,14 @@ def _is_decoder(model: "PreTrainedModel", layers: Sequence[LayerSummary]) -> boo
         return bool(attention.is_causal)
     kind = model.config.model_type
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _own_maps(model: nn.Module, layers: Sequence[LayerSummary]) -> str:
+    """Return the class of the layers' linear maps where transformers quantizes none of them, or an empty string."""
+    inside = (module for layer in layers for module in model.get_submodule(layer.path).modules())
+    kinds = {getattr(module, "source_cls", type(module)) for module in inside if linear_shape(module)}
+    plain = any(kind is nn.Linear or kind.__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt") for kind in kinds)
+    return "" if plain else ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
 def logical_numel(modules: Iterable[nn.Module]) -> int:

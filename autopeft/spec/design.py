@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from autopeft.errors import DesignError
 from autopeft.spec.block import Block, Quantization, block_class, make_block
-from autopeft.spec.messages import one_of, unknown_key
+from autopeft.spec.messages import echo, one_of, unknown_key
 from autopeft.spec.model import ModelSummary
 
 Serving = Literal["merge", "peft", "autopeft"]
@@ -47,6 +47,7 @@ class Design:
 
     def check(self, model: ModelSummary) -> None:
         """Raise `DesignError` where the design is illegal on this model."""
+        check_quantization(self.quantization, model)
         for block in self.blocks:
             block.check(model, self.quantization)
             for other, reason in block.conflicts().items():
@@ -117,7 +118,7 @@ class Design:
             DesignError: A key, a block or a setting is unknown or illegal.
         """
         if not isinstance(values, Mapping):
-            raise DesignError(f"a design must be an object with quantization and blocks, but got {values!r}")
+            raise DesignError(f"a design must be an object with quantization and blocks, but got {echo(values)}")
         for name in values:
             if name not in ("quantization", "blocks"):
                 raise DesignError(unknown_key(str(name), ("quantization", "blocks")))
@@ -125,15 +126,24 @@ class Design:
         if not isinstance(blocks, list | tuple) or not all(isinstance(b, Mapping) and len(b) == 1 for b in blocks):
             raise DesignError(
                 'blocks must be a list of objects with one kind each, such as {"lora": {"rank": 8}}, '
-                f"but got {blocks!r}"
+                f"but got {echo(blocks)}"
             )
         made = []
         for block in blocks:
             ((kind, settings),) = block.items()
             if not isinstance(settings, Mapping):
-                raise DesignError(f"the settings of {kind} must be an object, but got {settings!r}")
+                raise DesignError(f"the settings of {kind} must be an object, but got {echo(settings)}")
             made.append(make_block(str(kind), settings))
         return cls(blocks=tuple(made), quantization=values.get("quantization", "none"))
+
+
+def check_quantization(quantization: Quantization, model: ModelSummary) -> None:
+    """Raise `DesignError` where the linear maps of a model cannot be stored so."""
+    if quantization != "none" and model.own_maps:
+        raise DesignError(
+            f"quantization={quantization!r} needs plain linear maps, but those of {model.architecture} are "
+            f"{model.own_maps}, which bitsandbytes leaves as they are; take quantization none"
+        )
 
 
 def _name_layers(indices: tuple[int, ...]) -> str:

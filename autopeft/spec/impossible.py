@@ -1,34 +1,41 @@
 """A search space without what a model cannot have: so that one space serves many architectures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from autopeft.errors import DesignError
 from autopeft.spec.block import make_block
 from autopeft.spec.block_space import BlockSpace
 from autopeft.spec.choices import Choice
-from autopeft.spec.model import ModelSummary
+from autopeft.spec.design import check_quantization
+from autopeft.spec.model import ROLES, ModelSummary
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.space_size import layer_owner
 
-FUSED = {"query": "qkv", "key": "qkv", "value": "qkv"}
+_PLACES = ("at", "mode")
+"""Fields that say which sublayers of a layer a technique is in, and how."""
 
 
 def leave_out_impossible(space: SearchSpace, model: ModelSummary) -> tuple[SearchSpace, tuple[str, ...]]:
     """Fit a space to what the model's architecture has, and say how.
 
     An entry that may be left out (`use: [true, false]`) is, where the model cannot have its technique even in its
-    smallest form. Where one map makes queries, keys and values, roles that name one of them mean that map. All else
-    that does not fit is for `SearchSpace.check` to refuse.
+    smallest form. A role of a fused map means that map (see `ModelSummary.fused`), and a choice of roles that the model
+    has no maps for is left out where another one remains. All else that does not fit is for
+    `SearchSpace.check` to refuse.
 
     Returns:
         The space, and one note for each change.
     """
-    fused = "qkv" in model.roles and "query" not in model.roles
-    blocks = tuple(_with_fused_roles(entry) if fused else entry for entry in space.blocks)
+    blocks = tuple(_with_fused_roles(entry, model) for entry in space.blocks)
     changed = [new.name for new, old in zip(blocks, space.blocks, strict=True) if new != old]
-    notes = [f"roles of {', '.join(changed)}: qkv stands for query, key and value, as one map makes all three"]
-    notes = notes if changed else []
+    said = describe_fused(model) or f"those that {model.architecture} has no maps for are left out"
+    notes = [f"roles of {', '.join(changed)}: {said}"] if changed else []
+    blocks, more = _with_possible_places(blocks, model)
+    notes += more
+    space, note = _with_quantization(space, model)
+    notes += [note] if note else []
     shared = {layer_owner(entry, blocks).name for entry in blocks if layer_owner(entry, blocks) is not entry}
     kept = []
     for entry in blocks:
@@ -60,23 +67,76 @@ def outside_content(space: SearchSpace, model: ModelSummary) -> dict[str, str]:
     return found
 
 
-def _with_fused_roles(entry: BlockSpace) -> BlockSpace:
+def describe_fused(model: ModelSummary) -> str:
+    """Say which maps of a model stand for several roles; empty where none does."""
+    stand_for: dict[str, list[str]] = {}
+    for role in ROLES:
+        for fused in model.fused([role]):
+            stand_for.setdefault(fused, []).append(role)
+    return "; ".join(
+        f"{fused} stands for {' and '.join([', '.join(alone[:-1]), alone[-1]])}, as one map makes "
+        f"{'all three' if len(alone) == 3 else 'both'}"
+        for fused, roles in stand_for.items()
+        if len(alone := [role for role in roles if role != fused or role == "mlp_up"]) > 1
+    )
+
+
+def _with_quantization(space: SearchSpace, model: ModelSummary) -> tuple[SearchSpace, str]:
+    """Return the space without the storages that the model cannot have, where any is left, and a note."""
+    if not isinstance(space.quantization, Choice):
+        return space, ""
+    kept, reasons = [], {}
+    for option in space.quantization.options:
+        try:
+            check_quantization(option, model)
+            kept.append(option)
+        except DesignError as error:
+            reasons[option] = str(error).rpartition("; ")[0]
+    if not kept or not reasons:
+        return space, ""
+    note = f"{', '.join(reasons)} is left out of the space {space.name}: {next(iter(reasons.values()))}"
+    return replace(space, quantization=replace(space.quantization, options=tuple(kept))), note
+
+
+def _with_fused_roles(entry: BlockSpace, model: ModelSummary) -> BlockSpace:
     roles = entry.fields.get("roles")
     if not isinstance(roles, Choice):
         return entry
-    options = tuple(dict.fromkeys(o if isinstance(o, str) else _fused(o) for o in roles.options))
+    fused = dict.fromkeys(o if isinstance(o, str) else model.fused(o) for o in roles.options)
+    present = tuple(o for o in fused if isinstance(o, str) or set(o) <= set(model.roles))
+    options = present or tuple(fused)
+    if options == roles.options:
+        return entry
     return replace(entry, fields={**entry.fields, "roles": replace(roles, options=options)})
 
 
-def _fused(roles: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(FUSED.get(role, role) for role in roles))
+def _with_possible_places(
+    entries: tuple[BlockSpace, ...], model: ModelSummary
+) -> tuple[tuple[BlockSpace, ...], list[str]]:
+    """Return the entries without the sublayers and modes that no layer has, where another choice remains, and notes."""
+    changed, notes = [], []
+    for entry in entries:
+        for name in _PLACES:
+            param = entry.fields.get(name)
+            if not isinstance(param, Choice):
+                continue
+            reasons = {option: _obstacle(entry, entries, model, {name: option}) for option in param.options}
+            kept = tuple(option for option in param.options if not reasons[option])
+            if kept and len(kept) < len(param.options):
+                entry = replace(entry, fields={**entry.fields, name: replace(param, options=kept)})
+                reason = next(reason for reason in reasons.values() if reason)
+                notes.append(f"{entry.name}.{name} is narrowed: {reason.rpartition('; ')[0]}")
+        changed.append(entry)
+    return tuple(changed), notes
 
 
-def _obstacle(entry: BlockSpace, entries: Iterable[BlockSpace], model: ModelSummary) -> str:
-    """Return why the model cannot have the smallest form of a technique, or an empty string."""
+def _obstacle(
+    entry: BlockSpace, entries: Iterable[BlockSpace], model: ModelSummary, chosen: Mapping[str, Any] | None = None
+) -> str:
+    """Return why the model cannot have the smallest form of a technique, with some options, or an empty string."""
     layers = layer_owner(entry, tuple(entries)).layers
-    settings = {**entry.needed(model.n_layers), "layers": layers.fewest(model.n_layers)}  # type: ignore[union-attr]
-    block = make_block(entry.kind, settings)
+    fewest = layers.fewest(model.n_layers)  # type: ignore[union-attr]
+    block = make_block(entry.kind, {**entry.needed(model.n_layers), "layers": fewest, **(chosen or {})})
     try:
         block.check(model, "none")
     except DesignError as error:

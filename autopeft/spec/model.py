@@ -15,6 +15,7 @@ ROLES = (
     "key",
     "value",
     "qkv",
+    "kv",
     "attention_output",
     "cross_query",
     "cross_key",
@@ -25,6 +26,9 @@ ROLES = (
     "mlp_down",
 )
 """Every role, in the order in which designs list them."""
+
+_FUSED = {"query": ("qkv",), "key": ("kv", "qkv"), "value": ("kv", "qkv"), "mlp_gate": ("mlp_up",)}
+"""The maps that may do the work of a role that a model has no map of its own for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,9 @@ class ModelSummary:
         modality: What goes in.
         layers: From the input upwards; an encoder-decoder's are the encoder's, then the decoder's.
         outer_norms: The norms of the base outside of the layers: of the embeddings, and the last one.
+        own_maps: The class of the layers' linear maps where it is the architecture's own (Falcon's), which bitsandbytes
+            does not quantize; empty where some are plain.
+        expert_names: Last names of modules that stock PEFT takes for the experts of a mixture, also where one is dense.
     """
 
     name: str
@@ -119,6 +126,8 @@ class ModelSummary:
     modality: Modality = "text"
     n_target_positions: int | None = None
     outer_norms: tuple[NormSummary, ...] = ()
+    own_maps: str = ""
+    expert_names: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -129,6 +138,26 @@ class ModelSummary:
     def roles(self) -> tuple[str, ...]:
         """Return the roles that any layer has, in canonical order; only a decoder's layers have the cross ones."""
         return tuple(role for role in ROLES if any(role in layer.roles for layer in self.layers))
+
+    def fused(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """Return the roles of the maps that do the work of `roles`, in canonical order.
+
+        One map may make queries, keys and values (`qkv`), keys and values (`kv`), or both inner activations of a gated
+        MLP (`mlp_up`): a role that has no map of its own then stands for that map. Any other role stays as it is.
+        """
+        found = {self._map_for(role) for role in roles}
+        return tuple(role for role in ROLES if role in found)
+
+    def _map_for(self, role: str) -> str:
+        if role in self.roles or (role == "mlp_gate" and not self._has_fused_gate):
+            return role
+        return next((fused for fused in _FUSED.get(role, ()) if fused in self.roles), role)
+
+    @property
+    def _has_fused_gate(self) -> bool:
+        """Return whether the first map of the MLP makes twice what the last one reads."""
+        pairs = ((layer.roles.get("mlp_up"), layer.roles.get("mlp_down")) for layer in self.layers)
+        return any(up and down and up.out_features == 2 * down.in_features for up, down in pairs)
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -159,6 +188,7 @@ class ModelSummary:
             "layers": layers,
             "new_modules": tuple(values["new_modules"]),
             "outer_norms": _norms(values, "outer_norms"),
+            "expert_names": tuple(values.get("expert_names", ())),
         }
         return cls(**{**values, **read})
 

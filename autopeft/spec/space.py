@@ -17,7 +17,7 @@ from autopeft.errors import DesignError, SpaceError
 from autopeft.spec.block import Block, Layers, make_block
 from autopeft.spec.block_space import BlockSpace
 from autopeft.spec.choices import AllLayers, AnyLayers, Choice, Groups, LastLayers, Param, SameAs
-from autopeft.spec.design import Design
+from autopeft.spec.design import Design, check_quantization
 from autopeft.spec.learning_rates import HEAD, default_learning_rate
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.space_size import count_assignments, layer_owner, smallest_blocks
@@ -176,6 +176,11 @@ class SearchSpace:
 
     def check(self, model: ModelSummary) -> None:
         """Raise `SpaceError` where an option of the space is illegal on `model`, naming its key and line."""
+        for quantization in self.quantization.extremes(model.n_layers):
+            try:
+                check_quantization(quantization, model)
+            except DesignError as error:
+                raise self.error("quantization", str(error)) from None
         for space in self.blocks:
             if isinstance(space.layers, LastLayers | Groups):
                 try:

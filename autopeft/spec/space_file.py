@@ -26,7 +26,8 @@ from autopeft.spec.choices import (
 )
 from autopeft.spec.design import QUANTIZATIONS
 from autopeft.spec.learning_rates import HEAD, TABLE, prior
-from autopeft.spec.messages import nearest, one_of, unknown_key
+from autopeft.spec.location import is_file
+from autopeft.spec.messages import echo, nearest, one_of, unknown_key
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.yaml_file import YamlFile, read_yaml, read_yaml_file
 
@@ -52,14 +53,14 @@ def load_space(name: str) -> SearchSpace:
         text = (files("autopeft.search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
         return _Reader(read_yaml(text, name=f"{name}.yaml", error=SpaceError), name).space()
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return _Reader(read_yaml_file(path, error=SpaceError), path.stem).space()
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise SpaceError(
-            f"space must be a file that exists, but got {name!r}; or name one of {', '.join(shipped_spaces())}"
+            f"space must be a file that exists, but got {echo(name)}; or name one of {', '.join(shipped_spaces())}"
         )
     raise SpaceError(
-        f"space must be one of {', '.join(shipped_spaces())}, or a path to a YAML file, but got {name!r}"
+        f"space must be one of {', '.join(shipped_spaces())}, or a path to a YAML file, but got {echo(name)}"
         f"{nearest(name, shipped_spaces())}"
     )
 
@@ -128,10 +129,10 @@ class _Reader:
             hint = "; an entry with a name of its own says its technique, such as kind: lora" if kind == name else ""
             raise self._error(f"{key}.kind" if kind != name else key, f"{error}{hint}") from None
         if kind != name and not name.isidentifier():
-            raise self._error(key, f"an entry's name must be made of letters, digits and _, but got {name!r}")
+            raise self._error(key, f"an entry's name must be made of letters, digits and _, but got {echo(name)}")
         if kind != name and (name == HEAD or name in block_kinds()):
             raise self._error(
-                key, f"an entry of kind {kind} must have a name of its own, such as {kind}_2, but got {name!r}"
+                key, f"an entry of kind {kind} must have a name of its own, such as {kind}_2, but got {echo(name)}"
             )
         return block
 
@@ -179,7 +180,7 @@ class _Reader:
         except ValueError as error:
             details: list[Any] = getattr(error, "errors", list)()
             message = details[0]["msg"].removeprefix("Value error, ") if details else str(error)
-            raise self._error(key, f"{message}, but got {_plain(option)!r}") from None
+            raise self._error(key, f"{message}, but got {echo(_plain(option))}") from None
 
     def _share_rates(self, blocks: tuple[BlockSpace, ...]) -> tuple[BlockSpace, ...]:
         """Give all entries of one kind the learning rate that one of them has."""
@@ -215,16 +216,16 @@ class _Reader:
         if len(named) != 1:
             raise self._error(
                 key,
-                f"{_EXPECTED}, but got {_plain(value)!r}",
+                f"{_EXPECTED}, but got {echo(_plain(value))}",
             )
         (name,) = named
         self._mapping(key, value, (name, "log"))
         bounds = list(value[name])
         if len(bounds) != 2 or not all(b == "n" or _is_number(b) for b in bounds):
-            raise self._error(key, f"{name} must be two numbers, [low, high], but got {_plain(bounds)!r}")
+            raise self._error(key, f"{name} must be two numbers, [low, high], but got {echo(_plain(bounds))}")
         log = name == "log" or bool(value.get("log", False))
         if name == "int" and not all(b == "n" or isinstance(b, int) for b in bounds):
-            raise self._error(key, f"int must have whole bounds, but got {_plain(bounds)!r}")
+            raise self._error(key, f"int must have whole bounds, but got {echo(_plain(bounds))}")
         low, high = bounds
         if _is_number(low) and _is_number(high) and not low <= high:
             raise self._error(key, f"low <= high must hold, but got low={low}, high={high}")
@@ -240,7 +241,7 @@ class _Reader:
         param = self._param(key, value)
         for rate in param.extremes(1):
             if not _is_number(rate) or rate <= 0:
-                raise self._error(key, f"a learning rate must be prior or a number above 0, but got {rate!r}")
+                raise self._error(key, f"a learning rate must be prior or a number above 0, but got {echo(rate)}")
         return param
 
     def _layers(self, key: str, value: Any, names: tuple[str, ...]) -> LayerRule:
@@ -258,19 +259,19 @@ class _Reader:
                 case "last":
                     counts = self._param(f"{key}.last", argument)
                     if not all(_is_count(count) for count in counts.extremes(1)):
-                        raise self._error(key, f"last must be whole numbers, but got {_plain(argument)!r}")
+                        raise self._error(key, f"last must be whole numbers, but got {echo(_plain(argument))}")
                     return LastLayers(counts)
                 case "same_as":
                     if argument not in names:
                         raise self._error(key, f"same_as {one_of(names, argument)}")
                     return SameAs(str(argument))
-        raise self._error(key, f"expected {_LAYERS}, but got {_plain(value)!r}")
+        raise self._error(key, f"expected {_LAYERS}, but got {echo(_plain(value))}")
 
     def _groups(self, key: str, value: Mapping[str, Any]) -> Groups:
         self._mapping(key, value, ("groups", "shape", "only"))
         number, shape, only = value["groups"], value.get("shape", "uniform"), value.get("only")
         if not _is_count(number) or number < 1:
-            raise self._error(key, f"groups must be a whole number above 0, but got {_plain(number)!r}")
+            raise self._error(key, f"groups must be a whole number above 0, but got {echo(_plain(number))}")
         if shape not in GROUP_SHAPES:
             raise self._error(f"{key}.shape", f"shape {one_of(GROUP_SHAPES, _plain(shape))}")
         if only is None:
@@ -279,7 +280,7 @@ class _Reader:
         if not listed or len(set(only)) < len(only):
             raise self._error(
                 f"{key}.only",
-                f"only must list groups, counted from 0 to {number - 1}, each once, but got {_plain(only)!r}",
+                f"only must list groups, counted from 0 to {number - 1}, each once, but got {echo(_plain(only))}",
             )
         return Groups(number, shape, tuple(sorted(only)))
 
@@ -291,7 +292,7 @@ class _Reader:
                 raise self._error(
                     key,
                     "a list of layers is a choice between lists such as [[0, 1], [4, 5]] or all, "
-                    f"but got {_plain(option)!r}",
+                    f"but got {echo(_plain(option))}",
                 )
         return Choice(tuple(option if option == "all" else tuple(option) for option in value))
 
@@ -306,7 +307,7 @@ class _Reader:
 
     def _any_of(self, value: Any, names: tuple[str, ...]) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise self._error("require.any_of", f"expected a list of blocks, but got {_plain(value)!r}")
+            raise self._error("require.any_of", f"expected a list of blocks, but got {echo(_plain(value))}")
         for name in value:
             if name not in names:
                 raise self._error("require.any_of", one_of(names, name))
@@ -314,7 +315,7 @@ class _Reader:
 
     def _export(self, value: Any) -> bool:
         if value not in (None, "peft"):
-            raise self._error("require.export", f"must be peft, but got {value!r}")
+            raise self._error("require.export", f"must be peft, but got {echo(value)}")
         return bool(value == "peft")
 
     def _options(self, key: str, param: Param, known: Sequence[Any]) -> None:
@@ -327,7 +328,7 @@ class _Reader:
 
     def _mapping(self, key: str, value: Any, known: Sequence[str] | None) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise self._error(key, f"expected keys and values, but got {_plain(value)!r}")
+            raise self._error(key, f"expected keys and values, but got {echo(_plain(value))}")
         for name in value:
             if known is not None and name not in known:
                 path = f"{key}.{name}" if key else str(name)

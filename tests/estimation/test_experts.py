@@ -12,6 +12,7 @@ from autopeft.models.base import build_meta, load_base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from tests.estimation.measured import HEAD, RealRun
+from tests.hardware import step_shape
 
 BATCH_SIZE, N_TOKENS = 4, 32
 HIDDEN, INNER, N_LAYERS = 64, 128, 3
@@ -34,8 +35,10 @@ def config(n_experts_per_token: int) -> transformers.MixtralConfig:
     )
 
 
-def estimator(folder: str, precision: str = "fp32") -> Estimator:
-    workload = Workload.uniform(batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+def estimator(
+    folder: str, precision: str = "fp32", *, batch_size: int = BATCH_SIZE, n_tokens: int = N_TOKENS
+) -> Estimator:
+    workload = Workload.uniform(batch_size=batch_size, n_tokens=n_tokens)
     base = build_meta(folder, HEAD, needs_weights=False)
     return Estimator(base, workload=workload, precision=precision, kernel="sdpa", device="cpu", n_threads=1)
 
@@ -54,9 +57,10 @@ def test_peaks_of_steps_over_experts_are_those_of_real_ones(
     mixtral: str, blocks: list[dict[str, object]], precision: str
 ) -> None:
     design = Design.from_dict({"blocks": blocks})
-    training, evaluation = estimator(mixtral, precision).steps(design)
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
+    training, evaluation = estimator(mixtral, precision, batch_size=batch_size, n_tokens=n_tokens).steps(design)
     with attach(load_base(mixtral, HEAD), design) as attached:
-        run = RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+        run = RealRun(attached, precision, batch_size=batch_size, n_tokens=n_tokens)
         assert training.peak_bytes == pytest.approx(run.training_peak(), rel=1e-3)
         assert evaluation.peak_bytes == pytest.approx(run.evaluation_peak(), rel=1e-3)
 

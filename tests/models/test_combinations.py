@@ -168,6 +168,18 @@ def refusals(made: Design) -> Iterator[str]:
         yield from (other for other in block.conflicts() if other in (made.quantization, *made.kinds))
 
 
+def check_same_answer(loaded: torch.Tensor, answer: torch.Tensor, quantization: str) -> None:
+    """Check that two answers differ in the order of sums alone.
+
+    An int8 product rounds what it reads to 1/127 of a row's largest number, so that a difference in the last bit
+    becomes, now and then, one step of that.
+    """
+    if quantization == "int8":
+        assert torch.isclose(loaded, answer, atol=1e-5, rtol=1e-5).float().mean() > 0.9
+    atol = 1e-3 if quantization == "int8" else 1e-5
+    torch.testing.assert_close(loaded, answer, atol=atol, rtol=1e-5)
+
+
 def check(zoo: Zoo, names: Names, architecture: str, quantization: str, folder: Path | None) -> None:
     """Check that a design works on a base, or is refused with a reason where its rows say so."""
     base = zoo.base(architecture, quantization)
@@ -204,7 +216,7 @@ def check(zoo: Zoo, names: Names, architecture: str, quantization: str, folder: 
     base.verify()
     if folder is not None:
         loaded = logits(load(folder)[0], inputs)
-        torch.testing.assert_close(loaded, answer, atol=1e-5, rtol=1e-5)
+        check_same_answer(loaded, answer, quantization)
 
 
 def check_numbers(zoo: Zoo, names: Names, architecture: str, attached: Attached) -> None:

@@ -12,6 +12,7 @@ from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.space import SearchSpace
 
+QUANTIZED = {"blocks": {"lora": {"rank": [1, 2], "roles": [["query", "value"]]}}}
 LLAMA = transformers.LlamaConfig(
     hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, pad_token_id=1, vocab_size=99
 )
@@ -90,7 +91,7 @@ def test_layers_that_others_share_stay(tmp_path: Path) -> None:
 
 def test_one_map_for_query_key_and_value_takes_the_roles_of_each(tmp_path: Path) -> None:
     model, space = summary(GPT2, tmp_path), SearchSpace.load("hybrid")
-    with pytest.raises(SpaceError, match=r"lora\.roles"):
+    with pytest.raises(SpaceError, match=r"blocks\.ia3\.use: .*in a fused qkv"):
         space.check(model)
     fitted, notes = leave_out_impossible(space, model)
     fitted.check(model)
@@ -100,3 +101,36 @@ def test_one_map_for_query_key_and_value_takes_the_roles_of_each(tmp_path: Path)
     for seed in range(20):
         fitted.sample(model, seed).design.check(model)
     assert leave_out_impossible(SearchSpace.load("hybrid"), summary(BERT, tmp_path / "b"))[1] == ()
+
+
+def test_roles_that_a_model_has_no_maps_for_are_left_out(tmp_path: Path) -> None:
+    """XLM keeps its attention in another list than its MLPs, which are what is found."""
+    config = transformers.XLMConfig(emb_dim=32, n_layers=2, n_heads=4, n_words=50)
+    model = summary(config, tmp_path)
+    assert model.roles == ("mlp_up", "mlp_down")
+    values = {
+        "blocks": {
+            "lora": {"rank": [1, 2], "roles": [["query", "value"], ["mlp_up"], "all"]},
+            "adapter": {"size": [4], "at": [["mlp"], ["attention", "mlp"]]},
+        }
+    }
+    fitted, notes = leave_out_impossible(SearchSpace.from_dict(values), model)
+    fitted.check(model)
+    assert fitted.blocks[0].fields["roles"].extremes(2) == (("mlp_up",), "all")
+    assert notes[0] == "roles of lora: those that XLMForSequenceClassification has no maps for are left out"
+    assert fitted.blocks[1].fields["at"].extremes(2) == (("mlp",),)
+    assert notes[1].startswith("adapter.at is narrowed: a serial adapter at attention needs a layer with the role att")
+
+
+def test_a_storage_that_the_maps_cannot_have_is_left_out(tmp_path: Path) -> None:
+    """bitsandbytes leaves linear maps of an architecture's own class as they are: Falcon's."""
+    config = transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50, new_decoder_architecture=False
+    )
+    model = summary(config, tmp_path)
+    fitted, notes = leave_out_impossible(SearchSpace.from_dict({**QUANTIZED, "quantization": ["none", "nf4"]}), model)
+    assert fitted.quantization.extremes(2) == ("none",)
+    assert any("nf4 is left out" in note and "FalconLinear" in note for note in notes)
+    only, _ = leave_out_impossible(SearchSpace.from_dict({**QUANTIZED, "quantization": "nf4"}), model)
+    with pytest.raises(SpaceError, match=r"quantization: quantization='nf4' needs plain linear maps, .*FalconLinear"):
+        only.check(model)

@@ -38,7 +38,8 @@ class BitFit(SelectiveTechnique):
         """Yield the biases that train."""
         for index in self.layer_indices(model):
             layer = model.layers[index]
-            maps = [linear for role, linear in layer.roles.items() if self.roles == "all" or role in self.roles]
+            wanted = ROLES if self.roles == "all" else model.fused(self.roles)
+            maps = [linear for role, linear in layer.roles.items() if role in wanted]
             yield from (f"{linear.path}.bias" for linear in maps if linear.has_bias)
             if self.norms:
                 yield from (f"{norm.path}.bias" for norm in layer.norms if norm.has_bias)
@@ -52,7 +53,7 @@ class BitFit(SelectiveTechnique):
                 f"bitfit needs bias terms, but the linear maps of {model.architecture} have none; take norms or ia3, "
                 "which are as small, in its place"
             )
-        for role in () if self.roles == "all" else self.roles:
+        for role in () if self.roles == "all" else model.fused(self.roles):
             if role not in biased:
                 raise DesignError(
                     f"bitfit.roles must be roles of maps that have a bias ({', '.join(biased)}), but got {role!r}"
@@ -62,8 +63,10 @@ class BitFit(SelectiveTechnique):
             raise DesignError("bitfit must find a bias, but the chosen layers have none; change bitfit.layers or roles")
 
     def resolve(self, model: ModelSummary) -> Block:
-        """Write every layer, and every role that has a bias, as `all`; norms without biases add none."""
+        """Write fused maps by their role, and every layer and role with a bias as `all`; norms without add none."""
         resolved = super().resolve(model)
+        if self.roles != "all":
+            resolved = resolved.model_copy(update={"roles": model.fused(self.roles)})
         if not any(norm.has_bias for layer in model.layers for norm in layer.norms):
             resolved = resolved.model_copy(update={"norms": False})
         return resolved._collapse("roles", _biased_roles(model))

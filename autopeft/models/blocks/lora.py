@@ -84,8 +84,9 @@ class Lora(AlphaTechnique):
         return not self.gate
 
     def exports_to_peft(self, model: ModelSummary) -> bool:
-        """Return whether there is no gate, which peft does not know."""
-        return not self.gate
+        """Return whether there is no gate, which peft does not know, and no map that it takes for an expert."""
+        names = (linear.path.rpartition(".")[2] for linear in self.targets(model))
+        return not self.gate and not any(name in model.expert_names for name in names)
 
     def conflicts(self) -> Mapping[str, str]:
         """Return int8 for DoRA."""

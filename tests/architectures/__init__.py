@@ -1,0 +1,1 @@
+"""Every architecture that transformers builds for a task."""
