@@ -2,8 +2,10 @@
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from autopeft.interruption import Interruption, on_signals
 from autopeft.models import artifact, merging
 from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
-from autopeft.progress import call_each, show_progress, write_events, write_log
+from autopeft.progress import call_each, show_progress, show_stages, write_events, write_log
 from autopeft.results.result import SearchResult
 from autopeft.searching.address import local_export
 from autopeft.searching.agreement import agree, check_storage, fetch_description
@@ -107,22 +109,25 @@ def run_study(
         dry: Train nothing.
         on_ready: Called once everything is checked and before the first trial.
     """
+    started = time.monotonic()
     if dry:
         check_storage(spec)
-        with _site(spec) as site:
-            return dry_run(prepare_study(spec, data=data, space=space, site=site))
+        with _site(spec) as site, show_stages(progress) as on_stage:
+            return dry_run(prepare_study(spec, data=data, space=space, site=site, on_stage=on_stage), on_stage)
     folder = StudyFolder.at(spec.location, spec.work_dir)
     folder.acquire()
     try:
         with _explain_full_disk(folder), _site(spec) as site:
-            fetch_description(spec, folder)
-            study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
-            description = study.description()
-            if not agree(spec, folder, description):
-                study = prepare_study(spec, data=data, space=space, folder=folder, site=site)
+            with show_stages(progress) as on_stage:
+                fetch_description(spec, folder)
+                study = prepare_study(spec, data=data, space=space, folder=folder, site=site, on_stage=on_stage)
                 description = study.description()
+                if not agree(spec, folder, description):
+                    study = prepare_study(spec, data=data, space=space, folder=folder, site=site, on_stage=on_stage)
+                    description = study.description()
+                warning = memory_warning(study)
             on_ready(study)
-            if warning := memory_warning(study):
+            if warning:
                 logging.getLogger("autopeft").warning(warning)
             _describe(study, description, folder)
             log_file, event_file = folder.path / "search.log", folder.path / "search.jsonl"
@@ -133,8 +138,10 @@ def run_study(
                     write_events(event_file) as write,
                     show_progress(progress) as show,
                 ):
-                    _search(study, folder, call_each((write, show, *callbacks), log), stop, site)
-                result = SearchResult(read_state(folder.path, storage=spec.storage), stopped_by=stop.signal)
+                    on_event = call_each((write, show, *callbacks), log)
+                    time_is_up = _search(study, folder, on_event, stop, site, started)
+                state = read_state(folder.path, storage=spec.storage)
+                result = SearchResult(state, stopped_by=stop.signal, time_is_up=time_is_up)
                 result.save()
                 folder.publish()
                 return result
@@ -239,7 +246,19 @@ def _executor(study: PreparedStudy, site: Site, should_stop: Callable[[], bool])
     return RayExecutor(site, make_worker, study.worker_setup(), should_stop)
 
 
-def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: Interruption, site: Site) -> None:
+def _search(
+    study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: Interruption, site: Site, started: float
+) -> bool:
+    """Train, and check the front; return whether the time limit kept something from being trained.
+
+    Args:
+        study: What to search.
+        folder: Of the study.
+        on_event: Called with each event.
+        stop: Ends the search early.
+        site: Where designs train.
+        started: When the call began, in monotonic seconds: the time limit counts from then.
+    """
     plan, spec = study.plan(), study.spec
     store = StudyStore.create(folder.journal, name=spec.study_name, objectives=plan.objectives, storage=spec.storage)
     # A resumed sampler must not repeat the draws of its first run, nor two drivers each other's.
@@ -250,7 +269,7 @@ def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop:
     executor = _executor(study, site, stop.is_set)
     try:
         loop = SearchLoop(
-            plan,
+            replace(plan, spent_seconds=time.monotonic() - started),
             store=store,
             folder=folder,
             sampler=sampler,
@@ -261,6 +280,7 @@ def _search(study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop:
         )
         loop.run()
         loop.check_front()
+        return loop.time_is_up
     finally:
         store.close()
         executor.close()

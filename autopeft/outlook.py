@@ -3,16 +3,17 @@
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from html import escape
 
 from autopeft.errors import DesignError
 from autopeft.preparation import PreparedStudy
 from autopeft.searching.forecast import expected
-from autopeft.spec.cost import Estimate, excess
+from autopeft.spec.cost import Estimate, excess, format_limits
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser
-from autopeft.spec.units import format_bytes
+from autopeft.spec.units import format_bytes, format_seconds
 
 N_DRAWS = 200
 """Random designs that are held against the budget."""
@@ -31,7 +32,9 @@ class DryRun:
         n_estimated: How many of them were held against every limit: those within that of the parameters. Fewer where
             dry runs had to decide, and time was up.
         predicted_seconds: Of the whole search on one worker; NaN where no training step was timed.
+        limits: The budget as amounts.
         notes: What preparation had to say; first a warning where the device is too small.
+        budget: As it was asked for.
     """
 
     size: float
@@ -41,10 +44,36 @@ class DryRun:
     predicted_seconds: float
     limits: dict[str, int]
     notes: tuple[str, ...]
+    budget: Mapping[str, str | float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say all of it in lines of a name and what is to be said of it."""
+        seconds = self.predicted_seconds
+        time_words = "not known: no training step was timed"
+        if math.isfinite(seconds):
+            time_words = f"about {format_seconds(seconds)} on one worker"
+        lines = [
+            ("space", f"{self.size:,} designs, learning rates besides"),
+            ("budget", format_limits(self.limits, self.budget)),
+            ("feasible", f"{self.feasible_share:.0%} of {self.n_drawn} random designs"),
+            ("time", time_words),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name:<10}{words}" for name, words in lines)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the same lines."""
+        return f"<pre>{escape(str(self))}</pre>"
 
 
-def dry_run(study: PreparedStudy) -> DryRun:
-    """Measure how much of the space the budget leaves, and predict how long the search takes."""
+def dry_run(study: PreparedStudy, on_stage: Callable[[str], None] = lambda _: None) -> DryRun:
+    """Measure how much of the space the budget leaves, and predict how long the search takes.
+
+    Args:
+        study: What would be searched.
+        on_stage: Called with what is being done, in words.
+    """
+    on_stage("drawing random designs")
     chooser = RandomChooser(random.Random(study.spec.seed))
     draws = (study.space.draw(chooser, study.model) for _ in range(N_DRAWS))
     designs = [draw.design for draw in draws if not draw.violation]
@@ -54,8 +83,13 @@ def dry_run(study: PreparedStudy) -> DryRun:
         n_drawn += 1
         if _fits(study, design) and costing.trainable_params(design) <= limit:
             light.append(design)
+    on_stage("estimating the costs of random designs")
     costing.learn(light)
-    estimates = [costing.decide(design) for design in _for_a_while(light)]
+    estimates = []
+    for design in _for_a_while(light):
+        estimates.append(costing.decide(design))
+        on_stage(f"costs of {len(estimates)} of {len(light)} random designs")
+    on_stage("predicting the time of the search")
     within = [cost for cost in estimates if all(value <= 0 for value in excess(study.limits, cost).values())]
     warning = memory_warning(study)
     # Where the budget leaves nothing of the sample, the search trains designs such as the smallest.
@@ -71,6 +105,7 @@ def dry_run(study: PreparedStudy) -> DryRun:
         predicted_seconds=_predicted_seconds(study, sample),
         limits=study.limits,
         notes=(*([f"warning: {warning}"] if warning else []), *slow, *study.notes),
+        budget=study.spec.budget,
     )
 
 
@@ -124,22 +159,23 @@ def _fits(study: PreparedStudy, design: Design) -> bool:
 def _predicted_seconds(study: PreparedStudy, sample: list[Estimate]) -> float:
     """Predict the time of the whole search from the FLOPs of a sample of designs and of the steps that were timed.
 
-    A FLOP of an evaluation is taken to be as fast as one of training, and the share of trials that pass a rung to
-    be `1 / eta`.
+    A FLOP of an evaluation is taken to be as fast as one of training.
+
+    Omits: loading the model, attaching and proposing designs, and the report.
     """
-    speed = study.seconds_per_flop()
+    speed, plan = study.seconds_per_flop(), study.plan()
     if speed is None:
         return math.nan
     on_average = expected(study.spec.halving)
-    n_validation = len(study.data.validation)
-    # Evaluations are of the mean length, and `inference_flops` is of the longest.
-    shorter = study.workload.n_train_tokens / study.workload.n_examples / study.workload.max_tokens
+    n_test = len(study.data.test)
 
-    def seconds(cost: Estimate, share: float, n_evaluations: float) -> float:
-        evaluation = cost.inference_flops * shorter * n_validation
-        return speed * (share * cost.train_flops + n_evaluations * evaluation)
+    def seconds(cost: Estimate, share: float, n_examples: float) -> float:
+        return speed * (share * cost.train_flops + n_examples * plan.mean_length * cost.inference_flops)
 
-    designs = [seconds(cost, on_average.share, on_average.n_evaluations) for cost in sample]
-    baselines = [study.estimator(baseline.design) for baseline in study.plan().baselines]
-    full = sum(seconds(cost, float(cost.trainable_params > 0), 1.0) for cost in baselines)
-    return study.spec.n_trials * sum(designs) / len(designs) + full
+    # A front of n random points has about log(n) of them, and each is scored on the test split.
+    n_checked = math.log(1 + on_average.full * plan.n_trials) / plan.n_trials
+    n_examples = on_average.n_segments * plan.n_validation + n_checked * n_test
+    designs = [seconds(cost, on_average.share, n_examples) for cost in sample]
+    baselines = [study.estimator(baseline.design) for baseline in plan.baselines]
+    full = sum(seconds(cost, float(cost.trainable_params > 0), plan.n_validation + n_test) for cost in baselines)
+    return plan.n_trials * sum(designs) / len(designs) + full

@@ -18,9 +18,8 @@ from autopeft.results.diagnostics import MIN_RANKED, Written, memory_errors, run
 from autopeft.results.front import why_empty
 from autopeft.results.importance import Importance, Importances, importances
 from autopeft.results.leaderboard import ranked
-from autopeft.results.summary import gain_sentences, headline
+from autopeft.results.summary import gain_sentences, headline, time_words, unchecked_words
 from autopeft.results.wording import (
-    BASELINE_MARKS,
     MISSING,
     count_designs,
     direction_words,
@@ -29,6 +28,7 @@ from autopeft.results.wording import (
     format_share,
     label_words,
     limit_words,
+    mark,
     outcome_words,
     reason_words,
     serving_words,
@@ -79,8 +79,14 @@ _COLUMNS = (
 """Columns of the table of all trials, and whether they hold numbers."""
 
 
-def render_report(state: StudyState, *, interrupted: bool = False) -> str:
-    """Return the report as HTML; texts that people wrote are escaped."""
+def render_report(state: StudyState, *, interrupted: bool = False, time_is_up: bool = False) -> str:
+    """Return the report as HTML; texts that people wrote are escaped.
+
+    Args:
+        state: The study.
+        interrupted: Whether a signal ended the search.
+        time_is_up: Whether its time limit did.
+    """
     front = pareto_front(state.trials, state.objectives)
     comparer = Comparer(state)
     figures = {
@@ -97,6 +103,7 @@ def render_report(state: StudyState, *, interrupted: bool = False) -> str:
     return _template().render(
         state=state,
         interrupted=interrupted,
+        unfinished=[words for words in (time_words(state) if time_is_up else "", unchecked_words(state)) if words],
         n_running=counts[Outcome.RUNNING],
         headline=headline(comparer),
         tagline=_tagline(state),
@@ -162,7 +169,7 @@ def _template() -> Template:
         number=_number,
         outcome=outcome_words,
         words=TrialRecord.describe,
-        mark=lambda trial: BASELINE_MARKS[trial.baseline],
+        mark=mark,
         share=format_share,
         serving=serving_words,
         reason=reason_words,
@@ -196,7 +203,7 @@ def _tagline(state: StudyState) -> str:
 
 
 def _budget(state: StudyState) -> str:
-    limits = limit_words(state.limits)
+    limits = limit_words(state)
     return "; ".join(limits) or "none"
 
 

@@ -30,11 +30,13 @@ class SearchResult:
     Attributes:
         state: Everything that is known of the study.
         stopped_by: The signal that stopped the search before it was done, if one did; calling it again goes on.
+        time_is_up: Whether the search's `timeout` ended it before it was done; calling it again goes on.
     """
 
-    def __init__(self, state: StudyState, *, stopped_by: Signals | None = None) -> None:
+    def __init__(self, state: StudyState, *, stopped_by: Signals | None = None, time_is_up: bool = False) -> None:
         self.state = state
         self.stopped_by = stopped_by
+        self.time_is_up = time_is_up
         self._comparer = Comparer(state)
 
     @property
@@ -168,7 +170,9 @@ class SearchResult:
 
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(render_report(self.state, interrupted=self.interrupted), encoding="utf-8")
+        target.write_text(
+            render_report(self.state, interrupted=self.interrupted, time_is_up=self.time_is_up), encoding="utf-8"
+        )
         return target
 
     def paths(self) -> dict[str, Path]:
@@ -192,7 +196,7 @@ class SearchResult:
         """Return what was found in a few lines."""
         from autopeft.results.summary import summarize
 
-        return summarize(self.state, interrupted=self.interrupted)
+        return summarize(self.state, interrupted=self.interrupted, time_is_up=self.time_is_up)
 
     def __repr__(self) -> str:
         """Return one line: the study, how many trials, the front, and where it lies."""

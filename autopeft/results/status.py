@@ -30,7 +30,7 @@ def status_values(state: StudyState) -> dict[str, Any]:
         "metric": state.metric,
         "running": StudyFolder(state.folder).is_held(),
         "n_trials": state.spec.n_trials,
-        "n_started": sum(not t.baseline and t.outcome is not Outcome.INFEASIBLE for t in state.chains),
+        "n_started": sum(trial.has_started for trial in state.chains),
         "outcomes": {outcome.value: counts[outcome] for outcome in Outcome},
         "n_refused": dict(state.n_refused),
         "n_front": len(pareto_front(state.trials, state.objectives)),

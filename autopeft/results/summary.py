@@ -12,12 +12,13 @@ from autopeft.results.wording import (
     marked_words,
     outcome_words,
     outcomes_words,
+    reason_words,
     verdict,
 )
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
-from autopeft.spec.trial import TrialRecord
+from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_count
 
 _AGAINST = {
@@ -69,12 +70,13 @@ def headline(comparer: Comparer) -> str:
 def gain_sentences(comparer: Comparer) -> list[str]:
     """Say what the front gains over the yardstick, each gain with its standard error and whether it is noise.
 
-    The last one compares with full fine-tuning, where the study has it.
+    The last ones say that the yardstick is over the budget, where it is, and compare with full fine-tuning, where the
+    study has it.
 
     Numbers are those of the test split where there are any: nothing was chosen by it.
     """
     state = comparer.state
-    reference = [sentence] if (sentence := full_sentence(comparer)) else []
+    reference = [sentence for sentence in (yardstick_sentence(state), full_sentence(comparer)) if sentence]
     try:
         gain = gain_over_yardstick(comparer)
     except ResultError as error:
@@ -97,6 +99,14 @@ def gain_sentences(comparer: Comparer) -> list[str]:
             if gain.cheapest_tied is not None and gain.cheapest_tied.trial == cheap.trial:
                 break  # the same design is both
     return [*sentences, *reference]
+
+
+def yardstick_sentence(state: StudyState) -> str:
+    """Say that the yardstick was trained although it is over the budget; nothing where it is within."""
+    yardstick = state.yardstick
+    if yardstick is None or not yardstick.is_over_budget:
+        return ""
+    return f"The yardstick (trial {yardstick.number}) is no choice: {reason_words(yardstick, state.limits)}."
 
 
 def full_sentence(comparer: Comparer) -> str:
@@ -135,11 +145,21 @@ def _sentence(state: StudyState, lead: str, comparison: Comparison) -> str:
     return text
 
 
-def summarize(state: StudyState, *, interrupted: bool = False) -> str:
-    """Return the study in a few lines."""
+def summarize(state: StudyState, *, interrupted: bool = False, time_is_up: bool = False) -> str:
+    """Return the study in a few lines.
+
+    Args:
+        state: The study.
+        interrupted: Whether a signal ended the search.
+        time_is_up: Whether its time limit did.
+    """
     lines = [f"Study {state.spec.study_name}: {count_words(state)}."]
     if interrupted:
         lines.append("The search was interrupted; the same call goes on where it stopped.")
+    if time_is_up:
+        lines.append(time_words(state))
+    if unchecked := unchecked_words(state):
+        lines.append(unchecked)
     front = pareto_front(state.trials, state.objectives)
     if not front:
         return "\n".join([*lines, f"There is no front: {why_empty(state)}."])
@@ -149,6 +169,28 @@ def summarize(state: StudyState, *, interrupted: bool = False) -> str:
         _line(state, name, trial) for name, trial in (("best", top), ("knee", knee(state)), ("cheapest", cheapest))
     ]
     return "\n".join([*lines, *gain_sentences(Comparer(state))])
+
+
+def time_words(state: StudyState) -> str:
+    """Say what the time limit of a search did not allow."""
+    n_started = sum(trial.has_started for trial in state.chains)
+    n_waiting = sum(trial.outcome is Outcome.INTERRUPTED and trial.has_started for trial in state.chains)
+    waiting = f", {n_waiting} of them cut short" if n_waiting else ""
+    return (
+        f"Time is up: {n_started} of {state.spec.n_trials} designs started{waiting}; "
+        "the same command goes on, with a longer timeout further."
+    )
+
+
+def unchecked_words(state: StudyState) -> str:
+    """Say how many designs of the front wait for their score on the test split; an empty string where none does."""
+    front = pareto_front(state.trials, state.objectives)
+    n_waiting = sum(trial.number not in state.tests for trial in front) if state.facts.get("n_test") else 0
+    if not n_waiting:
+        return ""
+    has, them = ("has", "it") if n_waiting == 1 else ("have", "them")
+    who = f"{n_waiting} of {count_designs(len(front))} of the front"
+    return f"{who} {has} no test score yet; the same command checks {them}."
 
 
 def _line(state: StudyState, name: str, trial: TrialRecord) -> str:

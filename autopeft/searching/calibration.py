@@ -51,6 +51,33 @@ def memory_ratio(record: TrialRecord) -> float | None:
     return record.measured.peak_memory / record.estimate.peak_memory
 
 
+class _Speed:
+    """Seconds that something takes for each FLOP: a median over trials, of one quantization where there are a few.
+
+    Args:
+        prior: What a few steps before the search showed; used until trials are timed.
+    """
+
+    def __init__(self, prior: float | None) -> None:
+        self._prior = prior
+        self._of_all: list[float] = []
+        self._by_quantization: defaultdict[str, list[float]] = defaultdict(list)
+
+    def evidence(self, quantization: str, rate: float) -> list[tuple[list[Any], Any]]:
+        """Return a trial's rate with the ordered values that it stands among."""
+        return [(self._by_quantization[quantization], rate), (self._of_all, rate)]
+
+    def of(self, quantization: str) -> float | None:
+        """Return the seconds of a FLOP on a base of this quantization; None before anything was timed."""
+        own = self._by_quantization[quantization]
+        rates = own if len(own) >= MIN_TIMED else self._of_all
+        return _middle(rates) if rates else self._prior
+
+    def is_timed(self, quantization: str) -> bool:
+        """Return whether a trial on such a base has been timed."""
+        return bool(self._by_quantization[quantization])
+
+
 class Calibration:
     """Corrects predictions by what the trials on one device have measured.
 
@@ -59,16 +86,24 @@ class Calibration:
     Args:
         n_full_examples: Examples of a full training.
         seconds_per_flop: Of training, as a few steps before the search took; used until trials are timed.
+        examples_per_evaluation: How many inputs of the longest length an evaluation is worth: what turns
+            `seconds_per_flop` into a first guess of its time. Without them there is none.
         first_trial: Trials with smaller numbers ran on another device, and count for nothing here.
     """
 
-    def __init__(self, *, n_full_examples: int, seconds_per_flop: float | None = None, first_trial: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        n_full_examples: int,
+        seconds_per_flop: float | None = None,
+        examples_per_evaluation: float = 0.0,
+        first_trial: int = 0,
+    ) -> None:
         self._n_full_examples = n_full_examples
-        self._prior = seconds_per_flop
+        self._training = _Speed(seconds_per_flop)
+        self._evaluation = _Speed((seconds_per_flop or 0.0) * examples_per_evaluation or None)
         self._first_trial = first_trial
         self._records: dict[int, TrialRecord] = {}
-        self._rates: defaultdict[str, list[float]] = defaultdict(list)
-        self._all_rates: list[float] = []
         self._ratios: defaultdict[str, list[float]] = defaultdict(list)
         self._out: list[tuple[int, int]] = []
         self._held: list[int] = []
@@ -90,8 +125,10 @@ class Calibration:
     def _evidence(self, record: TrialRecord) -> list[tuple[list[Any], Any]]:
         """Return what a trial has shown, each with the ordered values that it stands among."""
         evidence: list[tuple[list[Any], Any]] = []
-        if (rate := self._seconds_per_flop(record)) is not None:
-            evidence += [(self._rates[record.design.quantization], rate), (self._all_rates, rate)]
+        if (rate := self._training_rate(record)) is not None:
+            evidence += self._training.evidence(record.design.quantization, rate)
+        if (rate := _evaluation_rate(record)) is not None:
+            evidence += self._evaluation.evidence(record.design.quantization, rate)
         if (ratio := memory_ratio(record)) is not None:
             evidence.append((self._ratios[record.estimate.version], ratio))
         if not record.is_reference:
@@ -150,25 +187,41 @@ class Calibration:
         speed = self.seconds_per_flop(quantization)
         return None if speed is None else speed * estimate.train_flops
 
+    def evaluation_seconds(self, estimate: Estimate, quantization: str) -> float | None:
+        """Predict the seconds of one evaluation on the validation split; None before anything was timed."""
+        speed = self.evaluation_seconds_per_flop(quantization)
+        return None if speed is None else speed * estimate.inference_flops
+
     def seconds_per_flop(self, quantization: str) -> float | None:
         """Return what a FLOP of training takes; None before anything was timed.
 
         A median, of the trials of the same quantization where there are a few: unpacking weights takes time and no
         FLOPs. A constant for each step besides made predictions worse on the two studies that this was tried on.
         """
-        own = self._rates[quantization]
-        rates = own if len(own) >= MIN_TIMED else self._all_rates
-        return _middle(rates) if rates else self._prior
+        return self._training.of(quantization)
+
+    def evaluation_seconds_per_flop(self, quantization: str) -> float | None:
+        """Return what an evaluation of the validation split takes for each FLOP of its longest input, in the same way.
+
+        Omits: that an evaluation which was cut short counts in full.
+        """
+        return self._evaluation.of(quantization)
 
     def is_timed(self, quantization: str) -> bool:
         """Return whether a trial of that quantization has been timed: what `seconds_per_flop` says is no guess then."""
-        return bool(self._rates[quantization])
+        return self._training.is_timed(quantization)
 
-    def _seconds_per_flop(self, record: TrialRecord) -> float | None:
+    def _training_rate(self, record: TrialRecord) -> float | None:
         if record.measured.train_seconds <= 0 or not record.examples or record.baseline == "base":
             return None
         flops = record.estimate.train_flops * record.examples / self._n_full_examples
         return record.measured.train_seconds / flops if flops else None
+
+
+def _evaluation_rate(record: TrialRecord) -> float | None:
+    n_evaluations = len(record.rungs) + (record.outcome is Outcome.COMPLETE)
+    seconds, flops = record.measured.evaluation_seconds, n_evaluations * record.estimate.inference_flops
+    return seconds / flops if seconds > 0 and flops else None
 
 
 def _middle(ordered: Sequence[float]) -> float:

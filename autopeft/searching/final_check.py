@@ -23,8 +23,8 @@ def score_on_test(
     executor: Executor,
     store: StudyStore,
     folder: StudyFolder,
-    make_segment: Callable[[TrialRecord], Segment],
-    goes_on: Callable[[], bool],
+    make_segment: Callable[[TrialRecord, Sequence[TrialRecord]], Segment],
+    goes_on: Callable[[TrialRecord], bool],
 ) -> None:
     """Score trained designs on the test split, and write each score down as it comes.
 
@@ -33,18 +33,18 @@ def score_on_test(
         executor: Where.
         store: Takes the scores, beside those that it has.
         folder: Takes predictions, samples and errors.
-        make_segment: Makes the segment of a trial.
-        goes_on: Asked before each one; what runs is waited for.
+        make_segment: Makes the segment of a trial, beside those that wait for theirs.
+        goes_on: Whether the next one is to be scored now; what runs is waited for.
     """
     waiting, n_tries, n_running = list(records), Counter[int](), 0
     by_number = {record.number: record for record in records}
     while True:
-        while waiting and executor.free() > 0 and goes_on():
+        while waiting and executor.free() > 0 and goes_on(waiting[0]):
             record = waiting.pop(0)
             n_tries[record.number] += 1
-            executor.submit(make_segment(record))
+            executor.submit(make_segment(record, waiting))
             n_running += 1
-        if not n_running and not (waiting and goes_on()):
+        if not n_running and not (waiting and goes_on(waiting[0])):
             return
         for result in next_results(executor):
             n_running -= 1

@@ -1,11 +1,12 @@
 """What the trials so far say: which run, which may go on, which are on the front."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 
 from autopeft.searching.calibration import Calibration
 from autopeft.searching.forecast import Forecast
+from autopeft.searching.pace import Pace
 from autopeft.searching.pareto import Front, compared, eligible
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.rungs import Rung, RungEntry
@@ -22,26 +23,43 @@ class Ledger:
 
     Args:
         first_here: Number of the first trial on the present device.
+        driver: Name of the search that asks, where several share the study.
+        checked: Numbers of the trials that have a score on the test split.
 
     Attributes:
         records: The trials as they stand; the loop puts each change in here after writing it down.
         calibration: What they say of predictions on the present device.
+        pace: What that means for the time of what comes next.
     """
 
-    def __init__(self, plan: SearchPlan, records: tuple[TrialRecord, ...], *, first_here: int = 0) -> None:
+    def __init__(
+        self,
+        plan: SearchPlan,
+        records: tuple[TrialRecord, ...],
+        *,
+        first_here: int = 0,
+        driver: str = "",
+        checked: Collection[int] = (),
+    ) -> None:
         self._plan = plan
+        self._driver = driver
+        self._checked = set(checked)
         self.records: dict[int, TrialRecord] = {}
         self.calibration = Calibration(
-            n_full_examples=plan.n_full_examples, seconds_per_flop=plan.seconds_per_flop, first_trial=first_here
+            n_full_examples=plan.n_full_examples,
+            seconds_per_flop=plan.seconds_per_flop,
+            examples_per_evaluation=plan.n_validation * plan.mean_length,
+            first_trial=first_here,
         )
-        self._forecast = Forecast(plan, self.calibration)
+        self.pace = Pace(plan, self.calibration)
+        self._forecast = Forecast(plan, self.calibration, self.pace)
         self._counts: Counter[Outcome] = Counter()
-        self._n_started = 0
+        self._started: set[int] = set()
         self._running: defaultdict[str, dict[int, TrialRecord]] = defaultdict(dict)
         self._baselines: dict[int, TrialRecord] = {}
         self._complete: dict[int, TrialRecord] = {}
         self._front = Front(plan.objectives)
-        self._evaluation_seconds = 0.0
+        self._finishing: dict[int, TrialRecord] = {}
         self._best: float | None = None
         self._roots: dict[int, int] = {}
         self._continued: set[int] = set()
@@ -60,7 +78,6 @@ class Ledger:
         self._n_events = max([self._n_events, *(event + 1 for event in record.events)])
         self.calibration.put(record)
         self._forecast.put(record)
-        self._n_started += _counts_as_started(record) - (before is not None and _counts_as_started(before))
         self._counts[record.outcome] += 1
         if before is None:
             self._known.add(_identity(record.design, record.learning_rates))
@@ -72,15 +89,19 @@ class Ledger:
                     rung.leave(self._roots[number])
         else:
             self._counts[before.outcome] -= 1
+        if number not in self._continued:
+            (self._started.add if record.has_started else self._started.discard)(self._roots[number])
         if record.outcome is Outcome.RUNNING:
             self._running[record.driver][number] = record
         else:
             self._running[record.driver].pop(number, None)
+        if record.outcome is Outcome.RUNNING and record.driver == self._driver and self._plan.is_last_stop(record):
+            self._finishing[number] = record
+        else:
+            self._finishing.pop(number, None)
         if record.outcome is Outcome.COMPLETE:
             self._complete[number] = record
             self._front.put(record)
-            seconds = record.measured.evaluation_seconds / (len(record.rungs) + 1)
-            self._evaluation_seconds = max(self._evaluation_seconds, seconds)
         if eligible([record]):
             score = record.scores[self._plan.metric.name]
             self._best = score if self._best is None else min(self._best, score, key=self._plan.metric.loss)
@@ -122,7 +143,7 @@ class Ledger:
 
     def n_started(self) -> int:
         """Return how many proposed designs have started training; a chain counts once."""
-        return self._n_started
+        return len(self._started)
 
     def n_recorded_refusals(self) -> int:
         """Return how many proposals over the budget are recorded."""
@@ -146,34 +167,39 @@ class Ledger:
         self.records[record.number] = self._running[record.driver][record.number] = judged
         return judged
 
-    def promotable(self) -> list[TrialRecord]:
-        """Return the trials that were stopped, and that later results have made some of the best at their rung.
+    def promotable(self) -> Iterator[list[TrialRecord]]:
+        """Yield the trials that were stopped, and that later results have made some of the best at their rung.
 
-        All are of the last rung that has any, in the order in which they were stopped.
+        Those of the last rung that has any come first; those of one rung are in the order in which they were stopped.
         """
-        found = next((found for rung in reversed(self._rungs) if (found := rung.promotable())), [])
-        return [self._stopped[root] for root in found]
+        for rung in reversed(self._rungs):
+            if found := rung.promotable():
+                yield [self._stopped[root] for root in found]
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
         return compared(list(self._complete.values()), self._plan.objectives)
 
-    def n_compared(self) -> int:
-        """Return how many trials the final check would score now."""
-        baselines = {number for number in self._baselines if number in self._complete}
-        return len(self._front.numbers() | baselines)
+    def unchecked(self) -> list[TrialRecord]:
+        """Return which trials of this driver the final check would score now: those without a score of `compared`."""
+        numbers = self._front.numbers().union(number for number in self._baselines if number in self._complete)
+        records = (self.records[number] for number in sorted(numbers - self._checked))
+        return [record for record in records if record.driver == self._driver]
 
-    def evaluation_seconds(self) -> float:
-        """Return the longest time that one evaluation of a complete trial has taken, on average over its rungs."""
-        return self._evaluation_seconds
+    def finishing(self) -> Collection[TrialRecord]:
+        """Return the trials of this driver that run, and have trained in full once their segment has ended."""
+        return self._finishing.values()
 
     def progress(self, *, elapsed_seconds: float, n_refused: int, n_workers: int) -> Progress:
         """Return how far the search is, and how long it may still take on as many workers."""
         counts = self._counts
         n_baselines_left = sum(not self.has_tried(baseline) for baseline in self._plan.baselines)
-        remaining = self._forecast.remaining_seconds(n_baselines_left=n_baselines_left, n_workers=n_workers)
-        if remaining is not None and self._plan.timeout_seconds is not None:
-            remaining = min(remaining, max(0.0, self._plan.timeout_seconds - elapsed_seconds))
+        remaining = self._forecast.remaining_seconds(
+            elapsed_seconds=elapsed_seconds,
+            n_baselines_left=n_baselines_left,
+            n_workers=n_workers,
+            unchecked=self.unchecked() if self._plan.test else [],
+        )
         return Progress(
             n_started=self.n_started(),
             n_trials=self._plan.n_trials,
@@ -186,10 +212,6 @@ class Ledger:
             elapsed_seconds=elapsed_seconds,
             remaining_seconds=remaining,
         )
-
-
-def _counts_as_started(record: TrialRecord) -> bool:
-    return not record.baseline and record.continues is None and record.outcome is not Outcome.INFEASIBLE
 
 
 def _identity(design: Design, learning_rates: Mapping[str, float]) -> Hashable:

@@ -59,8 +59,14 @@ class SearchLoop:
         self._executor = executor
         self._should_stop = should_stop
         self._on_event = on_event
-        self._ledger = ledger = Ledger(plan, store.records(), first_here=_first_trial_on(plan.device, store))
-        self._clock = Clock(plan, executor, ledger)
+        self._ledger = ledger = Ledger(
+            plan,
+            store.records(),
+            first_here=_first_trial_on(plan.device, store),
+            driver=store.driver,
+            checked=read_scores(store),
+        )
+        self._clock = Clock(plan, executor, ledger, ledger.pace)
         self._segments = segments = Segments(plan, store=store, folder=folder, ledger=ledger, clock=self._clock)
         self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, ledger)
         longest_first = executor.n_workers > 1
@@ -114,6 +120,15 @@ class SearchLoop:
         if self._agenda.refusal is not None:  # what other workers trained has come to its end first
             raise self._agenda.refusal
 
+    @property
+    def time_is_up(self) -> bool:
+        """Return whether the time limit kept this call from training what it could have trained."""
+        if self._clock.training_seconds_left() is None or self._should_stop():
+            return False
+        waits = self._ledger.n_started() < self._plan.n_trials or any(self._ledger.promotable())
+        ended = self._clock.training_seconds_left() == 0 and (waits or bool(self._ledger.interrupted()))
+        return self._agenda.lacks_time or ended
+
     def check_front(self) -> None:
         """Score the front on the test split: each design once, never again, and never to choose by.
 
@@ -122,14 +137,15 @@ class SearchLoop:
         if not self._plan.test:
             return
         done = read_scores(self._store)
+        # Another driver scores what it has trained.
+        waiting = [r for r in self._ledger.compared() if r.number not in done and self._segments.is_here(r)]
         score_on_test(
-            # Another driver scores what it has trained.
-            [r for r in self._ledger.compared() if r.number not in done and self._segments.is_here(r)],
+            sorted(waiting, key=lambda record: bool(record.baseline)),  # where time is short, designs come first
             executor=self._executor,
             store=self._store,
             folder=self._folder,
             make_segment=self._segments.test_of,
-            goes_on=lambda: not self._should_stop() and self._clock.seconds_left() != 0,
+            goes_on=lambda record: not self._should_stop() and self._segments.has_time_to_check(record),
         )
 
     def _go_on(self, results: Sequence[SegmentResult]) -> None:
@@ -138,6 +154,9 @@ class SearchLoop:
         What results brought is made durable first. Then what it means and who comes next is written in one append, and
         only then workers and people hear of it.
         """
+        chosen = self._executor.now()
+        for result in results:
+            self._clock.came_back(result)
         write_results(self._folder, results, n_full_examples=self._plan.n_full_examples)
         with self._store.together():
             for result in results:
@@ -146,10 +165,11 @@ class SearchLoop:
             batch, more = self._next_batch()
         while True:
             # What takes longest decides when all are done, and workers that must first start up take what comes last.
-            self._send_out(sorted(batch, key=self._segments.seconds_left_of, reverse=True))
+            self._send_out(sorted(batch, key=self._segments.seconds_left_of, reverse=True), chosen)
             self._tell()
             if not more:
                 break
+            chosen = self._executor.now()
             batch, more = self._next_batch()
         if self._ending():
             self._trials.interrupt(self._trials.ready, "the search ended")
@@ -173,12 +193,18 @@ class SearchLoop:
                 more = record is not None
         return batch, more and len(batch) < n_free
 
-    def _send_out(self, records: Sequence[TrialRecord]) -> None:
-        """Give trials to the executor; one that continues another gets a copy of its checkpoint first."""
+    def _send_out(self, records: Sequence[TrialRecord], chosen: float) -> None:
+        """Give trials to the executor; one that continues another gets a copy of its checkpoint first.
+
+        Args:
+            records: The trials.
+            chosen: When the choice of them began, on the executor's clock.
+        """
         segments = [self._segments.next_of(record) for record in records]
         copy_checkpoints(self._folder, segments)
         for segment in segments:
             self._executor.submit(segment)
+            self._clock.sent(segment.trial, chosen)
 
     def _ending(self) -> bool:
         return self._should_stop() or self._clock.training_seconds_left() == 0

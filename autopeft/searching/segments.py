@@ -1,10 +1,12 @@
 """From a trial and its checkpoint to the segment that it trains next."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from autopeft.searching.clock import Clock
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
+from autopeft.searching.pace import MARGIN
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Measured
@@ -26,6 +28,7 @@ class Segments:
         self._folder = folder
         self._ledger = ledger
         self._clock = clock
+        self._pace = ledger.pace
 
     def next_of(self, record: TrialRecord) -> Segment:
         """Return what a trial trains next, from its last whole checkpoint; the record is told where that is earlier."""
@@ -35,13 +38,30 @@ class Segments:
             self._store.update(self._ledger.put(record))
         return self._make(record, checkpoint)
 
-    def test_of(self, record: TrialRecord) -> Segment:
-        """Return the final check of a trial that trained in full."""
+    def test_of(self, record: TrialRecord, waiting: Sequence[TrialRecord] = ()) -> Segment:
+        """Return the final check of a trial that trained in full.
+
+        Args:
+            record: The trial.
+            waiting: Trials that are checked after it, and that it leaves their time.
+        """
         segment = self._make(record, self._folder.checkpoints.at(record.number, record.examples))
-        expected = self._ledger.evaluation_seconds() * self._plan.test_size
         return replace(
-            segment, stage="test", deadline_seconds=self._clock.seconds_left(), expected_seconds=expected or None
+            segment,
+            stage="test",
+            deadline_seconds=self._clock.check_seconds_left(record, waiting),
+            expected_seconds=self._pace.test_seconds(record) or None,
         )
+
+    def has_time(self, record: TrialRecord) -> bool:
+        """Return whether the time left lets a trial reach its next score, and its final check where that follows."""
+        left = self._clock.training_seconds_left((record,) if self._plan.is_last_stop(record) else ())
+        return left is None or (left > 0 and left >= MARGIN * self._seconds_until_score(record))
+
+    def has_time_to_check(self, record: TrialRecord) -> bool:
+        """Return whether a trial can be scored on the test split in the time that is left."""
+        left = self._clock.seconds_left()
+        return left is None or (left > 0 and left >= self._pace.test_seconds(record))
 
     def is_here(self, record: TrialRecord) -> bool:
         """Return whether a trial can go on, or be scored, with what this driver has in its folder."""
@@ -67,15 +87,14 @@ class Segments:
 
     def seconds_left_of(self, record: TrialRecord) -> float:
         """Predict the training that a trial has before it until its next score; 0 for all before anything is timed."""
-        full = self._ledger.calibration.train_seconds(record.estimate, record.design.quantization) or 0.0
-        return full * self._n_examples_left(record) / self._plan.n_full_examples
+        return self._pace.training_seconds(record, self._n_examples_left(record))
 
     def flops_left_of(self, record: TrialRecord) -> float:
         """Return the FLOPs of that training."""
         return record.estimate.train_flops * self._n_examples_left(record) / self._plan.n_full_examples
 
     def _n_examples_left(self, record: TrialRecord) -> int:
-        return max(0, self._stop(record) - record.examples)
+        return max(0, self._plan.next_stop(record) - record.examples)
 
     def _make(self, record: TrialRecord, checkpoint: bytes | None) -> Segment:
         return Segment(
@@ -84,7 +103,7 @@ class Segments:
             learning_rates=record.learning_rates,
             seed=record.seed,
             start=record.examples,
-            stop=self._stop(record),
+            stop=self._plan.next_stop(record),
             full=self._plan.n_full_examples,
             checkpoint=checkpoint,
             deadline_seconds=self._clock.training_seconds_left(),
@@ -97,21 +116,14 @@ class Segments:
         copies = record.estimate.base_bytes if record.baseline == "full" else 0
         return self._ledger.calibration.device_bound(record.estimate) + copies
 
+    def _seconds_until_score(self, record: TrialRecord) -> float:
+        return self.seconds_left_of(record) + self._pace.evaluation_seconds(record) + self._pace.overhead_seconds
+
     def _expected_seconds(self, record: TrialRecord) -> float | None:
         """Return what training until the next score, and the score, should take; None where no step was ever timed.
 
         Until a trial has been timed on a base of that quantization, this is a guess, and several times as much.
         """
-        calibration, quantization = self._ledger.calibration, record.design.quantization
-        speed = calibration.seconds_per_flop(quantization)
-        if speed is None:
-            return None
-        # The first segments have no evaluation to go by; FLOPs take every example to be as long as the longest.
-        by_flops = speed * record.estimate.inference_flops * self._plan.n_validation
-        seconds = self.seconds_left_of(record) + max(by_flops, self._ledger.evaluation_seconds())
-        return (seconds if calibration.is_timed(quantization) else GUESS_FACTOR * seconds) or None
-
-    def _stop(self, record: TrialRecord) -> int:
-        """Return the examples after which a trial is scored next."""
-        stops = self._plan.stops(record)
-        return stops[min(len(record.rungs), len(stops) - 1)]
+        seconds = self.seconds_left_of(record) + self._pace.evaluation_seconds(record)
+        is_timed = self._ledger.calibration.is_timed(record.design.quantization)
+        return (seconds if is_timed else GUESS_FACTOR * seconds) or None

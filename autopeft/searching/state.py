@@ -9,6 +9,7 @@ from autopeft.errors import ResultError
 from autopeft.searching.final_check import read_scores
 from autopeft.searching.folder import StudyFolder
 from autopeft.searching.storage import StudyStore
+from autopeft.spec.messages import echo
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import find_objective
 from autopeft.spec.state import StudyState
@@ -36,7 +37,7 @@ def read_state(path: str | Path, *, storage: str | None = None, store: StudyStor
     values = folder.read_description()
     in_database = values is not None and values["spec"].get("storage") is not None
     if values is None or not (in_database or folder.journal.is_file()):
-        raise ResultError(f"a study folder must hold study.json and study.journal, but {str(path)!r} does not")
+        raise ResultError(f"a study folder must hold study.json and study.journal, but {echo(str(path))} does not")
     spec = StudySpec(**values["spec"])
     if store is not None:
         return _state(folder, spec, values, store)

@@ -227,9 +227,23 @@ class TrialRecord:
         return tuple(event for event in events if event is not None)
 
     @property
+    def is_over_budget(self) -> bool:
+        """Return whether its estimate exceeds a limit; only a baseline is trained all the same, as a reference."""
+        return any(value > 0 for value in self.excess.values())
+
+    @property
     def is_reference(self) -> bool:
-        """Return whether it is no design of the search: never on the front, and no budget applies to it."""
+        """Return whether it is no design of the search: never on the front, whatever the budget says."""
         return self.baseline in ("base", "full")
+
+    @property
+    def has_started(self) -> bool:
+        """Return whether it, the last trial of its chain, stands for a proposed design that began to train.
+
+        One that was cut short before its first step did not: it waits, and counts once it trains.
+        """
+        waits = self.outcome is Outcome.INTERRUPTED and not self.examples
+        return not self.baseline and self.outcome is not Outcome.INFEASIBLE and not waits
 
     def describe(self) -> str:
         """Say what was trained, in words."""

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from autopeft.errors import ResultError
-from autopeft.results.plots import cost_ticks, draw_front
+from autopeft.results.drawing import cost_ticks
+from autopeft.results.plots import draw_front
 from autopeft.results.result import SearchResult
+from autopeft.results.summary import unchecked_words
 from autopeft.searching.pareto import pareto_front
 from autopeft.spec.design import Design
 from autopeft.spec.state import StudyState
@@ -83,6 +85,24 @@ def test_a_study_without_a_front_can_be_saved(build: Builder) -> None:
     assert json.loads(result.save()["front"].read_text())["designs"] == []
     assert "There is no front" in result.summary()
     assert "interrupted" in result.summary()
+
+
+def test_what_the_time_did_not_allow_is_said(build: Builder) -> None:
+    for params, skill in ((1000, 0.6), (2000, 0.9)):
+        build.add(lora(2), params=params, skill=skill, tested=True)
+    build.add(lora(4), params=3000, outcome=Outcome.INTERRUPTED, share=0.0)
+    state = replace(build.state(), tests={})
+    assert "Time is up" not in SearchResult(state).summary()
+    assert "no test score" not in SearchResult(state).summary(), "nothing says that there is a test split"
+    state = replace(state, facts={**state.facts, "n_test": 800})
+    result = SearchResult(state, time_is_up=True)
+    text = result.summary()
+    assert "Time is up: 2 of 64 designs started; the same command goes on" in text
+    assert "2 of 2 designs of the front have no test score yet; the same command checks them." in text
+    assert "Time is up: 2 of 64" in result.report(build.folder / "report.html").read_text()
+    some = replace(state, tests={0: build.tests[0]})
+    assert "1 of 2 designs of the front has no test score yet; the same command checks it." in unchecked_words(some)
+    assert not unchecked_words(replace(state, tests=dict(build.tests)))
 
 
 def test_export_copies_the_adapter(result: SearchResult, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autopeft.executors.simulated import SimulatedExecutor
-from autopeft.searching.forecast import expected
+from autopeft.searching.forecast import Expected, expected, pass_rates
 from autopeft.searching.plan import Baseline
 from autopeft.spec.cost import Measured
 from autopeft.spec.design import Design
@@ -39,13 +39,27 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
 
 
 def test_expected_training_is_that_of_a_thousand_designs() -> None:
-    rules = EarlyStopping(rungs=(0.2, 0.5), eta=5)
+    rules, rates = EarlyStopping(rungs=(0.2, 0.5), eta=5), (0.2, 0.2)
     # 1000 reach a fifth of the training, 200 the half and 40 the end.
-    assert expected(rules).share == pytest.approx((1000 * 0.2 + 200 * 0.3 + 40 * 0.5) / 1000)
-    assert expected(rules).n_evaluations == pytest.approx((1000 + 200 + 40) / 1000)
-    assert expected(rules, start=0.3).share == pytest.approx(0.2 + 0.5 / 5)
-    assert expected(None, start=0.25).share == 0.75
-    assert expected(rules, start=1.0).share == 0.0
+    begun = expected(rules, rates=rates)
+    assert begun.share == pytest.approx((1000 * 0.2 + 200 * 0.3 + 40 * 0.5) / 1000)
+    assert begun.n_segments == pytest.approx((1000 + 200 + 40) / 1000)
+    assert begun.full == pytest.approx(40 / 1000)
+    scored = expected(rules, rates=rates, after=0)
+    assert scored.share == pytest.approx((200 * 0.3 + 40 * 0.5) / 1000)
+    assert scored.full == begun.full
+    assert expected(rules, rates=rates, after=2) == Expected(share=0.0, n_segments=0.0, full=1.0)
+    assert expected(None) == Expected(share=1.0, n_segments=1.0, full=1.0)
+
+
+def test_the_share_that_passes_a_rung_follows_what_is_seen() -> None:
+    rules = EarlyStopping(rungs=(0.2, 0.5), eta=4)
+    few, many = pass_rates(rules), pass_rates(rules, [(100, 60), (0, 0)])
+    assert few[0] == few[1] > 1 / 4, "strata round up, and some are promoted late"
+    assert many[0] == pytest.approx(0.6, abs=0.03)
+    assert many[1] == few[1]
+    assert pass_rates(EarlyStopping(eta=1.1)) == [1.0, 1.0]
+    assert pass_rates(None) == []
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

@@ -81,11 +81,12 @@ def test_the_next_one_is_what_a_look_at_all_of_them_says(bench: Bench, longest_f
 
 def test_what_another_driver_left_without_files_here_waits_apart(bench: Bench) -> None:
     numbers = random.Random(0)
-    records = [cut_short(bench, i, numbers, driver="another" if i % 2 else "") for i in range(6)]
+    records = [cut_short(bench, i, numbers, driver="another" if i % 2 else "", examples=500) for i in range(6)]
+    records.append(cut_short(bench, 6, numbers, driver="another", examples=0))  # it made no step: it needs no file
     bench.folder.checkpoints.save(3, 500, b"of another driver, in the same folder")
     many = Many(bench, records, longest_first=False)
-    here = [many.interrupted.take(here=True) for _ in range(5)]
-    assert [None if r is None else r.number for r in here] == [0, 2, 3, 4, None]
+    here = [many.interrupted.take(here=True) for _ in range(6)]
+    assert [None if r is None else r.number for r in here] == [0, 2, 3, 4, 6, None]
     assert [r.number for r in iter(lambda: many.interrupted.take(here=False), None)] == [1, 5]
 
 

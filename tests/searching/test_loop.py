@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from autopeft.errors import BudgetError, DesignError, SearchError
 from autopeft.searching.final_check import read_scores
-from autopeft.searching.pareto import pareto_front
+from autopeft.searching.pareto import compared, pareto_front
 from autopeft.searching.plan import Baseline
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
@@ -128,6 +128,26 @@ def test_baselines_train_in_full_first_and_do_not_count(bench: Bench) -> None:
     assert records[0].outcome is records[1].outcome is Outcome.COMPLETE
     assert records[0].rungs == ()
     assert len(started(records)) == 6
+
+
+def test_a_yardstick_over_the_budget_is_trained_as_a_reference_and_never_on_the_front(bench: Bench) -> None:
+    yardstick = Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": ["query", "value"]}}]})
+    baseline = Baseline(name="yardstick", design=yardstick, learning_rates={"head": 1e-3, "lora": 1e-3})
+    limits = {"trainable_params": cost(yardstick, bench.model).trainable_params - 1}
+    records = bench.run(KnownWorker(bench.model), n_trials=6, baselines=(baseline,), limits=limits).records()
+    assert records[0].outcome is Outcome.COMPLETE
+    assert records[0].is_over_budget
+    assert records[0] not in pareto_front(records, bench.objectives)
+    assert records[0] in compared(records, bench.objectives), "its test score stands beside the front's"
+    assert not any(r.is_over_budget for r in started(records)), "designs are held to the budget"
+
+
+def test_a_yardstick_that_the_device_has_no_room_for_is_left_out(bench: Bench) -> None:
+    yardstick = Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": ["query", "value"]}}]})
+    baseline = Baseline(name="yardstick", design=yardstick, learning_rates={"head": 1e-3, "lora": 1e-3})
+    estimate = cost(yardstick, bench.model)
+    assert baseline.refusal(estimate, None) == baseline.refusal(estimate, estimate.device_bytes) == ""
+    assert "and the device has" in baseline.refusal(estimate, estimate.device_bytes - 1)
 
 
 def test_failures_are_told_apart_and_the_study_goes_on(bench: Bench) -> None:

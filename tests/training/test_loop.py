@@ -269,8 +269,8 @@ def test_the_deadline_is_kept(
     seconds = time.perf_counter() - started
     assert result.status is SegmentStatus.INTERRUPTED
     assert result.losses
-    assert result.scores, "the evaluation's time was kept free"
-    assert 0.75 < seconds <= 1.5
+    assert not result.scores, "it is at no rung: a score would be compared with nothing, and take time"
+    assert 0.75 < seconds <= 1.5 - 0.03, "the time of an evaluation was kept free"
     late = worker.run(segment(start=result.examples, checkpoint=result.checkpoint, deadline_seconds=0.0))
     assert (late.status, late.losses, late.scores) == (SegmentStatus.INTERRUPTED, (), {})
     assert late.checkpoint == result.checkpoint
