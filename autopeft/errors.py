@@ -1,12 +1,32 @@
 """Every error that autopeft raises on purpose.
 
 Each is also the standard-library error that a caller would expect, takes one message, and survives
-pickling. A message says the rule, the value that broke it, and the way out.
+pickling. A message says the rule, the value that broke it, and the way out. It fits on a screen.
 """
+
+MAX_MESSAGE = 1500
+"""Characters of a message: about a screen."""
+_LEFT_OUT = " ... [{:,} characters left out] ... "
 
 
 class AutopeftError(Exception):
-    """Base of all errors that autopeft raises on purpose."""
+    """Base of all errors that autopeft raises on purpose.
+
+    Args:
+        message: In one line. Of a very long one the middle is left out: the rule stands at the beginning, and the way
+            out at the end.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_on_a_screen(message))
+
+
+def _on_a_screen(message: str) -> str:
+    if len(message) <= MAX_MESSAGE:
+        return message
+    kept = MAX_MESSAGE - len(_LEFT_OUT) - 10
+    start = kept * 2 // 3
+    return message[:start] + _LEFT_OUT.format(len(message) - kept) + message[start - kept :]
 
 
 class DesignError(AutopeftError, ValueError):

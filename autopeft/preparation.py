@@ -1,18 +1,20 @@
 """From what a study asks to what a search needs, with every mistake found before a design is trained."""
 
 import importlib.metadata
-import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autopeft.errors import BudgetError, DesignError, SpaceError, StudyError, StudyMismatchError
+from autopeft.errors import DesignError, SpaceError, StudyError, StudyMismatchError
 from autopeft.estimation.costing import Costing
 from autopeft.estimation.estimator import Estimator
+from autopeft.estimation.rehearsal import require_estimates
 from autopeft.executors.base import Site
 from autopeft.executors.local import ThisProcess
+from autopeft.limits import check_some_design_fits, settle_limits
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import find_licence, locate, travelling_files
 from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
@@ -20,7 +22,7 @@ from autopeft.searching.hypervolume import FACT as HYPERVOLUME
 from autopeft.searching.hypervolume import make_box
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.spec.block import is_foreign, make_block, require_kinds
-from autopeft.spec.cost import Budget, Workload, excess, format_cost
+from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.impossible import leave_out_impossible, outside_content
 from autopeft.spec.learning_rates import HEAD, default_learning_rate
@@ -30,12 +32,17 @@ from autopeft.spec.objective import COSTS, find_objective
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
+from autopeft.spec.yardstick import fit_yardstick
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.tasks.prepare import prepare
 from autopeft.training.device import choose_training, memory_bytes, timed_design
 from autopeft.training.plan import workload
 from autopeft.training.worker import WorkerSetup
 
+REPORT_SECONDS = 10.0
+"""What is kept back of a time limit for writing the report: it takes 5 s on a slow core, most of it to import plots."""
+REPORT_SHARE = 0.1
+"""Of a time limit, where that is less."""
 PACKAGES = ("autopeft", "torch", "transformers", "peft", "optuna", "bitsandbytes", "datasets")
 
 
@@ -45,7 +52,7 @@ class PreparedStudy:
 
     Attributes:
         space: What is searched: the space that was asked for, without what the model cannot have.
-        space_notes: What that changed.
+        space_notes: What that changed, and what the measurement of the device has to say.
         step_seconds: Measured seconds of a training step by `precision/kernel`.
         licence: Of the base model, as its folder states it; None where it states none.
         box: Ideal and reference point of the hypervolume, as an earlier run of the study fixed them.
@@ -128,12 +135,14 @@ class PreparedStudy:
             n_full_examples=self.workload.n_examples,
             n_trials=self.spec.n_trials,
             timeout_seconds=self.spec.timeout,
+            closing_seconds=closing_seconds(self.spec.timeout),
             halving=self.spec.halving,
             baselines=self._baselines(),
             seed=self.spec.seed,
             test=len(self.data.test) > 0,
             test_size=len(self.data.test) / len(self.data.validation),
             n_validation=len(self.data.validation),
+            mean_length=self.workload.n_train_tokens / self.workload.n_examples / self.workload.max_tokens,
             device=self.device,
             memory_bytes=self.memory_bytes,
             seconds_per_flop=self.seconds_per_flop(),
@@ -208,15 +217,20 @@ class PreparedStudy:
             )
             for rate in self._full_rates()
         )
-        if self.spec.yardstick is None:
+        design = fit_yardstick(self.spec.yardstick, self.model)
+        if design is None:
             return (least, *full)
-        design = Design.from_dict(self.spec.yardstick).resolve(self.model)
         rates |= {kind: default_learning_rate(kind) for kind in design.kinds}
         return (Baseline(name="yardstick", design=design, learning_rates=rates), least, *full)
 
     def _full_rates(self) -> tuple[float, ...]:
         wanted = self.spec.full_fine_tuning
         return ((default_learning_rate("full"),) if wanted else ()) if isinstance(wanted, bool) else wanted
+
+
+def closing_seconds(timeout: float | None) -> float:
+    """Return what is kept back of a time limit for the report."""
+    return REPORT_SECONDS if timeout is None else min(REPORT_SECONDS, REPORT_SHARE * timeout)
 
 
 def prepare_study(
@@ -226,6 +240,7 @@ def prepare_study(
     space: SearchSpace | None = None,
     folder: StudyFolder | None = None,
     site: Site | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> PreparedStudy:
     """Read and check everything that a study names.
 
@@ -235,6 +250,7 @@ def prepare_study(
         space: The space itself, where it is in memory; `spec.space` otherwise.
         folder: Where the study may have run before; what was chosen then is used again.
         site: Where designs will train, and speed is measured; here by default.
+        on_stage: Called with what is being done, in words.
 
     Raises:
         StudyError, ModelError, DataError, SpaceError, BudgetError: What the study names cannot be used.
@@ -242,6 +258,7 @@ def prepare_study(
     """
     site = site or ThisProcess()
     metric = _metric(spec)
+    on_stage("reading the data")
     model_folder = locate(spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     if space is None:
         space = SearchSpace.load(spec.space) if isinstance(spec.space, str) else SearchSpace.from_dict(spec.space)
@@ -256,20 +273,23 @@ def prepare_study(
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
+    on_stage("building the model without its weights")
     head = find_task(spec.task).head(prepared_data.labels)
     meta = build_meta(spec.model, head, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     space, space_notes = leave_out_impossible(space, meta.summary)
     space.check(meta.summary)
+    fit_yardstick(spec.yardstick, meta.summary)
+    require_estimates(meta)
     if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
         site.call(require_kinds, foreign)
     for name, files in _travelling(spec, space, meta.summary).items():
         site.take_along(name, files)
-    limits = Budget(spec.budget).resolve(meta.summary)
     known = None if folder is None else folder.read_description()
     training, step_seconds = spec.training, {}
     if known is not None:
         training, step_seconds = Training(**known["training"]), known["facts"]["step_seconds"]
     else:
+        on_stage("timing training steps to choose kernel and precision")
         choice = site.call(
             choose_training,
             spec.model,
@@ -279,7 +299,25 @@ def prepare_study(
             trust_remote_code=spec.trust_remote_code,
         )
         training, step_seconds = choice.training, choice.step_seconds
+        space_notes += choice.notes
+    on_stage("estimating what the smallest designs cost")
     load = workload(prepared_data, training)
+    estimator = Estimator(
+        build_meta(
+            spec.model,
+            head,
+            kernel=training.kernel,  # type: ignore[arg-type]  # resolved: no "auto" is left
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+        ),
+        workload=load,
+        precision=training.precision,  # type: ignore[arg-type]
+        kernel=training.kernel,  # type: ignore[arg-type]
+        device=training.device.partition(":")[0],
+        n_threads=site.n_threads,
+        optimizer=training.optimizer,
+        checkpointing=training.checkpointing,
+    )
     study = PreparedStudy(
         spec=spec,
         space=space,
@@ -287,25 +325,10 @@ def prepare_study(
         data=prepared_data,
         model=meta.summary,
         training=training,
-        limits=limits,
+        limits=settle_limits(spec, meta.summary, estimator, known),
         metric=metric,
         workload=load,
-        estimator=Estimator(
-            build_meta(
-                spec.model,
-                head,
-                kernel=training.kernel,  # type: ignore[arg-type]  # resolved: no "auto" is left
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
-            ),
-            workload=load,
-            precision=training.precision,  # type: ignore[arg-type]
-            kernel=training.kernel,  # type: ignore[arg-type]
-            device=training.device.partition(":")[0],
-            n_threads=site.n_threads,
-            optimizer=training.optimizer,
-            checkpointing=training.checkpointing,
-        ),
+        estimator=estimator,
         step_seconds=step_seconds,
         licence=find_licence(model_folder),
         box=None if known is None else known["facts"].get(HYPERVOLUME),
@@ -313,9 +336,7 @@ def prepare_study(
     )
     if known is not None and folder is not None:
         _check_same(known["fingerprints"], study.fingerprints(), folder)
-    if spec.yardstick is not None:
-        Design.from_dict(spec.yardstick).check(meta.summary)
-    _check_budget(study)
+    check_some_design_fits(study.smallest(), study.limits, estimator)
     return study
 
 
@@ -371,27 +392,3 @@ def _difference(was: Any, value: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:12]}…"
-
-
-def _check_budget(study: PreparedStudy) -> None:
-    """Raise `BudgetError` where not even the smallest design of the space fits, `SpaceError` where no input does."""
-    candidates = study.smallest()
-    if not study.limits:
-        return
-    best: tuple[float, str] | None = None
-    for design in candidates:
-        if study.estimator.trainable_params(design) > study.limits.get("trainable_params", math.inf) and best:
-            break
-        estimate = study.estimator(design)
-        over = excess(study.limits, estimate)
-        name = max(over, key=lambda limit: over[limit])
-        if over[name] <= 0:
-            return
-        message = (
-            f"some design of the space must fit the budget, but the smallest one, {design.describe()}, has "
-            f"{name} {format_cost(name, estimate.cost(name))} ({estimate.cost(name):,}), and the limit is "
-            f"{format_cost(name, study.limits[name])} ({study.limits[name]:,}); raise budget.{name}"
-        )
-        best = min(best or (over[name], message), (over[name], message))
-    if best is not None:
-        raise BudgetError(best[1])

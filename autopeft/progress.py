@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from autopeft.spec.event import Callback, Event, EventKind
 from autopeft.spec.trial import Outcome
@@ -48,6 +49,26 @@ def show_progress(wanted: bool | None, console: Console | None = None) -> Iterat
                 )
 
             yield show
+
+
+@contextmanager
+def show_stages(wanted: bool | None, console: Console | None = None) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is being prepared, in one line that changes; nothing where no line can change.
+
+    Args:
+        wanted: False shows nothing.
+        console: Where; standard error by default.
+    """
+    console = console or Console(stderr=True)
+    if wanted is not False and console.is_jupyter:
+        display = importlib.import_module("IPython.display").display
+        line = display({"text/plain": "preparing"}, raw=True, display_id=True)
+        yield lambda text: line.update({"text/plain": text}, raw=True)
+    elif wanted is not False and console.is_terminal:
+        with console.status("preparing") as status:
+            yield lambda text: status.update(escape(text))
+    else:
+        yield lambda _: None
 
 
 def _in_notebook() -> Callback:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autopeft.progress import call_each, event_values, show_progress, write_events, write_log
+from autopeft.progress import call_each, event_values, show_progress, show_stages, write_events, write_log
 from autopeft.spec.event import Event, EventKind, Progress
 from autopeft.spec.trial import Outcome, RungScore, Verdict
 from tests.results.generated import Builder, lora
@@ -54,6 +54,19 @@ def shown(events: list[Event], wanted: bool | None, *, terminal: bool) -> str:
         for event in events:
             show(event)
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "terminal", "is_shown"), [(None, True, True), (True, False, False), (False, True, False)]
+)
+def test_stages_of_a_preparation_are_shown_where_a_line_can_change(
+    wanted: bool | None, terminal: bool, is_shown: bool
+) -> None:
+    file = io.StringIO()
+    with show_stages(wanted, Console(file=file, force_terminal=terminal, width=200)) as on_stage:
+        on_stage("costs of [3] of 8 random designs")
+    assert ("costs of [3] of 8 random designs" in file.getvalue()) == is_shown
+    assert is_shown or file.getvalue() == ""
 
 
 def test_without_a_terminal_only_who_asks_sees_lines(events: list[Event]) -> None:

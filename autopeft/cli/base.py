@@ -1,11 +1,15 @@
 """What all commands share: exit codes, and errors in one line."""
 
+import errno
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
+
+from autopeft.spec.messages import echo
 
 EXIT_CODES = """\b
 Exit codes:
@@ -22,6 +26,9 @@ Exit codes:
 OK, DISAGREES, BAD_REQUEST, OVER_BUDGET, EMPTY_FRONT, FAILED, NOT_WRITTEN = 0, 1, 2, 3, 4, 5, 6
 INTERRUPTED, TERMINATED = 130, 143
 
+_PLACES = (errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+"""Errors of the system that are about the place that somebody named."""
+
 P = ParamSpec("P")
 
 
@@ -30,8 +37,9 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from autopeft.errors import AutopeftError, BudgetError, SearchError, StorageError
+        from autopeft.errors import AutopeftError, BudgetError, ExecutorError, SearchError, StorageError
 
+        is_search = command.__name__ == "search"
         try:
             command(*args, **kwargs)
         except AutopeftError as error:
@@ -39,17 +47,46 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
             code = {BudgetError: OVER_BUDGET, SearchError: FAILED, StorageError: NOT_WRITTEN}.get(
                 type(error), BAD_REQUEST
             )
+            if is_search and isinstance(error, ExecutorError | StorageError):
+                click.secho(f"the same command is: {this_command()}", err=True)
             sys.exit(code)
+        except OSError as error:
+            if error.errno not in _PLACES or error.filename is None:
+                raise
+            click.secho(f"error: {echo(str(error.filename))}: {error.strerror}; give another place", fg="red", err=True)
+            sys.exit(BAD_REQUEST)
         except KeyboardInterrupt:
-            click.secho("interrupted", err=True)
+            click.secho(f"interrupted{f'; resume with: {this_command()}' if is_search else ''}", err=True)
             sys.exit(INTERRUPTED)
 
     return run
+
+
+_ARGUMENTS = "autopeft.arguments"
+
+
+class CommandLine(click.Group):
+    """The group of all commands; it remembers what was typed."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Keep the arguments, which parsing takes apart."""
+        typed = tuple(args)
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_ARGUMENTS] = typed
+        return context
+
+
+def this_command() -> str:
+    """Return the command that runs as one would type it in a shell, with every option that was given."""
+    context = click.get_current_context(silent=True)
+    return shlex.join(["autopeft", *(context.meta.get(_ARGUMENTS, ()) if context else ())])
 
 
 def pairs(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
     """Read what a repeated option such as `--columns text=review` says."""
     for text in texts:
         if "=" not in text:
-            raise click.BadParameter(f"{text!r} is not {form}", param_hint=option)
+            raise click.BadParameter(f"{echo(text)} is not {form}", param_hint=option)
     return dict(text.split("=", 1) for text in texts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autopeft.cli.base import explain_errors, pairs
+from autopeft.spec.messages import echo
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ def _read_memory(_context: click.Context, _parameter: click.Parameter, text: str
     try:
         n_bytes = parse_bytes(float(text) if text.isdigit() else text)
     except ValueError as error:
-        raise click.BadParameter(f"{error}, but got {text!r}") from None
+        raise click.BadParameter(f"{error}, but got {echo(text)}") from None
     if n_bytes < 1:
-        raise click.BadParameter(f"must be above 0, but got {text!r}")
+        raise click.BadParameter(f"must be above 0, but got {echo(text)}")
     return n_bytes
 
 
@@ -92,8 +93,9 @@ class _Question:
     multiple=True,
     metavar="COST=AMOUNT",
     callback=_read_budget,
-    help="What --space is held against, such as peak_memory=8GiB or trainable_params=2% (may be repeated). A peak is "
-    "that of tensors; --fit takes what CUDA's allocator reserves, which is more.",
+    help="What --space is held against, such as peak_memory=8GiB, trainable_params=2% or, relative to the default "
+    "yardstick of studies, 'peak_memory=0.9x yardstick' (may be repeated). A peak is that of tensors; --fit takes what "
+    "CUDA's allocator reserves, which is more.",
 )
 @click.option(
     "--fit",
@@ -143,9 +145,9 @@ def estimate(
     trust_remote_code: bool,
     **values: Any,
 ) -> None:
-    """Say what designs on MODEL would cost to train, without weights and without training, unless it is to measure.
+    """Say what designs on MODEL would cost, before anything is trained.
 
-    MODEL is a hub id or a folder; a config.json is enough.
+    MODEL is a hub id or a folder; a config.json is enough. Weights are loaded with --measure alone.
     """
     _check_options(design, spaces, samples, budget.limits, memory_bytes, plot)
     if measure and memory_bytes is not None:
@@ -223,7 +225,7 @@ def _read_design(text: str) -> Any:
         except (OSError, ValueError) as error:
             reason = f"not UTF-8: {error}" if isinstance(error, ValueError) else error.strerror
             raise DesignError(
-                f"--design must be a JSON object, or a file that holds one, but got {text!r} ({reason})"
+                f"--design must be a JSON object, or a file that holds one, but got {echo(text)} ({reason})"
             ) from None
     try:
         values = json.loads(text)
@@ -264,9 +266,16 @@ def _show_design(question: _Question, design: Any, plot: str | None) -> None:
 def _show_sample(question: _Question, space: Any, n_samples: int, seed: int, budget: Any) -> None:
     from autopeft.costs.sample import sample_costs
     from autopeft.costs.tables import sample_table
+    from autopeft.spec.design import Design
+    from autopeft.spec.yardstick import DEFAULT_YARDSTICK, fit_yardstick
 
-    limits = budget.resolve(question.costs.summary)
+    def yardstick() -> Any:
+        return question.costs.estimate(
+            fit_yardstick(DEFAULT_YARDSTICK, question.costs.summary) or Design(), question.setting
+        )
+
     with _progress() as progress:
+        limits = budget.resolve(question.costs.summary, yardstick)
         sample = sample_costs(
             question.costs,
             space,

@@ -39,6 +39,7 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
     if descriptor is not None:
         _serve_beside(Path(folder), socket.socket(fileno=descriptor))
         return
+    click.echo(f"loading Optuna Dashboard and the study in {folder}", err=True)
     from autopeft.results.dashboard import StudyApp
     from autopeft.results.dashboard_server import LOOPBACK, Server, url
 
@@ -52,7 +53,7 @@ def dashboard(folder: str, port: int | None, host: str | None, descriptor: int |
                 "password; without --host, this machine alone can",
                 err=True,
             )
-        click.echo(f"{url(listening)}  (Ctrl-C ends it)")
+        click.echo(f"{url(listening)}  (ready; Ctrl-C ends it)")
         Server(listening, app, host or LOOPBACK).serve_forever()
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, TERMINATED, explain_errors
+from autopeft.cli.base import EMPTY_FRONT, INTERRUPTED, TERMINATED, explain_errors, this_command
 from autopeft.cli.dashboard import PORT, beside
 from autopeft.spec.cost import format_limits
 from autopeft.spec.location import is_uri
 from autopeft.spec.storage_url import password_of
 
 if TYPE_CHECKING:
-    from autopeft.outlook import DryRun
     from autopeft.preparation import PreparedStudy
     from autopeft.results.result import SearchResult
 
@@ -70,7 +69,6 @@ def search(
     from rich.console import Console
 
     from autopeft.api import run_study
-    from autopeft.outlook import DryRun
     from autopeft.results.result import SearchResult
     from autopeft.searching.folder import StudyFolder
     from autopeft.spec.study import load_study
@@ -78,22 +76,20 @@ def search(
     spec = load_study(study, (*overrides, *_where(executor, address, workers)))
     console = Console()
     if dry_run:
-        answer = run_study(spec, dry=True)
-        assert isinstance(answer, DryRun)
-        _print_dry_run(answer)
+        click.echo(run_study(spec, dry=True))
         return
     with ExitStack() as stack:
         if dashboard or dashboard_port is not None:
             folder = StudyFolder.at(spec.location, spec.work_dir).path
             password = None if spec.storage is None else password_of(spec.storage)
             address = stack.enter_context(beside(folder, dashboard_port, password=password))
-            console.print(f"dashboard {address}  (for as long as the search runs)", highlight=False)
+            console.print(f"dashboard {address}  (in some seconds, for as long as the search runs)", highlight=False)
         console.print(f"checking {study}", highlight=False)
         result = run_study(spec, progress=True, on_ready=_print_ready)
     assert isinstance(result, SearchResult)
     _print_result(console, result)
     if result.interrupted:
-        click.secho(f"stopped; resume with: autopeft search {study}", fg="yellow")
+        click.secho(f"stopped; resume with: {this_command()}", fg="yellow")
         sys.exit(TERMINATED if result.stopped_by is signal.SIGTERM else INTERRUPTED)
     if not len(result.front):
         sys.exit(EMPTY_FRONT)
@@ -122,19 +118,8 @@ def _print_ready(study: "PreparedStudy") -> None:
     click.echo(f"space   {study.space.name}: {study.space.size(study.model):,} designs, learning rates besides")
     for note in study.space_notes:
         click.echo(f"        {note}")
-    click.echo(f"budget  {format_limits(study.limits)}")
+    click.echo(f"budget  {format_limits(study.limits, study.spec.budget)}")
     click.echo(f"device  {training.device}, {training.precision}, {training.kernel} attention")
-
-
-def _print_dry_run(answer: "DryRun") -> None:
-    from autopeft.spec.units import format_seconds
-
-    click.echo(f"space     {answer.size:,} designs, learning rates besides")
-    click.echo(f"budget    {format_limits(answer.limits)}")
-    click.echo(f"feasible  {answer.feasible_share:.0%} of {answer.n_drawn} random designs")
-    click.echo(f"time      about {format_seconds(answer.predicted_seconds)} on one worker")
-    for note in answer.notes:
-        click.echo(f"note      {note}")
 
 
 def _print_result(console: Any, result: "SearchResult") -> None:

@@ -16,7 +16,7 @@ from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.space import SearchSpace
-from autopeft.spec.study import DEFAULT_YARDSTICK
+from autopeft.spec.yardstick import DEFAULT_YARDSTICK, fit_yardstick
 
 STORAGES: tuple[Quantization, ...] = ("none", "int8", "nf4")
 """How the base may be stored; `fp4` takes the bytes of `nf4`, and `nf4-dq` nearly so."""
@@ -189,10 +189,10 @@ def _legal_spaces(costs: ModelCosts, spaces: Sequence[SearchSpace]) -> tuple[lis
 
 def _known_designs(costs: ModelCosts, setting: Setting) -> list[Design]:
     """Return the head alone, where it trains, and the default LoRA, each over every storage of the base."""
-    default = Design.from_dict(DEFAULT_YARDSTICK)
+    default = fit_yardstick(DEFAULT_YARDSTICK, costs.summary)
     estimator = costs.at(setting)
     made = []
-    for blocks in ((), default.blocks):
+    for blocks in ((), default.blocks if default else ()):
         for quantization in STORAGES:
             design = Design(blocks=blocks, quantization=quantization).resolve(costs.summary)
             if _is_legal(costs, design) and (blocks or estimator.trainable_params(design)):

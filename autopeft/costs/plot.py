@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 from autopeft.errors import DesignError
 from autopeft.estimation.explanation import Explanation
 from autopeft.estimation.tracker import CATEGORIES, Category
+from autopeft.spec.messages import echo
 from autopeft.spec.units import format_bytes
 
 N_MODULES = 12
@@ -37,9 +38,9 @@ def check_plot_path(path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
-        raise DesignError(f"a plot must end in {', '.join(FORMATS)}, but got {str(path)!r}")
+        raise DesignError(f"a plot must end in {', '.join(FORMATS)}, but got {echo(str(path))}")
     if not target.parent.is_dir():
-        raise DesignError(f"a plot needs a folder that is there, but got {str(path)!r}; make {target.parent} first")
+        raise DesignError(f"a plot needs a folder that is there, but got {echo(str(path))}; make {target.parent} first")
     return target
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from autopeft.errors import DesignError
 from autopeft.spec.cost import Workload
-from autopeft.spec.messages import one_of
+from autopeft.spec.messages import echo, one_of
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
@@ -50,9 +50,9 @@ class Setting:
         for name in ("batch_size", "sequence_length", "n_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise DesignError(f"{name} must be a whole number >= 1, but got {name}={value!r}")
+                raise DesignError(f"{name} must be a whole number >= 1, but got {name}={echo(value)}")
         if not isinstance(self.checkpointing, bool):
-            raise DesignError(f"checkpointing must be True or False, but got {self.checkpointing!r}")
+            raise DesignError(f"checkpointing must be True or False, but got {echo(self.checkpointing)}")
         known: dict[str, tuple[Any, ...]] = {
             "dtype": get_args(Dtype),
             "optimizer": get_args(OptimizerName),

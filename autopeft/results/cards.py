@@ -9,12 +9,12 @@ from typing import Any
 from autopeft.results.comparison import Comparer
 from autopeft.results.selection import best, knee
 from autopeft.results.wording import (
-    BASELINE_MARKS,
     MISSING,
     format_difference,
     format_interval,
     format_score,
     format_share,
+    mark,
     outcome_words,
     reason_words,
     serving_words,
@@ -117,7 +117,7 @@ def make_card(comparer: Comparer, trial: TrialRecord, *, compare: bool = False) 
     return Card(
         number=trial.number,
         words=trial.describe(),
-        mark=BASELINE_MARKS.get(trial.baseline, ""),
+        mark=mark(trial),
         facts=(*_scores(state, trial), *gain, *_costs(state, trial)),
         code=code if loadable else "",
         note="" if loadable else _why_not_loadable(state, trial),

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from autopeft.results.comparison import Z_95
 from autopeft.results.diagnostics import measured, throughput, timed, trained_flops
-from autopeft.results.plots import (
+from autopeft.results.drawing import (
     FRONT_COLOR,
     FULL_COLOR,
     OTHER_COLOR,

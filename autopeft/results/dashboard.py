@@ -20,7 +20,7 @@ from optuna.study._frozen import FrozenStudy
 from autopeft.errors import MissingDependencyError, ResultError
 from autopeft.results.charts import front_chart
 from autopeft.results.dashboard_files import AdapterFiles
-from autopeft.results.dashboard_server import no_answer, not_yet
+from autopeft.results.dashboard_server import no_answer, not_yet, page_of_study
 from autopeft.results.hypervolume_chart import hypervolume_chart
 from autopeft.results.notes import study_note, trial_note
 from autopeft.searching.database import is_outage
@@ -239,7 +239,8 @@ class StudyApp:
                     path = self._folder.path
                     view = StudyView(path, spec) if spec.storage is None else DatabaseView(path, spec)
                     self._view = view
-                    self._app, self._shown = self._wsgi(view, artifact_store=AdapterFiles(self._folder)), shown
+                    page = self._wsgi(view, artifact_store=AdapterFiles(self._folder))
+                    self._app, self._shown = page_of_study(page, view.get_study_id_from_name(spec.study_name)), shown
             return self._app
 
     def _spec(self) -> StudySpec | None:

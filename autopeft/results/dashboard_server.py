@@ -19,6 +19,12 @@ OWN_NAMES = frozenset({"localhost", "127.0.0.1"})
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 DEFAULT_PORT = 8080
 _N_PORTS_TRIED = 100
+_HIDE_BUTTONS = b"""<style>
+[aria-label="delete study"], [aria-label="rename study"], [aria-label="delete artifact"],
+button:has(> .MuiButton-startIcon > [data-testid="AddBoxIcon"]) { display: none !important; }
+</style>
+"""
+"""What Optuna Dashboard has for changing studies: the last selector is the button `Create` of its list of studies."""
 
 
 def read_only(app: WSGIApplication, host: str = LOOPBACK) -> WSGIApplication:
@@ -51,6 +57,49 @@ def read_only(app: WSGIApplication, host: str = LOOPBACK) -> WSGIApplication:
         return app(environ, answer)
 
     return guarded
+
+
+def page_of_study(app: WSGIApplication, study_id: int) -> WSGIApplication:
+    """Return Optuna Dashboard opened at one study, without the buttons that would create, rename or delete one.
+
+    The guard refuses what they ask for; a page that offers them all the same would promise what it cannot do.
+
+    Args:
+        app: Optuna Dashboard.
+        study_id: What it calls the study by.
+    """
+
+    def show(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "").rstrip("/")
+        if path in ("", "/dashboard"):
+            start_response("302 Found", [("Location", f"/dashboard/studies/{study_id}"), ("Content-Length", "0")])
+            return [b""]
+        if not path.startswith("/dashboard/"):
+            return app(environ, start_response)
+        return _with_style(app, environ, start_response)
+
+    return show
+
+
+def _with_style(app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer with the page of an application, `_HIDE_BUTTONS` put into its head."""
+    begun: list[Any] = []
+
+    def begin(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], object]:
+        begun[:] = [status, headers]
+        return lambda _: None
+
+    answered = app({**environ, "HTTP_RANGE": ""}, begin)
+    body = b"".join(answered)
+    if hasattr(answered, "close"):
+        answered.close()
+    status, headers = begun
+    if status.startswith("200") and environ["REQUEST_METHOD"] == "GET":
+        body = body.replace(b"</head>", _HIDE_BUTTONS + b"</head>", 1)
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        headers.append(("Content-Length", str(len(body))))
+    start_response(status, headers)
+    return [body]
 
 
 def _names(host: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from autopeft.results.plots import FRONT_COLOR
+from autopeft.results.drawing import FRONT_COLOR
 from autopeft.searching.hypervolume import hypervolume_history
 from autopeft.spec.state import StudyState
 from autopeft.spec.units import format_seconds

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from shlex import quote
 
 from autopeft.results.wording import (
     MISSING,
@@ -39,7 +40,7 @@ def study_note(state: StudyState) -> str:
         ]
         for record in pareto_front(state.trials, state.objectives)
     ]
-    budget = ", ".join(limit_words(state.limits)) or "none"
+    budget = ", ".join(limit_words(state)) or "none"
     lines = [
         f"{_code(state.spec.model)} on {_code(state.spec.data)}; budget: {budget}.",
         outcomes_words(state.outcomes) or "No trial yet.",
@@ -62,7 +63,8 @@ def trial_note(state: StudyState, trial: TrialRecord) -> str:
         title += f": {_code(reason)}"
     lines = [_code(trial.describe()), title]
     if trial.baseline:
-        lines.append(f"A baseline: {_BASELINES[trial.baseline]}.")
+        over = ", over the budget and trained as a reference" if trial.is_over_budget else ""
+        lines.append(f"A baseline: {_BASELINES[trial.baseline]}{over}.")
     if trial.continues is not None:
         lines.append(f"Goes on from trial {trial.continues}.")
     if scores := _scores(state, trial):
@@ -73,7 +75,7 @@ def trial_note(state: StudyState, trial: TrialRecord) -> str:
     if trial.driver:
         lines.append(f"Its files are in the folder of the search {_code(trial.driver)}.")
     if trial.outcome is Outcome.COMPLETE:
-        lines.append(f"Take it with `autopeft export {state.folder} TARGET --trial {trial.number}`.")
+        lines.append(f"Take it with `autopeft export {quote(str(state.folder))} TARGET --trial {trial.number}`.")
     if trial.outcome in (Outcome.FAILED, Outcome.OUT_OF_MEMORY):
         lines.append(f"The whole error is in `{StudyFolder(state.folder).log(trial.number)}`.")
     return "\n\n".join(lines)

@@ -30,7 +30,8 @@ def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]
     known = metric_names(state)
     if metric not in known:
         raise ResultError(f"a metric that the study has scores of {one_of(known, metric)}")
-    amounts = Budget(limits).resolve(state.model)
+    yardstick = next((trial.estimate for trial in state.trials if trial.baseline == "yardstick"), None)
+    amounts = Budget(limits).resolve(state.model, None if yardstick is None else lambda: yardstick)
     scored = [trial for trial in state.trials if metric in trial.scores]
     within = [t for t in scored if all(t.estimate.cost(name) <= limit for name, limit in amounts.items())]
     objectives = (find_objective(metric), *(o for o in state.objectives if o.kind == "cost"))

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from math import isfinite
 
 from autopeft.results.comparison import Difference, interval
-from autopeft.spec.cost import format_cost
+from autopeft.spec.cost import OVER_BUDGET, Budget, format_cost
 from autopeft.spec.design import Serving
 from autopeft.spec.objective import OBJECTIVES, Objective, find_objective
+from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 
 MISSING = "–"
@@ -21,9 +22,13 @@ def label_words(name: str) -> str:
     return OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " ")
 
 
-def limit_words(limits: Mapping[str, int]) -> list[str]:
-    """Say each limit of a budget: `peak memory ≤ 240.0 MiB`."""
-    return [f"{label_words(name)} ≤ {format_cost(name, limit)}" for name, limit in limits.items()]
+def limit_words(state: StudyState) -> list[str]:
+    """Say each limit of a study's budget: `peak memory ≤ 240.0 MiB (0.9x yardstick)`."""
+    relative = Budget(state.spec.budget).relative
+    return [
+        f"{label_words(name)} ≤ {format_cost(name, limit)}" + (f" ({relative[name]})" if name in relative else "")
+        for name, limit in state.limits.items()
+    ]
 
 
 def outcome_words(outcome: Outcome) -> str:
@@ -41,10 +46,15 @@ def serving_words(trial: TrialRecord) -> str:
     return {"base": "as it is", "full": "a whole model"}.get(trial.baseline) or SERVING[trial.estimate.serving]
 
 
+def mark(trial: TrialRecord) -> str:
+    """Return what a baseline is marked with: `yardstick`, or `yardstick, over the budget`; nothing for a design."""
+    words = BASELINE_MARKS.get(trial.baseline, "")
+    return f"{words}, over the budget" if words and trial.is_over_budget else words
+
+
 def marked_words(trial: TrialRecord) -> str:
     """Say what was trained, with the baseline's mark behind it: `LoRA r=8 on query, value (yardstick)`."""
-    mark = BASELINE_MARKS.get(trial.baseline)
-    return trial.describe() + (f" ({mark})" if mark else "")
+    return trial.describe() + (f" ({mark(trial)})" if trial.baseline else "")
 
 
 def direction_words(objective: Objective) -> str:
@@ -124,7 +134,10 @@ def format_ratio(smaller: float, larger: float) -> str:
 
 
 def reason_words(record: TrialRecord, limits: Mapping[str, int]) -> str:
-    """Return why a trial ended as it did; of one whose estimate is over the budget, by how much."""
+    """Return why a trial ended as it did; of one whose estimate is over the budget, by how much.
+
+    A baseline over the budget is trained all the same: then it is said that it is a reference.
+    """
     over = [
         f"{OBJECTIVES[name].label} {format_cost(name, record.estimate.cost(name))} is {value:.0%} over the limit"
         + (f" of {format_cost(name, limits[name])}" if name in limits else "")
@@ -132,7 +145,11 @@ def reason_words(record: TrialRecord, limits: Mapping[str, int]) -> str:
         # Over a limit by what trials measured alone: the record's own reason says so.
         if value > 0 and record.estimate.cost(name) > limits.get(name, 0)
     ]
-    return "; ".join(over) if over and record.outcome is Outcome.INFEASIBLE else record.reason
+    if not over:
+        return record.reason
+    if record.outcome is Outcome.INFEASIBLE:
+        return record.reason if record.baseline and record.reason else "; ".join(over)
+    return "; ".join([*([record.reason] if record.reason else []), *over, OVER_BUDGET])
 
 
 def _signed(value: float, places: int) -> str:

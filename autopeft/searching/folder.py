@@ -93,10 +93,14 @@ class StudyFolder:
         Raises:
             StudyLockedError: Another search holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except OSError as error:
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise StorageError(
+                    f"a study needs a folder, but {self.path} is a file, or below one; give another output_dir"
+                ) from None
             raise cannot_write(self.path, error) from error
         if self._copy is not None:
             try:

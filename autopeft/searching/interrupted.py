@@ -33,7 +33,8 @@ class Interrupted:
         if record.number in self._seen:
             return
         order = -self._segments.flops_left_of(record) if self._longest_first else 0.0
-        heap = self._heaps[self._segments.is_here(record), record.design.quantization]
+        is_here = not record.has_started or self._segments.is_here(record)  # one without a step needs no checkpoint
+        heap = self._heaps[is_here, record.design.quantization]
         heappush(heap, (order, next(self._places), record))  # the second tells all apart
         self._seen.add(record.number)
 

@@ -31,14 +31,13 @@ def losses(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float,
 def eligible(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the feasible trials that trained in full: those that may stand on a front.
 
-    References are no designs: the base model as it is, and the whole model fine-tuned.
+    References are no designs: the base model as it is, and the whole model fine-tuned. A baseline that is over the
+    budget is a reference, too.
     """
     return [
         record
         for record in records
-        if record.outcome is Outcome.COMPLETE
-        and not record.is_reference
-        and all(value <= 0 for value in record.excess.values())
+        if record.outcome is Outcome.COMPLETE and not record.is_reference and not record.is_over_budget
     ]
 
 

@@ -18,7 +18,7 @@ from autopeft.searching.pareto import eligible, losses, pareto_front
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.searching.verdicts import Verdicts, place_words
 from autopeft.searching.written_front import WrittenFront, read_front
-from autopeft.spec.cost import excess, format_cost
+from autopeft.spec.cost import OVER_BUDGET, excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord, Verdict
@@ -141,19 +141,17 @@ def _budget(trial: TrialRecord, state: StudyState) -> Step:
     )
     if refused:
         over = {name: value for name, value in trial.excess.items() if value > 0}
-        # What a baseline of full fine-tuning is held against is the device's memory.
-        agrees = agrees and (bool(over) or trial.baseline == "full")
+        # What a baseline is held against is the device's memory.
+        agrees = agrees and (bool(over) or bool(trial.baseline))
         return Step(
             kind="budget", says=f"refused: {trial.reason or _costs(trial, limits, over)}", agrees=agrees, values=values
         )
-    if not trial.is_reference:
-        agrees = agrees and all(value <= 0 for value in derived.values())
+    within = all(value <= 0 for value in derived.values())
+    agrees = agrees and (within or bool(trial.baseline))
     if not derived:
         return Step(kind="budget", says="no limit applies", agrees=agrees, values=values)
-    words = "within" if agrees else "trained although it is not within"
-    return Step(
-        kind="budget", says=f"{words} the budget: {_costs(trial, limits, derived)}", agrees=agrees, values=values
-    )
+    words = "within the budget" if within else OVER_BUDGET if agrees else "trained although it is not within the budget"
+    return Step(kind="budget", says=f"{words}: {_costs(trial, limits, derived)}", agrees=agrees, values=values)
 
 
 def _costs(trial: TrialRecord, limits: Mapping[str, int], names: Mapping[str, float]) -> str:

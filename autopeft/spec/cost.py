@@ -1,15 +1,23 @@
 """What a design costs (known before training), what it cost (measured), and the limits on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autopeft.errors import BudgetError
 from autopeft.spec.design import Serving
-from autopeft.spec.messages import unknown_key
+from autopeft.spec.messages import echo, unknown_key
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS
-from autopeft.spec.units import format_bytes, format_count, format_moment, parse_bytes, parse_count, parse_share
+from autopeft.spec.units import (
+    format_bytes,
+    format_count,
+    format_moment,
+    parse_bytes,
+    parse_count,
+    parse_multiple,
+    parse_share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,36 +234,91 @@ def format_cost(name: str, value: float) -> str:
     return format_bytes(value) if name in ("peak_memory", "adapter_bytes") else format_count(value)
 
 
-def format_limits(limits: Mapping[str, int]) -> str:
-    """Write a budget for people: `trainable_params 227k, peak_memory 240.0 MiB`, or `none`."""
-    return ", ".join(f"{name} {format_cost(name, limit)}" for name, limit in limits.items()) or "none"
+def format_limits(limits: Mapping[str, int], asked: Mapping[str, str | float] | None = None) -> str:
+    """Write a budget for people: `trainable_params 227k, peak_memory 240.0 MiB (0.9x yardstick)`, or `none`.
+
+    Args:
+        limits: As amounts.
+        asked: The budget as it was asked for; what is relative to the yardstick there is said beside the amount.
+    """
+    relative = Budget(asked).relative
+    texts = [
+        f"{name} {format_cost(name, limit)}" + (f" ({relative[name]})" if name in relative else "")
+        for name, limit in limits.items()
+    ]
+    return ", ".join(texts) or "none"
 
 
-def _limit(name: str, value: str | float) -> int | float:
-    """Return bytes or a count as int, a share of the base model as float."""
+OVER_BUDGET = "over the budget, trained as a reference"
+"""What is said of a baseline that exceeds a limit."""
+YARDSTICK = "yardstick"
+"""What a limit may be a multiple of: the cost of the study's yardstick."""
+_MAX_FACTOR = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limit:
+    """A limit as it was asked for: `amount` of the unit itself, of the base model, or of the yardstick's cost."""
+
+    amount: float
+    of: Literal["", "base", "yardstick"] = ""
+
+
+def _limit(name: str, value: str | float) -> _Limit:
     try:
-        share = parse_share(value)
-        if share is not None:
-            if name != "trainable_params":
-                raise ValueError("must be an amount: only trainable_params can be a percentage, of the base model")
-            if not 0 < share <= 1000:
-                raise ValueError("must be above 0% and at most 100,000%")
-            return share
-        amount = parse_bytes(value) if name in ("peak_memory", "adapter_bytes") else parse_count(value)
+        limit = _share(name, value) or _multiple(value) or _Limit(amount=_amount(name, value))
     except (ValueError, TypeError) as error:
-        raise BudgetError(f"budget.{name} {error}, but got {value!r}") from None
-    if amount <= 0:
-        raise BudgetError(f"budget.{name} > 0 must hold, but got {value!r}")
-    return amount
+        raise BudgetError(f"budget.{name} {error}, but got {echo(value)}") from None
+    if limit.amount <= 0:
+        raise BudgetError(f"budget.{name} > 0 must hold, but got {echo(value)}")
+    return limit
+
+
+def _amount(name: str, value: str | float) -> int:
+    try:
+        return parse_bytes(value) if name in ("peak_memory", "adapter_bytes") else parse_count(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or a multiple of the yardstick's cost such as '0.9x {YARDSTICK}'") from None
+
+
+def _share(name: str, value: str | float) -> _Limit | None:
+    share = parse_share(value)
+    if share is None:
+        return None
+    if name != "trainable_params":
+        raise ValueError("must be an amount: only trainable_params can be a percentage, of the base model")
+    if not 0 < share <= _MAX_FACTOR:
+        raise ValueError("must be above 0% and at most 100,000%")
+    return _Limit(amount=share, of="base")
+
+
+def _multiple(value: str | float) -> _Limit | None:
+    multiple = parse_multiple(value)
+    if multiple is None:
+        if isinstance(value, str) and YARDSTICK in value.lower():
+            raise ValueError(f"must be written as a factor and what it multiplies, such as '0.9x {YARDSTICK}'")
+        return None
+    factor, name = multiple
+    if name != YARDSTICK:
+        raise ValueError(f"must be a multiple of the yardstick's cost, such as '0.9x {YARDSTICK}'")
+    if not 0 < factor <= _MAX_FACTOR:
+        raise ValueError(f"must be above 0x and at most {_MAX_FACTOR:,}x {YARDSTICK}")
+    return _Limit(amount=factor, of="yardstick")
 
 
 @dataclass(frozen=True, init=False)
 class Budget:
     """Limits on a design's estimate.
 
+    A limit is one of three things:
+
+    - an amount: a number, or a text such as `"8GiB"` (bytes) or `"1.5M"` (a count);
+    - for `trainable_params`, a percentage of the unquantized base model: `"2%"`;
+    - a multiple of what the study's yardstick costs: `"0.9x yardstick"`. It means the same at any precision and on any
+      kernel. The study works out the amount once, before its first trial, and keeps it.
+
     Args:
-        limits: By cost objective: a number, or a text such as `"8GiB"`, `"1.5M"`, or, for
-            `trainable_params`, `"2%"` of the unquantized base model.
+        limits: By cost objective.
 
     Raises:
         BudgetError: A name or a value is not understood.
@@ -272,12 +335,38 @@ class Budget:
             _limit(name, value)
         object.__setattr__(self, "limits", merged)
 
-    def resolve(self, model: ModelSummary) -> dict[str, int]:
-        """Return the limits as amounts on this model: bytes, or counts."""
+    @property
+    def relative(self) -> dict[str, str]:
+        """Return the limits that are multiples of the yardstick's cost, each written in one way: `0.9x yardstick`."""
+        limits = {name: _limit(name, value) for name, value in self.limits.items()}
+        return {name: f"{limit.amount:g}x {YARDSTICK}" for name, limit in limits.items() if limit.of == "yardstick"}
+
+    def resolve(self, model: ModelSummary, yardstick: Callable[[], Estimate] | None = None) -> dict[str, int]:
+        """Return the limits as amounts on this model: bytes, or counts.
+
+        Args:
+            model: The unquantized base model.
+            yardstick: Returns what the yardstick costs; called once, and only where a limit is relative to it. None
+                where there is no yardstick.
+
+        Raises:
+            BudgetError: A limit is relative to the yardstick, and there is none, or it costs nothing of that.
+        """
+        relative = self.relative
+        if relative and yardstick is None:
+            name = next(iter(relative))
+            raise BudgetError(f"budget.{name} must be an amount where there is no yardstick, but got {relative[name]}")
+        cost = yardstick() if relative and yardstick is not None else None
         resolved = {}
         for name, value in self.limits.items():
             limit = _limit(name, value)
-            resolved[name] = int(limit * model.n_parameters) if isinstance(limit, float) else limit
+            whole = {"": 1, "base": model.n_parameters, "yardstick": cost.cost(name) if cost is not None else 0}
+            resolved[name] = int(limit.amount * whole[limit.of])
+            if not resolved[name]:
+                raise BudgetError(
+                    f"budget.{name} >= 1 must hold, but {echo(value)} is less, of {whole[limit.of]:,}; "
+                    f"raise budget.{name}"
+                )
         return resolved
 
 

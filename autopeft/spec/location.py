@@ -2,8 +2,12 @@
 
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from autopeft.errors import StudyError
+from autopeft.spec.messages import echo
 
 
 def is_uri(location: str | Path) -> bool:
@@ -27,13 +31,71 @@ def check_output_dir(output_dir: str) -> str:
     return output_dir.rstrip("/")
 
 
+MAX_NAME_BYTES = 255
+"""Of a file's or a folder's name on the file systems in use, in UTF-8."""
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""What no file may be called on Windows, whatever its extension."""
+MAX_STUDY_NAME, MAX_STUDY_NAME_BYTES = 100, 200
+"""Letters of a study's name, and their bytes: a folder has that name, and what is made beside it adds to it."""
+
+
+def check_study_name(name: str) -> str:
+    """Return a study's name in its usual form, which is a folder's name on every system.
+
+    A letter with an accent can be written as one character or as two; both are the same name.
+
+    Raises:
+        ValueError: The name is empty, too long, or cannot be a folder's everywhere.
+    """
+    name = unicodedata.normalize("NFC", name)
+    n_bytes = len(name.encode(errors="replace"))
+    if not all(c.isalnum() or c in "-_." or unicodedata.category(c).startswith("M") for c in name):
+        raise ValueError("a study name is made of letters, digits, '-', '_' and '.'")
+    if not 0 < len(name) <= MAX_STUDY_NAME or n_bytes > MAX_STUDY_NAME_BYTES:
+        raise ValueError(
+            f"a study name is made of 1 to {MAX_STUDY_NAME} letters and at most {MAX_STUDY_NAME_BYTES} bytes, but "
+            f"this one has {len(name)} letters and {n_bytes} bytes"
+        )
+    if name.endswith(".") or name.partition(".")[0].upper() in _RESERVED:
+        raise ValueError(
+            "a study name is a folder's name on every system: it must not end with '.', nor be one like CON"
+        )
+    return name
+
+
+def check_path(path: str | Path) -> None:
+    """Make sure that a path can be one of a file system.
+
+    Raises:
+        StudyError: A name in it is too long, or it holds the character NUL.
+    """
+    for name in Path(path).parts:
+        if (n_bytes := len(name.encode(errors="replace"))) > MAX_NAME_BYTES or "\0" in name:
+            raise StudyError(
+                f"a name in a path has at most {MAX_NAME_BYTES} bytes and no NUL, but {echo(name)} has {n_bytes}; "
+                "give a shorter one"
+            )
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def working_folder(location: str, work_dir: str | None = None) -> Path:
     """Return the local folder of a study: its location, or where the copy of one at an address is worked on.
 
     Args:
         location: Of the study: a path or an address, which ends with the study's name.
         work_dir: Folder of working folders; without one, each address has its own in the user's cache.
+
+    Raises:
+        StudyError: It can be no path.
     """
+    check_path(location)
     if not is_uri(location):
         return Path(location)
     location = location.rstrip("/")

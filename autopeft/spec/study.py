@@ -1,7 +1,6 @@
 """A study: everything that `autopeft.search` is asked, validated, as one value."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,20 +19,15 @@ from pydantic import (
 from autopeft.errors import AutopeftError, StudyError
 from autopeft.spec.cost import Budget
 from autopeft.spec.design import Design
-from autopeft.spec.location import check_output_dir, is_uri, working_folder
-from autopeft.spec.messages import explain, first_complaint
+from autopeft.spec.location import check_output_dir, check_study_name, is_file, is_uri, working_folder
+from autopeft.spec.messages import MAX_ECHO, cut, echo, explain, first_complaint, nearest
 from autopeft.spec.objective import find_objective
 from autopeft.spec.storage_url import check_storage, without_password
 from autopeft.spec.task import DEFAULT_TASK, TASKS
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
 from autopeft.spec.yaml_file import MAX_DEPTH, YamlFile, is_too_deep, read_yaml, read_yaml_file
-
-DEFAULT_YARDSTICK: dict[str, Any] = {
-    "quantization": "none",
-    "blocks": [{"lora": {"rank": 8, "alpha": 16, "roles": ["query", "value"], "layers": "all"}}],
-}
-"""The design that most people would try first; the front is measured against it."""
+from autopeft.spec.yardstick import DEFAULT_YARDSTICK
 
 
 def _rates(value: Any) -> Any:
@@ -92,17 +86,27 @@ class StudySpec(BaseModel):
 
     Attributes:
         model: Hub id or local folder.
+        revision: Branch, tag or commit of the hub id.
+        trust_remote_code: Whether Python code that the model brings may run.
         data: Path to csv, json, jsonl, parquet or a saved data set; hub id.
         columns: Column by role, where it cannot be guessed: text, text_pair, label, group; for causal-lm text, or
             prompt and completion, or messages, and group.
+        splits: Where the training, validation and test examples come from.
+        task: What the model is trained for.
+        training: How designs are trained: length, batches, schedule, precision, device.
         metric: The quality metric that fronts and rungs use; the task's default where none is given.
         space: A name in search_spaces/, a path, or the values of a space.
         objectives: At least one quality metric and one cost; the metric and `trainable_params` where not given.
-        budget: Limits by cost objective, such as `{"trainable_params": "2%", "peak_memory": "8GiB"}`.
+        budget: Limits by cost objective, such as `{"trainable_params": "2%", "peak_memory": "8GiB"}`, or relative to
+            what the yardstick costs, `{"peak_memory": "0.9x yardstick"}`; see `autopeft.Budget`.
         n_trials: Designs that start training; refused designs and the yardstick do not count.
-        timeout: Seconds, or a text such as `2h`; None for no limit.
+        timeout: Of one call from its beginning to its end, with preparation, the final check and the report: seconds,
+            or a text such as `2h`; None for no limit. Nothing is begun that has no time to be scored.
         executor: `local` trains in this process; `ray`, or the values of `RayOptions`, in `n_workers` others.
         n_workers: Designs that train at the same time.
+        study_name: Name of the study, and of its folder in `output_dir`. The same name goes on with the same study.
+        early_stopping: Whether weak designs stop before the end: `auto`, `off`, or the values of `EarlyStopping`.
+        seed: Of the sampler, of new weights, of batch order and of dropout.
         storage: Where the record is kept: None for a journal in the study's folder; the address of a PostgreSQL
             database, `postgresql://user@host/database`, which several searches of one `study_name` share, each with
             an `output_dir` of its own; or `sqlite:///file`. A password comes from PGPASSWORD or ~/.pgpass; one in the
@@ -113,7 +117,8 @@ class StudySpec(BaseModel):
         grace_seconds: What is left after SIGTERM, as schedulers give it (Slurm and Kubernetes: 30 s): what runs is
             checkpointed within it, or the search ends as if it had been killed. Seconds, or a text such as `2m`.
         sampler: `auto` is Optuna's multi-objective TPE.
-        yardstick: A design trained besides; None for none.
+        yardstick: A design trained besides; None for none. One over the budget is trained as a reference: shown beside
+            the front and never on it.
         full_fine_tuning: Whether the whole model is trained besides, as a reference that is never on the front and
             that the budget does not apply to; it is left out where it needs more memory than the device has. A
             learning rate, or a list of them to train it once with each, in the place of `true`.
@@ -151,9 +156,7 @@ class StudySpec(BaseModel):
     @field_validator("study_name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not 0 < len(name) <= 100 or name in (".", "..") or not all(c.isalnum() or c in "-_." for c in name):
-            raise ValueError("a study name is made of 1 to 100 letters, digits, '-', '_' and '.'")
-        return name
+        return check_study_name(name)
 
     @field_validator("output_dir")
     @classmethod
@@ -210,9 +213,14 @@ class StudySpec(BaseModel):
 
     @field_validator("yardstick")
     @classmethod
-    def _yardstick_is_a_design(cls, design: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _yardstick_is_a_design(cls, design: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         if design is not None:
             Design.from_dict(design)
+        elif relative := Budget(info.data.get("budget")).relative:
+            name, text = next(iter(relative.items()))
+            raise ValueError(
+                f"a study with budget.{name}={text!r} needs a yardstick; set one, or give budget.{name} as an amount"
+            )
         return design
 
     @field_validator("executor", mode="before")
@@ -321,8 +329,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
         StudyError: The file is missing or no YAML, or a key or value is not understood.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StudyError(f"a study must be a YAML file that exists, but got {str(path)!r}")
+    if not is_file(path):
+        raise StudyError(f"a study must be a YAML file that exists, but got {echo(str(path))}")
     file = read_yaml_file(path, error=StudyError)
     values = file.plain()
     for override in overrides:
@@ -344,12 +352,12 @@ def _exists(path: Path) -> bool:
 def _override(values: dict[str, Any], text: str) -> None:
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise StudyError(f"--set takes key=value, but got {text!r}")
+        raise StudyError(f"--set takes key=value, but got {echo(text)}")
     *parents, last = name.split(".")
     if (parents and parents[0] not in StudySpec.model_fields) or (not parents and last not in StudySpec.model_fields):
-        close = get_close_matches((parents or [last])[0], StudySpec.model_fields, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise StudyError(f"--set {name} is not a known key{hint}; known keys: {', '.join(StudySpec.model_fields)}")
+        known = list(StudySpec.model_fields)
+        hint = nearest((parents or [last])[0], known)
+        raise StudyError(f"--set {cut(name, MAX_ECHO)} is not a known key{hint}; known keys: {', '.join(known)}")
     node = values
     for parent in parents:
         child = node.get(parent)

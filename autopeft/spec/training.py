@@ -16,9 +16,12 @@ class Training(BaseModel):
 
     Attributes:
         epochs: Passes over the training split of a trial that trains in full.
+        batch_size: Examples of a training step.
+        evaluation_batch_size: Examples of an evaluation step.
         max_length: Longest input in tokens; None means what the model allows, at most 512.
         warmup: Share of the full training over which the learning rate rises linearly.
         schedule: What the learning rate does after the warm-up.
+        weight_decay: Of AdamW, on matrices alone: biases, norms and scales have none.
         max_grad_norm: Gradients are clipped to this norm; None leaves them.
         precision: `auto` chooses by a short measurement, once for the study.
         kernel: Attention kernel; `auto` chooses by a short measurement, once for the study.

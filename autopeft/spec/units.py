@@ -18,6 +18,7 @@ _BYTES = {
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z%]*)", re.IGNORECASE)
+_MULTIPLE = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*x\s*([a-z_]+)", re.IGNORECASE)
 _SEVERAL = re.compile(r"(?:[0-9.]+\s*(?:d|h|min|m|s)\s*){2,}", re.IGNORECASE)
 
 
@@ -58,6 +59,12 @@ def parse_share(text: str | float) -> float | None:
     if isinstance(text, str) and text.strip().endswith("%"):
         return _parse(text.strip()[:-1], {"": 1}, "2%") / 100
     return None
+
+
+def parse_multiple(text: str | float) -> tuple[float, str] | None:
+    """Read a multiple of something that has a name: `0.9x yardstick` is (0.9, "yardstick"); anything else is None."""
+    match = _MULTIPLE.fullmatch(text.strip()) if isinstance(text, str) else None
+    return None if match is None else (float(match[1]), match[2].lower())
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,39 @@ def test_a_study_from_search_to_export(study: dict[str, Any], study_file: Path, 
     assert "error:" in output
 
 
+def test_a_hint_repeats_the_whole_command(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autopeft.api.run_study", interrupt)
+    command = [
+        "search",
+        str(study_file),
+        "--set",
+        "study_name=other",
+        "--set",
+        "columns={text: my text}",
+        "--workers=2",
+    ]
+    code, output = run(*command)
+    assert code == 130
+    assert output.splitlines()[-1] == f"interrupted; resume with: {shlex.join(['autopeft', *command])}"
+    assert shlex.split(output.splitlines()[-1])[-7:] == command
+
+
+def test_a_place_that_cannot_be_written_is_one_line(study_file: Path, tmp_path: Path) -> None:
+    for output_dir, said in (("x" * 300, "at most 255 bytes"), (str(study_file), "is a file, or below one")):
+        code, output = run("search", str(study_file), "--set", f"output_dir={output_dir}")
+        assert code in (2, 6)
+        assert said in output.splitlines()[-1] or said in output.splitlines()[-2]
+    code, output = run("status", "x" * 300)
+    assert code == 2
+    assert "at most 255 bytes" in output
+    code, output = run("predict", str(tmp_path), "--data", str(study_file), "--output", "x" * 300 + ".csv")
+    assert code == 2
+    assert "at most 255 bytes" in output
+
+
 def test_a_dry_run_says_what_would_happen(study_file: Path) -> None:
     code, output = run("search", str(study_file), "--dry-run")
     assert code == 0
@@ -95,6 +130,7 @@ def test_the_doctor_finds_this_machine_well() -> None:
     code, output = run("doctor")
     assert code == 0, output
     assert "gradients pass" in output
+    assert re.search(r"^ok +precision: made for (fp32|bf16): a step in bf16 takes [\d.e+]+ times as long", output, re.M)
 
 
 def test_help_names_every_command() -> None:

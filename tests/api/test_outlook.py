@@ -1,7 +1,9 @@
 """What is said before a search trains anything: whether its device is large enough, and how long it takes."""
 
+import math
 import random
 from dataclasses import replace
+from html import escape
 from typing import Any
 
 import pytest
@@ -35,6 +37,22 @@ def test_a_device_that_holds_no_design_is_named_before_training(study: dict[str,
     assert "checkpointing" in warning
     assert "nf4" not in warning.rpartition(";")[2], "the space has it already"
     assert dry_run(small).notes[0] == f"warning: {warning}"
+
+
+def test_a_dry_run_reads_as_on_the_command_line_and_says_how_far_it_is(study: dict[str, Any]) -> None:
+    stages: list[str] = []
+    ready = prepare_study(make_study({**study, "budget": {"peak_memory": "1.5x yardstick"}}), on_stage=stages.append)
+    answer = dry_run(ready, stages.append)
+    lines = str(answer).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["space", "budget", "feasible", "time"]
+    assert lines[1].startswith("budget    peak_memory ")
+    assert lines[1].endswith(" (1.5x yardstick)")
+    assert "DryRun" not in str(answer)
+    assert answer._repr_html_() == f"<pre>{escape(str(answer))}</pre>"
+    assert "time      not known: no training step was timed" in str(replace(answer, predicted_seconds=math.nan))
+    assert stages[:2] == ["reading the data", "building the model without its weights"]
+    counted = [stage for stage in stages if stage.startswith("costs of ")]
+    assert counted[-1] == f"costs of {answer.n_estimated} of {answer.n_estimated} random designs"
 
 
 def test_predicted_time_follows_what_the_designs_of_the_space_compute(study: dict[str, Any]) -> None:

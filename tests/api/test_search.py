@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -205,7 +206,7 @@ def wait_for_trials(process: subprocess.Popen[str], journal: Path, n: int) -> No
 
 
 def test_a_killed_search_resumes_without_loss(study: dict[str, Any], tmp_path: Path) -> None:
-    study = {**study, "training": {**study["training"], "epochs": 6}, "n_trials": 8}
+    study = {**study, "training": {**study["training"], "epochs": 3}, "n_trials": 8}
     path = write_study(study, tmp_path)
     journal = Path(study["output_dir"]) / "tiny" / "study.journal"
     process = start(path)
@@ -225,15 +226,16 @@ def test_a_killed_search_resumes_without_loss(study: dict[str, Any], tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_search_cleanly(study: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
-    study = {**study, "training": {**study["training"], "epochs": 40}, "n_trials": 30, "early_stopping": "off"}
+    study = {**study, "training": {**study["training"], "epochs": 12}, "n_trials": 30, "early_stopping": "off"}
     path = write_study(study, tmp_path)
-    journal = Path(study["output_dir"]) / "tiny" / "study.journal"
-    process = start(path)
+    journal = Path(study["output_dir"]) / "other" / "study.journal"
+    overrides = ["--set", "study_name=other", "--set", "columns={text: text, label: label}"]
+    process = start(path, *overrides)
     wait_for_trials(process, journal, 3)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
-    assert f"resume with: autopeft search {path}" in output
+    assert f"resume with: {shlex.join(['autopeft', 'search', str(path), *overrides])}" in output
     trials = autopeft.open(journal.parent).state.trials
     assert not any(t.outcome is Outcome.RUNNING for t in trials)
     cut_short = [t for t in trials if t.outcome is Outcome.INTERRUPTED]

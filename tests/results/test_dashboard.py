@@ -253,6 +253,34 @@ def test_nothing_that_the_page_can_ask_for_changes_the_study(app: WSGIApplicatio
     assert ask(app, "/api/studies")[1]["study_summaries"][0]["study_name"] == "reviews"
 
 
+@pytest.mark.parametrize("path", ["/", "/dashboard", "/dashboard/"])
+def test_the_page_opens_at_the_study(app: WSGIApplication, path: str) -> None:
+    answer: dict[str, Any] = {}
+
+    def start_response(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], None]:
+        answer.update(status=status, **dict(headers))
+        return lambda _: None
+
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    assert b"".join(app({**environ, "PATH_INFO": path, "HTTP_HOST": "localhost"}, start_response)) == b""
+    assert (answer["status"], answer["Location"]) == ("302 Found", "/dashboard/studies/0")
+
+
+def test_buttons_that_would_change_a_study_are_hidden(app: WSGIApplication) -> None:
+    import optuna_dashboard
+
+    status, page = ask(app, "/dashboard/studies/0")
+    assert status == 200
+    head = page.decode().partition("</head>")[0]
+    script = (Path(optuna_dashboard.__file__).parent / "public" / "bundle.js").read_text(encoding="utf-8")
+    for label in ("delete study", "rename study", "delete artifact"):
+        assert f'[aria-label="{label}"]' in head
+        assert f'"aria-label":"{label}"' in script, "Optuna Dashboard calls its buttons so"
+    assert '[data-testid="AddBoxIcon"]' in head
+    assert '"AddBox")' in script
+
+
 @pytest.mark.parametrize("method", ["PATCH", "TRACE", "CONNECT", "delete", "MADE-UP"])
 def test_other_methods_never_reach_the_page(method: str) -> None:
     def never(environ: Any, start_response: Any) -> list[bytes]:
@@ -365,7 +393,7 @@ def test_over_a_real_connection(served: str, capfd: pytest.CaptureFixture[str]) 
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert httpx.delete(f"{served}api/studies/0", timeout=60).status_code == 403
     assert httpx.get(f"{served}api/studies", headers={"Host": "evil.example"}, timeout=60).status_code == 403
-    assert "Optuna Dashboard" in httpx.get(f"{served}dashboard", timeout=60).text
+    assert "Optuna Dashboard" in httpx.get(f"{served}dashboard", timeout=60, follow_redirects=True).text
     # A browser that hangs up in the middle is no error.
     host, port = served.removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -423,8 +451,11 @@ def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
         address = process.stdout.readline().split()[0]
         assert is_served(address)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
-        assert process.stderr.read() == ""
+        try:
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+        assert process.stderr.read() == f"loading Optuna Dashboard and the study in {folder}\n"
     assert not is_served(address)
 
 
@@ -467,7 +498,7 @@ with beside(Path(sys.argv[1]), None) as address:
 """
 
 
-@pytest.mark.parametrize("ending", ["done", "killed"])
+@pytest.mark.parametrize("ending", ["done", pytest.param("killed", marks=pytest.mark.slow)])
 def test_beside_a_search_it_ends_with_the_search(folder: Path, ending: str) -> None:
     command = [sys.executable, "-c", BESIDE, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

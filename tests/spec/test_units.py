@@ -34,6 +34,19 @@ def test_shares() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "factor"),
+    [("0.9x yardstick", 0.9), ("1.5 X Yardstick", 1.5), (" 2xyardstick ", 2.0), ("1e-1x yardstick", 0.1)],
+)
+def test_multiples(text: str, factor: float) -> None:
+    assert units.parse_multiple(text) == (factor, "yardstick")
+
+
+@pytest.mark.parametrize("text", ["0.9x", "x yardstick", "0.9 yardstick", "90% of yardstick", "-1x yardstick", 0.9])
+def test_what_is_no_multiple(text: str | float) -> None:
+    assert units.parse_multiple(text) is None
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         (units.format_bytes(8 * 2**30), "8.0 GiB"),
