@@ -20,11 +20,12 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield a finding for each package, the device, quantized training, workers on Ray, and the disk."""
+    """Yield a finding for each package, the device, its precision, quantized training, Ray, and the disk."""
     yield Finding(name="python", ok=True, detail=f"{platform.python_version()} on {platform.system()}")
     for name in PACKAGES:
         yield _version(name)
     yield _try("device", _device)
+    yield _try("precision", _precision)
     yield _try("training on a 4-bit base", _train_quantized)
     yield _try("workers on ray", _start_ray)
     free = shutil.disk_usage(".").free
@@ -54,6 +55,15 @@ def _device() -> str:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return ", ".join(names)
     return f"cpu with {torch.get_num_threads()} threads; no CUDA device"
+
+
+def _precision() -> str:
+    """Say which precision this machine trains fastest in; a study measures its own model, too."""
+    import torch
+
+    from autopeft.training.precision import step_times
+
+    return step_times("cuda" if torch.cuda.is_available() else "cpu").describe()
 
 
 def _start_ray() -> str:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from autopeft.spec.model import LayerSummary, LinearSummary, ModelSummary
 from autopeft.spec.trial import Outcome, TrialRecord
+from tests.hardware import missing
 
 # Shared machines stall: how long one example takes says nothing about the code. The same examples each time, so that
 # a test says the same of the same code; `pytest --hypothesis-profile new` looks for others.
@@ -29,6 +30,15 @@ ROLE_SHAPES = {
     "mlp_up": (384, 1536),
     "mlp_down": (1536, 384),
 }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what another machine would have shown."""
+    lacks = missing(terminalreporter.getreports("skipped"))
+    if lacks:
+        terminalreporter.section(f"skipped for lack of hardware: {lacks.total()}")
+        for what, count in lacks.most_common():
+            terminalreporter.line(f"{count:4} need {what}")
 
 
 def started(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "results": {*VALUES, "metrics", "searching"},
     "progress": VALUES,
     "interruption": set(),
-    "doctor": {*VALUES, "models", "executors"},
+    "doctor": {*VALUES, "models", "training", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training", "searching"},
-    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching"},
+    "limits": {*VALUES, "estimation"},
+    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching", "limits"},
     "outlook": {*VALUES, "preparation", "searching"},
     "api": {
         *VALUES,

@@ -5,13 +5,36 @@ Source: `mkldnn_rnn_layer` in aten/src/ATen/native/mkldnn/RNN.cpp, and `set_offs
     scratch pad of some kB (under 0.2 MB in bf16) is left out.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
 
+from autopeft.errors import DesignError
+
 _aten = torch.ops.aten
+_LSTM = 2
+"""What torch calls it among its recurrent layers."""
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
+
+
+@cache
+def has_lstm(dtype: torch.dtype) -> bool:
+    """Return whether this CPU can train an LSTM in a dtype: without AVX512 oneDNN has no kernel for bf16."""
+
+    def run() -> bool:
+        weights = [weight.detach() for weight in torch.nn.LSTM(1, 1).to(dtype).parameters()]
+        read, state = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+        try:
+            _aten.mkldnn_rnn_layer(read, *weights, state, state, False, [], _LSTM, 1, 1, True, False, False, True)
+        except RuntimeError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(max_workers=1) as thread:  # where no mode of torch is that watches operators
+        return thread.submit(run).result()
 
 
 def lstm_layer(
@@ -30,7 +53,16 @@ def lstm_layer(
 
 
 def lstm_scratch_bytes(read: torch.Tensor, w_input: torch.Tensor, w_hidden: torch.Tensor, *_: Any, **__: Any) -> int:
-    """Return the weights in the order that the forward pass reads them, and the gates in fp32."""
+    """Return the weights in the order that the forward pass reads them, and the gates in fp32.
+
+    Raises:
+        DesignError: This CPU has no such kernel, so a training step would fail.
+    """
+    if not has_lstm(read.dtype):
+        raise DesignError(
+            f"an LSTM in {str(read.dtype).removeprefix('torch.')} needs a kernel that this processor does not have; "
+            "set training.precision to fp32"
+        )
     ordered = sum(_transposed_bytes(weight, weight.itemsize) for weight in (w_input, w_hidden))
     return ordered + _gates_bytes(read, w_input)
 

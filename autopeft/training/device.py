@@ -20,20 +20,20 @@ from autopeft.spec.design import Design
 from autopeft.spec.training import Kernel, Precision, Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.training.batches import collate
+from autopeft.training.independence import check_rows
 from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import make_optimizer
 from autopeft.training.plan import Batch, Plan
+from autopeft.training.precision import HOPELESS, PLAIN_MARGIN, step_times
 from autopeft.training.timing import seconds_of, training_steps
 
 N_BATCHES = 3
 """Batches timed in each round: of short, median and long inputs."""
 MAX_ROUNDS = 5
-BUDGET_SECONDS = 6.0
-"""No further round starts once this much time was spent measuring, after two."""
-HOPELESS = 1.3
+BUDGET_SECONDS = 4.5
+"""No further round starts once this much time was spent measuring, after one."""
+BEHIND = 1.3
 """A candidate whose first round took this many times the best one's is not timed again."""
-PLAIN_MARGIN = 0.95
-"""Another choice than fp32 with SDPA must take less than this share of its time: a tie goes to the plain one."""
 
 
 def timed_design() -> Design:
@@ -46,11 +46,14 @@ class Choice:
     """A resolved training and what was measured for it.
 
     Attributes:
-        step_seconds: Median time of a training step of `timed_design`, by `precision/kernel`.
+        step_seconds: Median time of a training step of `timed_design`, by `precision/kernel`; a candidate that was
+            given up has none.
+        notes: What a user should know of a precision that the study gives.
     """
 
     training: Training
     step_seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def choose_training(
@@ -64,18 +67,20 @@ def choose_training(
     """Resolve every `auto` in a training; the caller stores the answer for the whole study.
 
     Each open combination trains a small LoRA on a few batches of the plan, in turns, so that drift of
-    the machine meets all of them alike; medians decide.
+    the machine meets all of them alike; medians decide. A precision in which one small layer takes several times as
+    long is given up before that, and a candidate after one step of that kind.
 
     Raises:
-        StudyError: The device is not there.
-        ModelError: The model cannot be loaded, or its layers cannot be computed again where that was asked for.
+        StudyError: The device is not there, or cannot compute in what the study gives.
+        ModelError: The model cannot be loaded, reads the padding of a batch, or its layers cannot be computed again
+            where that was asked for.
     """
     device = _device(training.device)
     resolved = training.model_copy(update={"device": device})
-    precisions = _open(training.precision, get_args(Precision))
-    if device.startswith("cuda") and training.precision == "auto" and not torch.cuda.is_bf16_supported():
-        precisions = ("fp32",)
+    precisions, notes = _precisions(training.precision, device)
     kernels = _open(training.kernel, get_args(Kernel))
+    if notes:
+        kernels = kernels[:1]  # not worth the time
     base = load_base(
         model,
         find_task(data.task).head(data.labels),
@@ -83,6 +88,7 @@ def choose_training(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    check_rows(base.model, data, base.device)
     if base.kernel != "sdpa" and training.kernel == "auto":
         kernels = ("eager",)  # the architecture has no other
     candidates = [
@@ -90,10 +96,10 @@ def choose_training(
         for precision, kernel in product(precisions, kernels)
     ]
     seconds = _measure(base, data, candidates)
-    plain, best = seconds[0], min(seconds)
-    chosen = candidates[0] if best > PLAIN_MARGIN * plain else candidates[seconds.index(best)]
-    named = {f"{c.precision}/{c.kernel}": round(s, 6) for c, s in zip(candidates, seconds, strict=True)}
-    return Choice(training=chosen, step_seconds=named)
+    plain, best = next(iter(seconds)), min(seconds, key=lambda at: seconds[at])
+    chosen = candidates[plain if seconds[best] > PLAIN_MARGIN * seconds[plain] else best]
+    named = {f"{candidates[at].precision}/{candidates[at].kernel}": round(s, 6) for at, s in seconds.items()}
+    return Choice(training=chosen, step_seconds=named, notes=notes)
 
 
 def memory_bytes(device: str) -> int:
@@ -173,26 +179,66 @@ def _open(value: str, choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices if value == "auto" else (value,)
 
 
-def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> list[float]:
-    """Return each candidate's median seconds per training step, after a warm-up on one batch."""
+def _precisions(given: str, device: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the precisions to measure, fp32 first, and a note on one that the study gives."""
+    if given == "fp32" or (given == "auto" and device.startswith("cuda") and not torch.cuda.is_bf16_supported()):
+        return ("fp32",), ()
+    times = step_times(device)
+    is_hopeless = times.bf16_ratio > HOPELESS
+    if given == "auto":
+        return (("fp32",) if is_hopeless else get_args(Precision)), ()
+    note = f"training.precision is {given}, but this processor is {times.describe()}; leave out training.precision"
+    return (given,), (note,) if is_hopeless else ()
+
+
+def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> dict[int, float]:
+    """Return the median seconds per training step of each candidate that was not given up, by its index."""
     batches = _representative(Plan.of(data, candidates[0], seed=0))
-    times: list[list[float]] = [[] for _ in candidates]
     checkpointing = candidates[0].checkpointing
     with own_generators(str(base.device)), attach(base, timed_design(), checkpointing=checkpointing) as attached:
         started = time.perf_counter()
-        for candidate in candidates:
-            _round(attached, data, candidate, batches[:1])
+        first = _first_steps(attached, data, candidates, batches[:1])
         # Where steps are slow (a large model, a busy machine), the middle batch alone has to do.
         if (time.perf_counter() - started) * N_BATCHES * 2 > BUDGET_SECONDS:
             batches = [batches[len(batches) // 2]]
+        times: dict[int, list[float]] = {at: [] for at in first}
         for n_rounds in range(MAX_ROUNDS):
-            best = min((taken[0] for taken in times if taken), default=0.0)
-            for candidate, taken in zip(candidates, times, strict=True):
-                if n_rounds == 0 or taken[0] <= HOPELESS * best:
-                    taken.append(_round(attached, data, candidate, batches))
-            if n_rounds > 0 and time.perf_counter() - started > BUDGET_SECONDS:
+            if n_rounds and time.perf_counter() - started > BUDGET_SECONDS:
                 break
-    return [statistics.median(taken) / len(batches) for taken in times]
+            best = min((taken[0] for taken in times.values() if taken), default=0.0)
+            for at, taken in times.items():
+                if n_rounds == 0 or taken[0] <= BEHIND * best:
+                    taken.append(_round(attached, data, candidates[at], batches))
+    return {at: statistics.median(taken) / len(batches) for at, taken in times.items()}
+
+
+def _first_steps(
+    attached: Attached, data: PreparedData, candidates: list[Training], batches: list[Batch]
+) -> dict[int, float]:
+    """Return the seconds of each candidate's first step, by its index, without those that are given up for it.
+
+    The plain candidate comes first, so that no other one runs before there is something to compare it with. One
+    that the device has no kernel for is given up, too.
+
+    Raises:
+        StudyError: The device has no kernel for any of them.
+    """
+    taken: dict[int, float] = {}
+    failure: RuntimeError | None = None
+    for at, candidate in enumerate(candidates):
+        try:
+            taken[at] = _round(attached, data, candidate, batches)
+        except RuntimeError as error:
+            failure = failure or error
+    if not taken and failure is not None:
+        if isinstance(failure, torch.OutOfMemoryError) or candidates[0].precision == "fp32":
+            raise failure  # no matter of kernels
+        raise StudyError(
+            f"a training step must be possible in training.precision {candidates[0].precision} with training.kernel "
+            f"{candidates[0].kernel}, but none is on this device: {str(failure).splitlines()[0]}; leave both out"
+        ) from failure
+    at_most = HOPELESS * min(taken.values())
+    return {at: seconds for at, seconds in taken.items() if at == 0 or seconds <= at_most}
 
 
 def _representative(plan: Plan) -> list[Batch]:

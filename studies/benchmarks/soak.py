@@ -148,7 +148,7 @@ def write_study(folder: Path, minutes: float, storage: str | None) -> Path:
         "splits": {"train": 96, "validation": 40, "test": 40},
         "task": "text-classification",
         "space": SPACE,
-        "training": {"epochs": 1, "batch_size": 16, "max_length": 64, "precision": "bf16", "kernel": "eager"},
+        "training": {"epochs": 1, "batch_size": 16, "max_length": 64},
         "n_trials": 1_000_000,
         "timeout": minutes * 60,
         "early_stopping": "off",

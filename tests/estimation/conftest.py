@@ -9,6 +9,7 @@ from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import Base, build_meta, load_base
 from autopeft.spec.cost import Workload
 from tests.estimation.measured import HEAD
+from tests.hardware import step_shape
 
 BATCH_SIZE, N_TOKENS = 8, 32
 
@@ -39,22 +40,25 @@ def loaded(minilm: str) -> Callable[..., Base]:
 
 @pytest.fixture(scope="session")
 def estimator(minilm: str) -> Callable[..., Estimator]:
-    """Return a function that makes an estimator of MiniLM on the meta device."""
+    """Return a function that makes an estimator of MiniLM on the meta device, for batches of `step_shape`."""
     bases: dict[str, Base] = {}
 
     def make(
         precision: str = "fp32",
         kernel: str = "sdpa",
         device: str = "cpu",
-        batch_size: int = BATCH_SIZE,
-        evaluation_batch_size: int = BATCH_SIZE,
-        max_tokens: int = N_TOKENS,
+        batch_size: int | None = None,
+        evaluation_batch_size: int | None = None,
+        max_tokens: int | None = None,
     ) -> Estimator:
+        usual = step_shape(precision, BATCH_SIZE, N_TOKENS)
+        batch_size = batch_size or usual[0]
+        max_tokens = max_tokens or usual[1]
         if kernel not in bases:
             bases[kernel] = build_meta(minilm, HEAD, kernel=kernel)
         workload = Workload(
             batch_size=batch_size,
-            evaluation_batch_size=evaluation_batch_size,
+            evaluation_batch_size=evaluation_batch_size or usual[0],
             max_tokens=max_tokens,
             n_steps=10,
             n_examples=10 * batch_size,

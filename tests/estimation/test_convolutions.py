@@ -18,6 +18,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head
 from tests.estimation.measured import RealRun, allocated_peak
+from tests.hardware import has_fast_bf16
 
 FORWARD, BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 PATCHES, SOUND = ((3, 224, 224), (384, 3, 14, 14), 14), ((80, 400), (384, 80, 3), 1)
@@ -97,8 +98,9 @@ def test_peaks_of_steps_on_images_in_bf16_are_those_of_real_ones(
     blocks: list[dict[str, object]], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
+    image_size = 224 if has_fast_bf16() else 56
     config = transformers.Dinov2Config(
-        hidden_size=384, num_hidden_layers=2, num_attention_heads=6, image_size=224, patch_size=14
+        hidden_size=384, num_hidden_layers=2, num_attention_heads=6, image_size=image_size, patch_size=14
     )
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     design = Design.from_dict({"blocks": blocks})

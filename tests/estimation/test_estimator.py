@@ -13,6 +13,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import HEAD, RealRun, counted
+from tests.hardware import step_shape
 
 BLOCKS = {
     "head": [],
@@ -31,6 +32,8 @@ BLOCKS = {
 }
 FEWER = {"int8": ("lora", "hybrid"), "nf4-dq": ("lora", "selective")}
 """Designs that stand for all over a base that differs from another one in how a weight is stored alone."""
+IN_BF16 = ("lora", "adapter", "adalora", "selective", "hybrid")
+"""Designs that stand for all where a setting differs from one in fp32 in its products alone."""
 TOLERANCE = 0.03
 SETTINGS = (
     ("none", "fp32", "sdpa"),
@@ -52,7 +55,8 @@ def design(name: str, quantization: str = "none") -> Design:
 
 def real_run(base: Base, name: str, precision: str):
     attached = attach(base, design(name, base.quantization))
-    return attached, RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
+    return attached, RealRun(attached, precision, batch_size=batch_size, n_tokens=n_tokens)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_peaks_are_those_of_real_steps(
     """Torch's profiler, on the weighted model, in the second step of a bare loop; and in an evaluation."""
     estimating = estimator(precision, kernel)
     errors = {}
-    for name in FEWER.get(quantization, BLOCKS):
+    for name in FEWER.get(quantization, BLOCKS if precision == "fp32" else IN_BF16):
         training, evaluation = estimating.steps(design(name, quantization))
         attached, run = real_run(loaded(quantization, precision, kernel), name, precision)
         with attached:
@@ -88,7 +92,8 @@ def test_adapters_in_fp32_meet_products_in_bf16(
     made = Design.from_dict({"blocks": [{kind: {"rank": 8}}]})
     training, _ = estimator("bf16", "eager").steps(made)
     with attach(loaded("none", "bf16", "eager"), made) as attached:
-        run = RealRun(attached, "bf16", batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+        batch_size, n_tokens = step_shape("bf16", BATCH_SIZE, N_TOKENS)
+        run = RealRun(attached, "bf16", batch_size=batch_size, n_tokens=n_tokens)
         assert training.peak_bytes == pytest.approx(run.training_peak(), rel=1e-3)
 
 
@@ -198,7 +203,8 @@ def test_the_same_design_is_estimated_once(estimator: Callable[..., Estimator]):
 
 def test_cuda_is_estimated_without_it(estimator: Callable[..., Estimator]):
     """No figure of a GPU is at hand: only that its attention and dropout keep less than plain ones."""
-    cpu, cuda = (estimator("bf16", device=device, max_tokens=128)(design("hybrid")) for device in ("cpu", "cuda"))
+    shape = {"batch_size": 8, "evaluation_batch_size": 8, "max_tokens": 128}
+    cpu, cuda = (estimator("bf16", device=device, **shape)(design("hybrid")) for device in ("cpu", "cuda"))
     assert cuda.trainable_params == cpu.trainable_params
     assert cuda.base_bytes == cpu.base_bytes
     assert cuda.base_bytes < cuda.peak_memory < cpu.peak_memory

@@ -19,6 +19,7 @@ from autopeft.tasks.causal_lm import TASK
 from autopeft.training.evaluate import evaluate
 from autopeft.training.worker import Worker, WorkerSetup
 from tests.estimation.measured import allocated_peak, counted, model_tensors, one_epoch, padded_data, storage_bytes
+from tests.hardware import step_shape
 from tests.tasks.generated_language import save_tiny_llama
 
 BATCH_SIZE, N_TOKENS = 8, 48
@@ -43,18 +44,20 @@ def design(name: str, quantization: str = "none") -> Design:
     return Design.from_dict({"quantization": quantization, "blocks": BLOCKS[name]})
 
 
-def prepared() -> PreparedData:
-    return padded_data("causal-lm", batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
+def prepared(batch_size: int, n_tokens: int) -> PreparedData:
+    return padded_data("causal-lm", batch_size=batch_size, n_tokens=n_tokens)
 
 
-def estimator(llama: str, precision: str = "fp32") -> Estimator:
+def estimator(
+    llama: str, precision: str = "fp32", *, batch_size: int = BATCH_SIZE, n_tokens: int = N_TOKENS
+) -> Estimator:
     workload = Workload(
-        batch_size=BATCH_SIZE,
-        evaluation_batch_size=BATCH_SIZE,
-        max_tokens=N_TOKENS,
+        batch_size=batch_size,
+        evaluation_batch_size=batch_size,
+        max_tokens=n_tokens,
         n_steps=2,
-        n_examples=2 * BATCH_SIZE,
-        n_train_tokens=2 * BATCH_SIZE * N_TOKENS,
+        n_examples=2 * batch_size,
+        n_train_tokens=2 * batch_size * n_tokens,
     )
     return Estimator(build_meta(llama, HEAD), workload=workload, precision=precision, kernel="sdpa", device="cpu")
 
@@ -64,12 +67,14 @@ def estimator(llama: str, precision: str = "fp32") -> Estimator:
     ("name", "quantization"), [(name, "none") for name in BLOCKS] + [("lora", "nf4"), ("lora", "int8")]
 )
 def test_the_training_peak_is_the_one_that_a_worker_measures(llama: str, name: str, quantization: str, precision: str):
-    worker = Worker(WorkerSetup(model=llama, training=one_epoch(precision, BATCH_SIZE), data=prepared()))
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
+    data = prepared(batch_size, n_tokens)
+    worker = Worker(WorkerSetup(model=llama, training=one_epoch(precision, batch_size), data=data))
     chosen = design(name, quantization)
-    full = 2 * BATCH_SIZE
+    full = 2 * batch_size
     result = worker.run(Segment(trial=0, design=chosen, learning_rates={}, seed=0, stop=full, full=full))
     assert not result.error
-    step, _ = estimator(llama, precision).steps(chosen)
+    step, _ = estimator(llama, precision, batch_size=batch_size, n_tokens=n_tokens).steps(chosen)
     assert step.peak_bytes == pytest.approx(result.measured.peak_memory, rel=0.01)
 
 
@@ -77,16 +82,17 @@ def test_the_training_peak_is_the_one_that_a_worker_measures(llama: str, name: s
 @pytest.mark.parametrize(("name", "quantization"), [("lora", "none"), ("prefix", "none"), ("lora", "nf4")])
 def test_the_evaluation_peak_is_that_of_a_real_evaluation(llama: str, name: str, quantization: str, precision: str):
     """Of two batches, so that whatever the first leaves behind counts in the second."""
-    base, data, chosen = load_base(llama, HEAD, quantization=quantization, precision=precision), prepared(), None
-    chosen = design(name, quantization)
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
+    base, data = load_base(llama, HEAD, quantization=quantization, precision=precision), prepared(batch_size, n_tokens)
+    training, chosen = one_epoch(precision, batch_size), design(name, quantization)
     with attach(base, chosen) as attached:
 
         def run() -> object:
-            return evaluate(attached.model, data.validation, data, TASK, one_epoch(precision, BATCH_SIZE), base.device)
+            return evaluate(attached.model, data.validation, data, TASK, training, base.device)
 
         run()
         peak = storage_bytes(model_tensors(attached.model)) + allocated_peak(run)
-    _, step = estimator(llama, precision).steps(chosen)
+    _, step = estimator(llama, precision, batch_size=batch_size, n_tokens=n_tokens).steps(chosen)
     assert step.peak_bytes == pytest.approx(peak, rel=0.01)
 
 

@@ -17,8 +17,8 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import HEAD, OPTIMIZERS, RealRun, counted, storage_bytes
+from tests.hardware import step_shape
 
-WORKLOAD = Workload.uniform(batch_size=BATCH_SIZE, n_tokens=N_TOKENS)
 HYBRID = [{"lora": {"rank": 4}}, {"adapter": {"size": 16, "mode": "parallel"}}, {"prefix": {"length": 4}}]
 FULL = [{"full": {"embeddings": True}}]
 RANDOM_STATE_BYTES = 5056
@@ -38,9 +38,10 @@ def check(
     tolerance: float = 1e-5,
 ) -> None:
     made = Design.from_dict({"blocks": blocks, "quantization": quantization})
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
     estimator = Estimator(
         build_meta(minilm, HEAD, kernel=kernel),  # type: ignore[arg-type]
-        workload=WORKLOAD,
+        workload=Workload.uniform(batch_size=batch_size, n_tokens=n_tokens),
         precision=precision,  # type: ignore[arg-type]
         kernel=kernel,  # type: ignore[arg-type]
         device="cpu",
@@ -50,7 +51,7 @@ def check(
     predicted, _ = estimator.steps(made)
     base = loaded(quantization, precision, kernel)
     with attach(base, made, checkpointing=checkpointing) as attached:
-        run = RealRun(attached, precision, batch_size=BATCH_SIZE, n_tokens=N_TOKENS, optimizer=optimizer)
+        run = RealRun(attached, precision, batch_size=batch_size, n_tokens=n_tokens, optimizer=optimizer)
         measured = run.training_peak()
         if checkpointing:
             assert predicted.flops == counted(run.train)

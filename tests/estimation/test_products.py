@@ -6,6 +6,7 @@ import torch
 from autopeft.estimation import asking, products
 from autopeft.estimation.asking import Shape
 from autopeft.estimation.products import packed_bytes
+from tests import hardware
 from tests.estimation.measured import allocated_peak
 
 MATRICES = {
@@ -57,6 +58,7 @@ def test_what_would_take_long_is_asked_for_at_a_smaller_shape(
     sizes: tuple[int, int, int], n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As good as the tensors that a step keeps anyway are large; and better than nothing, over all three products."""
+    hardware.require(hardware.has_fast_bf16(), "bf16 products of oneDNN (AVX512)")
     told, real, given = 0, 0, 0
     products_of_it = [matrices(kind, sizes, torch.bfloat16) for kind in MATRICES]
     for left, right in products_of_it:

@@ -20,7 +20,12 @@ DESIGNS: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+FAST = ("prompt from an LSTM", "gated prefix")  # an LSTM is followed by an MLP
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DESIGNS]
+)
 def test_costs_are_those_of_a_real_step(
     name: str, loaded: Callable[..., Base], estimator: Callable[..., Estimator]
 ) -> None:

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from autopeft.errors import DesignError
+from autopeft.estimation import recurrent
 from autopeft.estimation.kernels import replacements, scratch_formulas
+from autopeft.estimation.recurrent import has_lstm
+from tests import hardware
 from tests.estimation.measured import allocated_peak, counted
 
 FORWARD, BACKWARD = torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten.mkldnn_rnn_layer_backward
@@ -17,6 +21,7 @@ LSTM = 2
 def test_an_lstm_takes_what_the_allocator_gave_it(
     n_steps: int, n_features: int, n_hidden: int, dtype: torch.dtype
 ) -> None:
+    hardware.require(has_lstm(dtype), f"an LSTM kernel for {dtype} (AVX512)")
     weights = [weight.detach() for weight in torch.nn.LSTM(n_features, n_hidden).to(dtype)._flat_weights]
     read, state = torch.randn(n_steps, 1, n_features, dtype=dtype), torch.zeros(1, n_hidden, dtype=dtype)
     start, settings = (read, *weights, state, state), (LSTM, n_hidden, 1, True)
@@ -35,6 +40,29 @@ def test_an_lstm_takes_what_the_allocator_gave_it(
     backward = sum(results.values()) + scratch[BACKWARD](*back)
     assert forward == pytest.approx(allocated_peak(lambda: FORWARD(*arguments)), rel=0.02)
     assert backward == pytest.approx(allocated_peak(lambda: BACKWARD(*back)), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_lstm_that_a_step_would_fail_in_is_refused_before(dtype: torch.dtype) -> None:
+    """Autocast gives an LSTM's kernel bf16 on any processor, whether or not it has one."""
+    lstm = torch.nn.LSTM(4, 4)
+    read = torch.zeros(2, 1, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        try:
+            lstm(read)
+        except RuntimeError:
+            assert not has_lstm(dtype)
+        else:
+            assert has_lstm(dtype)
+
+
+def test_a_dry_run_says_which_kernel_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent, "has_lstm", lambda dtype: dtype != torch.bfloat16)
+    weights = [weight.detach() for weight in torch.nn.LSTM(4, 4)._flat_weights]
+    formula = scratch_formulas("cpu", n_threads=1)[FORWARD]
+    assert formula(torch.zeros(2, 1, 4), *weights) > 0
+    with pytest.raises(DesignError, match=r"an LSTM in bfloat16 needs a kernel .*; set training\.precision to fp32"):
+        formula(torch.zeros(2, 1, 4, dtype=torch.bfloat16), *(weight.bfloat16() for weight in weights))
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch sets it with the rest

@@ -53,7 +53,11 @@ def learn(base: Base, blocks: list[Block], precision: str, quantization: str) ->
 
 @pytest.mark.parametrize(
     ("precision", "quantization"),
-    [("fp32", "none"), pytest.param("bf16", "none", marks=pytest.mark.slow), ("bf16", "nf4")],
+    [
+        ("fp32", "none"),
+        pytest.param("bf16", "none", marks=pytest.mark.slow),
+        pytest.param("bf16", "nf4", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_told_of_a_size_is_what_a_run_at_it_says(
     base: Base, precision: str, quantization: str, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from autopeft.spec.trial import Segment
 from autopeft.training.worker import Worker, WorkerSetup
 from tests.estimation.conftest import BATCH_SIZE, N_TOKENS
 from tests.estimation.measured import one_epoch, padded_data
+from tests.hardware import step_shape
 
 DESIGNS = {
     "hybrid": {"blocks": [{"lora": {"rank": 8}}, {"adapter": {"size": 16}}]},
@@ -24,16 +25,17 @@ DESIGNS = {
 def test_the_peak_is_the_one_that_a_worker_measures(
     name: str, precision: str, minilm: str, estimator: Callable[..., Estimator]
 ):
+    batch_size, n_tokens = step_shape(precision, BATCH_SIZE, N_TOKENS)
     worker = Worker(
         WorkerSetup(
             model=minilm,
-            training=one_epoch(precision, BATCH_SIZE),
-            data=padded_data("text-classification", batch_size=BATCH_SIZE, n_tokens=N_TOKENS),
+            training=one_epoch(precision, batch_size),
+            data=padded_data("text-classification", batch_size=batch_size, n_tokens=n_tokens),
         )
     )
     design = Design.from_dict(DESIGNS[name])
     result = worker.run(
-        Segment(trial=0, design=design, learning_rates={}, seed=0, stop=2 * BATCH_SIZE, full=2 * BATCH_SIZE)
+        Segment(trial=0, design=design, learning_rates={}, seed=0, stop=2 * batch_size, full=2 * batch_size)
     )
     assert not result.error
     step, _ = estimator(precision).steps(design)
