@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Written last by studies/smollm2/prepare.py.
 SMOLLM2 := studies/smollm2/reviews.jsonl
 
-.PHONY: install demo smollm2 test slow thorough pictures lint clean
+.PHONY: install demo smollm2 test slow thorough pictures docs lint clean
 
 install: $(READY)
 
@@ -44,9 +44,14 @@ slow: install $(SMOLLM2)
 thorough: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m thorough
 
-# The README's pictures, of the study that `make demo` leaves; the same packages, and fonts-liberation.
+# The pictures of the README and of docs, of the study that `make demo` leaves; the same packages, and fonts-liberation.
 pictures: install
 	$(BIN)/python -m tests.browser.screenshots runs/quickstart studies/quickstart
+
+# The site, in docs/_build/html/index.html.
+docs: install
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -54,4 +59,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist docs/_build *.egg-info

@@ -1,22 +1,23 @@
-"""The README's table of faults names tests that are there."""
+"""The table of faults in the documentation names tests that are there."""
 
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "faults.md"
 HEADING = "\n## When something dies\n"
 
 
 def rows() -> list[list[str]]:
     """Return the cells of each row of the table."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
+    section = PAGE.read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_each_fault_has_tests_that_are_there() -> None:
-    assert len(rows()) >= 18, f"the README must have its table of faults under {HEADING.strip()!r}"
+    assert len(rows()) >= 18, f"{PAGE.name} must have its table of faults under {HEADING.strip()!r}"
     for fault, seen, _, code, tests in rows():
         assert fault
         assert seen
