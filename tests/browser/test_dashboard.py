@@ -111,15 +111,18 @@ def test_a_running_search_shows_up_without_a_reload(browser: Browser, study: dic
             time.sleep(0.1)
         address = log.read_text().split()[1]
         # Before the search has written its study the page says so, and asks again by itself.
-        browser.open(address)
-        browser.wait_for_text("0. live")
-        browser.open(f"{address}dashboard/studies/0/trials")
-        first = browser.wait_for(lambda: n_trials(browser), "some trials")
-        browser.driver.execute_script("window.loadedOnce = true")
-        browser.wait_for(lambda: n_trials(browser) > first, f"more than {first} trials")
-        assert browser.driver.execute_script("return window.loadedOnce")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130, log.read_text()
+        try:
+            browser.open(address)
+            browser.wait_for_text("live (id=0)")
+            browser.open(f"{address}dashboard/studies/0/trials")
+            first = browser.wait_for(lambda: n_trials(browser), "some trials")
+            browser.driver.execute_script("window.loadedOnce = true")
+            browser.wait_for(lambda: n_trials(browser) > first, f"more than {first} trials")
+            assert browser.driver.execute_script("return window.loadedOnce")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=120) == 130, log.read_text()
+        finally:
+            process.kill()
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
     # The search wrote what it found, undisturbed.
