@@ -19,18 +19,18 @@ from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, show_stages, write_events, write_log
 from autopeft.results.result import SearchResult
-from autopeft.searching.address import local_export
-from autopeft.searching.agreement import agree, check_storage, fetch_description
-from autopeft.searching.folder import StudyFolder, cannot_write
 from autopeft.searching.loop import SearchLoop
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.state import read_state
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Budget
 from autopeft.spec.event import Callback
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec, make_study
 from autopeft.spec.training import Training
+from autopeft.study.address import local_export
+from autopeft.study.description import agree, check_storage, fetch_description
+from autopeft.study.folder import StudyFolder, cannot_write
+from autopeft.study.state import read_state
+from autopeft.study.store import StudyStore
 from autopeft.training.worker import make_worker
 
 __all__ = ["estimate", "load", "merge", "open_study", "run_study", "search"]
@@ -264,7 +264,7 @@ def _search(
     # A resumed sampler must not repeat the draws of its first run, nor two drivers each other's.
     seed = spec.seed + len(store.records()) + store.offset
     sampler = Sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
-    store.teach(sampler)
+    sampler.learn(store.unlearned())
 
     executor = _executor(study, site, stop.is_set)
     try:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from autopeft.errors import ArtifactError, DataError, ModelError
 from autopeft.models.artifact import load, read_description
 from autopeft.models.padding import Padding
-from autopeft.searching.address import local_export
 from autopeft.spec.design import Design
 from autopeft.spec.messages import echo, listed, one_of
+from autopeft.study.address import local_export
 from autopeft.tasks.base import Task, find_task
 from autopeft.tasks.checks import by_role
 from autopeft.tasks.columns import find_columns

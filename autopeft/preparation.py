@@ -17,9 +17,6 @@ from autopeft.executors.local import ThisProcess
 from autopeft.limits import check_some_design_fits, settle_limits
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import find_licence, locate, travelling_files
-from autopeft.searching.folder import SCHEMA_VERSION, StudyFolder
-from autopeft.searching.hypervolume import FACT as HYPERVOLUME
-from autopeft.searching.hypervolume import make_box
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.spec.block import is_foreign, make_block, require_kinds
 from autopeft.spec.cost import Workload
@@ -33,6 +30,9 @@ from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.spec.yardstick import fit_yardstick
+from autopeft.study.folder import SCHEMA_VERSION, StudyFolder
+from autopeft.study.hypervolume import FACT as HYPERVOLUME
+from autopeft.study.hypervolume import make_box
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.tasks.prepare import prepare
 from autopeft.training.device import choose_training, memory_bytes, timed_design

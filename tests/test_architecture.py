@@ -23,15 +23,16 @@ MAY_IMPORT = {
     "tasks": {*VALUES, "metrics", "models"},
     "training": {*VALUES, "metrics", "models", "estimation", "tasks"},
     "costs": {*VALUES, "models", "estimation", "tasks", "training"},
+    "study": VALUES,
     "executors": VALUES,
-    "searching": {*VALUES, "executors"},
-    "results": {*VALUES, "metrics", "searching"},
+    "searching": {*VALUES, "study", "executors"},
+    "results": {*VALUES, "metrics", "study"},
     "progress": VALUES,
     "interruption": set(),
     "doctor": {*VALUES, "models", "training", "executors"},
-    "prediction": {*VALUES, "models", "tasks", "training", "searching"},
+    "prediction": {*VALUES, "models", "tasks", "training", "study"},
     "limits": {*VALUES, "estimation"},
-    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "searching", "limits"},
+    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "study", "searching", "limits"},
     "outlook": {*VALUES, "preparation", "searching"},
     "api": {
         *VALUES,
@@ -40,6 +41,7 @@ MAY_IMPORT = {
         "estimation",
         "training",
         "executors",
+        "study",
         "searching",
         "results",
         "progress",
@@ -55,6 +57,7 @@ MAY_IMPORT = {
         "prediction",
         "preparation",
         "outlook",
+        "study",
         "searching",
         "results",
         "progress",
@@ -64,12 +67,12 @@ MAY_IMPORT = {
 }
 # Who may import a heavy package: a part, or one module of it.
 GATES = {
-    "optuna": {"searching", "results/dashboard.py", "results/dashboard_files.py"},
-    "sqlalchemy": {"searching"},
+    "optuna": {"study", "searching", "results/dashboard.py", "results/dashboard_files.py"},
+    "sqlalchemy": {"study"},
     "psycopg": set(),
     "optuna_dashboard": {"results/dashboard.py"},
-    "moocore": {"searching"},
-    "fsspec": {"searching/address.py"},
+    "moocore": {"study"},
+    "fsspec": {"study/address.py"},
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "ray": {"executors"},
@@ -117,7 +120,7 @@ def test_peft_and_bitsandbytes_have_one_gate_module(package: str) -> None:
 
 
 def test_the_two_arms_never_import_each_other() -> None:
-    training, searching = {"estimation", "tasks", "training", "models"}, {"searching", "executors", "results"}
+    training, searching = {"estimation", "tasks", "training", "models"}, {"study", "searching", "executors", "results"}
     for arm, other in ((training, searching), (searching, training)):
         for name in arm:
             assert not MAY_IMPORT[name] & other

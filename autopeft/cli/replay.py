@@ -26,7 +26,7 @@ def replay(folder: str, trial: int | None, as_json: bool) -> None:
     """
     from autopeft.errors import ResultError
     from autopeft.searching.replay import replay as derive
-    from autopeft.searching.state import read_state
+    from autopeft.study.state import read_state
 
     found = derive(read_state(folder))
     chosen = found.trials if trial is None else tuple(one for one in found.trials if one.number == trial)

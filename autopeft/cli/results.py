@@ -91,8 +91,8 @@ def clean(folder: str, stopped: bool, adapters: bool, dry_run: bool) -> None:
     """
     from collections import Counter
 
-    from autopeft.searching.retention import clean as clean_study
     from autopeft.spec.units import format_bytes
+    from autopeft.study.cleanup import clean as clean_study
 
     found = clean_study(folder, stopped=stopped, adapters=adapters, dry_run=dry_run)
     sizes: Counter[str] = Counter()

@@ -70,8 +70,8 @@ def search(
 
     from autopeft.api import run_study
     from autopeft.results.result import SearchResult
-    from autopeft.searching.folder import StudyFolder
     from autopeft.spec.study import load_study
+    from autopeft.study.folder import StudyFolder
 
     spec = load_study(study, (*overrides, *_where(executor, address, workers)))
     console = Console()

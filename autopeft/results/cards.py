@@ -20,12 +20,12 @@ from autopeft.results.wording import (
     serving_words,
     verdict,
 )
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_count, format_seconds
+from autopeft.study.folder import StudyFolder
 
 
 @dataclass(frozen=True, kw_only=True)

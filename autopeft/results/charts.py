@@ -28,12 +28,12 @@ from autopeft.results.drawing import (
     without_score,
 )
 from autopeft.results.wording import format_score, marked_words, outcome_words, quality_title, reason_words
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import COSTS, OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes
+from autopeft.study.front import pareto_front
 
 HOVER_WIDTH = 44
 """Characters of a line in a hover card: fits beside a finger on a phone."""

@@ -11,10 +11,10 @@ from scipy.stats import norm
 
 from autopeft.errors import ResultError
 from autopeft.metrics import can_pair, paired_difference
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.objective import Objective, find_objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.folder import StudyFolder
 
 Z_95 = float(norm.ppf(0.975))
 """Standard errors on either side of a value that make a normal 95 % interval."""

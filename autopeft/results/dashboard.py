@@ -23,14 +23,14 @@ from autopeft.results.dashboard_files import AdapterFiles
 from autopeft.results.dashboard_server import no_answer, not_yet, page_of_study
 from autopeft.results.hypervolume_chart import hypervolume_chart
 from autopeft.results.notes import study_note, trial_note
-from autopeft.searching.database import is_outage
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.pareto import compared
-from autopeft.searching.sampler import quiet_optuna
-from autopeft.searching.state import open_store, read_state
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
+from autopeft.study.database import is_outage
+from autopeft.study.folder import StudyFolder
+from autopeft.study.front import compared
+from autopeft.study.optuna_log import quiet_optuna
+from autopeft.study.state import open_store, read_state
+from autopeft.study.store import StudyStore
 
 MAX_SHARE_OF_TIME = 0.02
 """Share of a processor that notes and plots may take while a search runs; the rest of the page is always current."""

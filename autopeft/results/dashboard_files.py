@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.folder import ADAPTER_MARK, StudyFolder
 
 _ID = re.compile(r"([0-9]{1,9})-([0-9]{1,3})")
 _TYPES = {".json": "application/json", ".md": "text/plain; charset=utf-8"}

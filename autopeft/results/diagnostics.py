@@ -7,9 +7,9 @@ from statistics import median
 import numpy as np
 from scipy.stats import spearmanr
 
-from autopeft.searching.calibration import COVERAGE, Calibration, conformal_bound, memory_ratio
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.calibration import COVERAGE, Calibration, conformal_bound, memory_ratio
 
 MIN_RANKED = 8
 """Fewer trials than this have no rank correlation worth a number."""

@@ -8,10 +8,10 @@ import pandas as pd
 
 from autopeft.results.leaderboard import make_leaderboard
 from autopeft.results.wording import format_score, marked_words, outcomes_words
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.front import pareto_front
 
 
 class Front(Sequence[TrialRecord]):

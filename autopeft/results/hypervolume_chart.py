@@ -5,9 +5,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from autopeft.results.drawing import FRONT_COLOR
-from autopeft.searching.hypervolume import hypervolume_history
 from autopeft.spec.state import StudyState
 from autopeft.spec.units import format_seconds
+from autopeft.study.hypervolume import hypervolume_history
 
 
 def hypervolume_chart(state: StudyState) -> Any | None:

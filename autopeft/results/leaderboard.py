@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from autopeft.results.wording import reason_words, serving_words
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.objective import COSTS
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.front import pareto_front
 
 _ORDER = (
     Outcome.COMPLETE,

@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 
 from autopeft.results.summary import count_words
 from autopeft.results.wording import MISSING, SERVING, format_interval, format_score, label_words
-from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.state import StudyState, TestScore
 from autopeft.spec.trial import TrialRecord
 from autopeft.spec.units import format_seconds
+from autopeft.study.folder import ADAPTER_MARK, StudyFolder
 
 PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation"}
 """What the hub calls each task."""

@@ -11,11 +11,11 @@ from io import BytesIO
 
 from autopeft.results.plots import draw_front
 from autopeft.results.wording import MISSING, format_score, format_share, marked_words, serving_words
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.front import pareto_front
 
 PICTURE_DPI = 100
 

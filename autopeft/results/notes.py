@@ -13,13 +13,13 @@ from autopeft.results.wording import (
     outcomes_words,
     reason_words,
 )
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import COSTS, OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_seconds
+from autopeft.study.folder import StudyFolder
+from autopeft.study.front import pareto_front
 
 _BASELINES = {
     "yardstick": "the yardstick",

@@ -21,10 +21,10 @@ from autopeft.results.drawing import (
     without_score,
 )
 from autopeft.results.wording import quality_title
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.front import pareto_front
 
 
 def draw_front(state: StudyState) -> Figure:

@@ -33,11 +33,11 @@ from autopeft.results.wording import (
     reason_words,
     serving_words,
 )
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_count, format_seconds
+from autopeft.study.front import pareto_front
 
 OUTCOME_MEANINGS: dict[Outcome, str] = {
     Outcome.COMPLETE: "trained in full; only these can be on the front",

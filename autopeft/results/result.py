@@ -12,13 +12,13 @@ from autopeft.errors import ResultError
 from autopeft.results import selection
 from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import Front
-from autopeft.results.front_file import front_values
 from autopeft.results.leaderboard import make_leaderboard
 from autopeft.results.model_card import write_card
 from autopeft.results.wording import format_score, outcome_words
-from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.folder import ADAPTER_MARK, StudyFolder
+from autopeft.study.front_file import front_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

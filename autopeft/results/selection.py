@@ -9,12 +9,12 @@ from autopeft.results.comparison import Comparer, Comparison
 from autopeft.results.front import why_empty
 from autopeft.results.leaderboard import metric_names
 from autopeft.results.wording import outcome_words, reason_words
-from autopeft.searching.pareto import eligible, pareto_front
 from autopeft.spec.cost import Budget, format_cost
 from autopeft.spec.messages import one_of
 from autopeft.spec.objective import COSTS, OBJECTIVES, find_objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.front import eligible, pareto_front
 
 
 def candidates(state: StudyState, metric: str, limits: Mapping[str, str | float]) -> tuple[TrialRecord, ...]:

@@ -5,10 +5,10 @@ from math import isfinite
 from typing import Any
 
 from autopeft.results.diagnostics import memory_errors
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.pareto import eligible, pareto_front
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
+from autopeft.study.folder import StudyFolder
+from autopeft.study.front import eligible, pareto_front
 
 
 def status_values(state: StudyState) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from autopeft.results.wording import (
     reason_words,
     verdict,
 )
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_count
+from autopeft.study.front import pareto_front
 
 _AGAINST = {
     "clearly better": "is clearly better than",

@@ -24,12 +24,12 @@ from autopeft.results.wording import (
     outcome_words,
     serving_words,
 )
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.cost import format_cost
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes, format_seconds
+from autopeft.study.front import pareto_front
 
 MIN_DESIGN_WIDTH = 24
 """Characters that the design keeps, however narrow the terminal."""

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autopeft.errors import BudgetError
-from autopeft.searching.database import TurnLostError
 from autopeft.searching.interrupted import Interrupted
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import Baseline, CostModel, SearchPlan
 from autopeft.searching.proposals import Proposals
 from autopeft.searching.sampler import Proposal
 from autopeft.searching.segments import Segments
-from autopeft.searching.storage import StudyStore
 from autopeft.searching.trials import Trials
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.database import TurnLostError
+from autopeft.study.store import StudyStore
 
 MAX_TOO_LONG = 3
 """New designs in a row without time for their first rung after which no more are proposed in this call."""

@@ -6,15 +6,13 @@ from dataclasses import asdict
 
 from autopeft.executors.base import Executor
 from autopeft.searching.clock import next_results
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.storage import StudyStore
-from autopeft.spec.state import TestScore
-from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus, TrialRecord, finite
+from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
+from autopeft.study.test_scores import write_score
 
 MAX_TRIES = 3
 """How often a design is scored again whose worker was lost, the first time included."""
-_FACT = "tests/"
-"""Before the number of a design, the name of the fact that has its scores."""
 
 
 def score_on_test(
@@ -56,17 +54,8 @@ def score_on_test(
                 _write(result, store, folder)
 
 
-def read_scores(store: StudyStore) -> dict[int, TestScore]:
-    """Return what designs have scored on the test split, by trial; each score is a fact of the study."""
-    # Older records have one fact for all, or one for each driver.
-    by_number = {number: scores for part in store.parts("tests") for number, scores in part.items()}
-    by_number |= {name.removeprefix(_FACT): scores for name, scores in store.facts(_FACT).items()}
-    return {int(number): TestScore(**scores) for number, scores in by_number.items()}
-
-
 def _write(result: SegmentResult, store: StudyStore, folder: StudyFolder) -> None:
     folder.write_json(folder.predictions("test", result.trial), list(result.predictions))
     if result.samples:
         folder.write_json(folder.samples(result.trial), [asdict(sample) for sample in result.samples])
-    scores = {"scores": finite(result.scores), "standard_errors": finite(result.standard_errors)}
-    store.set_fact(f"{_FACT}{result.trial}", scores)
+    write_score(store, result)

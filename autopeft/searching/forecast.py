@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from autopeft.searching.calibration import Calibration
 from autopeft.searching.pace import Pace
 from autopeft.searching.plan import SearchPlan
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.calibration import Calibration
 
 N_EXPECTED = 24
 """How many designs that were scored at a rung the expectation of early stopping weighs as much as."""

@@ -4,15 +4,15 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 
-from autopeft.searching.calibration import Calibration
 from autopeft.searching.forecast import Forecast
 from autopeft.searching.pace import Pace
-from autopeft.searching.pareto import Front, compared, eligible
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.rungs import Rung, RungEntry
 from autopeft.spec.design import Design
 from autopeft.spec.event import Progress
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.calibration import Calibration
+from autopeft.study.front import Front, compared, eligible
 
 
 class Ledger:

@@ -11,20 +11,21 @@ from autopeft.errors import ExecutorError, SearchError
 from autopeft.executors.base import Executor
 from autopeft.searching.agenda import Agenda
 from autopeft.searching.clock import Clock, next_results
-from autopeft.searching.database import TurnLostError
-from autopeft.searching.final_check import read_scores, score_on_test
-from autopeft.searching.folder import StudyFolder
+from autopeft.searching.final_check import score_on_test
 from autopeft.searching.interrupted import Interrupted
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel, SearchPlan
 from autopeft.searching.proposals import Proposals
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.segment_files import copy_checkpoints, write_results
 from autopeft.searching.segments import Segments
-from autopeft.searching.storage import StudyStore
 from autopeft.searching.trials import Trials
 from autopeft.spec.event import Callback, Event
 from autopeft.spec.trial import SegmentResult, TrialRecord
+from autopeft.study.database import TurnLostError
+from autopeft.study.folder import StudyFolder
+from autopeft.study.segment_files import copy_checkpoints, write_results
+from autopeft.study.store import StudyStore
+from autopeft.study.test_scores import read_scores
 
 BATCH_SECONDS = 0.25
 """How long designs are proposed before those that have been are sent out, where many workers wait."""

@@ -3,9 +3,9 @@
 from bisect import insort
 from collections.abc import Iterable
 
-from autopeft.searching.calibration import Calibration
 from autopeft.searching.plan import SearchPlan
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.calibration import Calibration
 
 MARGIN = 1.15
 """Times its predicted seconds that something must have before it is begun under a time limit: speeds vary."""

@@ -7,10 +7,10 @@ from autopeft.errors import BudgetError, DesignError
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
 from autopeft.searching.sampler import Proposal, Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, format_cost
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes
+from autopeft.study.store import StudyStore
 
 MAX_REFUSALS_IN_A_ROW = 500
 """Refused proposals, with none accepted between them, after which the budget leaves too little of the space."""

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass
 from math import isclose
 from typing import Any, Literal
 
-from autopeft.searching.hypervolume import hypervolume_history
-from autopeft.searching.pareto import eligible, losses, pareto_front
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.searching.verdicts import Verdicts, place_words
-from autopeft.searching.written_front import WrittenFront, read_front
 from autopeft.spec.cost import OVER_BUDGET, excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord, Verdict
+from autopeft.study.front import eligible, losses, pareto_front
+from autopeft.study.front_file import WrittenFront, read_front
+from autopeft.study.hypervolume import hypervolume_history
 
 StepKind = Literal["budget", "start", "rung", "retry", "end", "front"]
 

@@ -5,21 +5,19 @@ and the record gets each accepted one in a single append. After a resume the mem
 """
 
 import itertools
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.searching.pareto import non_dominated
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import Objective
 from autopeft.spec.space import Draw, SearchSpace
+from autopeft.study.front import non_dominated
+from autopeft.study.optuna_log import quiet_optuna
 
 T = TypeVar("T")
 
@@ -29,19 +27,6 @@ MAX_HISTORY = 1000
 """Trials that TPE looks at for each parameter of a proposal: it takes time in proportion. Then half of them go."""
 BEST_SHARE = 0.25
 """Share of the trials that stay that are the best of all, by dominance; the others are a fair sample of the rest."""
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna's log lines and its notes on experimental parts, which we know of, out of ours."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +137,13 @@ class Sampler:
                 constraints=dict(constraints or {}),
             )
         )
+
+    def learn(self, trials: Iterable[FrozenTrial]) -> None:
+        """Add what the record holds and this sampler did not propose: of an earlier run, or of another driver."""
+        for trial in trials:
+            self.remember(
+                trial.params, trial.distributions, trial.state, values=trial.values, constraints=trial.constraints
+            )
 
     def _forget(self) -> None:
         """Begin a new study in memory with half of `MAX_HISTORY`: of what has ended, and of what runs."""

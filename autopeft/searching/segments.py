@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopeft.searching.clock import Clock
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.pace import MARGIN
 from autopeft.searching.plan import SearchPlan
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Measured
 from autopeft.spec.trial import Segment, TrialRecord
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 
 GUESS_FACTOR = 5.0
 """Times what a segment should take while no trial like it has been timed: a base whose weights must be unpacked, or

@@ -12,15 +12,15 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from autopeft.errors import SearchError
-from autopeft.searching.attributes import STATES
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.interrupted import Interrupted
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome, RungScore, SegmentResult, SegmentStatus, TrialRecord, finite
+from autopeft.study.attributes import STATES
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 5
 """Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
@@ -108,7 +108,7 @@ class Trials:
             self._ledger.put(record)
         left = self._store.abandoned()
         changed += self._end_left(left, lambda record: f"{record.driver}, which trained it, is gone")
-        self._store.teach(self._sampler)
+        self._sampler.learn(self._store.unlearned())
         for record in changed:
             if self._ledger.is_interrupted(record):
                 self._interrupted.put(record)

@@ -43,13 +43,10 @@ from optuna.trial import TrialState
 
 from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.models.base import build_meta
-from autopeft.searching import segment_files
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.ledger import Ledger
 from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head, ModelSummary
@@ -57,6 +54,9 @@ from autopeft.spec.objective import find_objective
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
+from autopeft.study import segment_files
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 
 PARTS = ("even", "random", "stopping", "tpe", "asks")
 RESULTS = Path(__file__).parent / "results" / "driver.json"

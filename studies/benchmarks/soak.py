@@ -209,7 +209,7 @@ def is_alive(search: "subprocess.Popen[bytes]") -> bool:
 
 def read_ends(runs: Path, storage: str | None) -> list[float]:
     """Return when trials ended, the earliest first."""
-    from autopeft.searching.state import read_state
+    from autopeft.study.state import read_state
 
     trials = read_state(runs, storage=storage).trials
     return sorted(trial.ended_at for trial in trials if trial.outcome == "complete" and trial.ended_at)

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 import autopeft
 from autopeft.cli import main
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.trial import Outcome
+from autopeft.study.folder import StudyFolder
 from autopeft.training.loop import Trainer
 
 

@@ -22,9 +22,9 @@ import torch
 
 import autopeft
 from autopeft.errors import StudyMismatchError
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome
+from autopeft.study.folder import StudyFolder
 from autopeft.tasks.prepare import prepare
 from tests.api.conftest import tiny_study
 from tests.conftest import started

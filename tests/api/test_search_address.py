@@ -10,9 +10,9 @@ import pytest
 import autopeft
 from autopeft import api
 from autopeft.errors import SearchError, StorageError
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.mirror import Mirror
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from autopeft.study.folder import StudyFolder
+from autopeft.study.remote_copy import Mirror
 
 
 class Failing:

@@ -19,9 +19,9 @@ import torch
 import autopeft
 from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.study.folder import StudyFolder
 from autopeft.tasks.prepare import prepare
 from autopeft.training.worker import Worker, WorkerSetup, make_worker
 from tests.conftest import started

@@ -14,9 +14,9 @@ import httpx2 as httpx
 import pytest
 
 import autopeft
-from autopeft.searching.state import read_state
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
+from autopeft.study.state import read_state
 from tests.api.conftest import tiny_study
 from tests.browser.conftest import Browser
 from tests.tasks.generated import reviews, save_tiny_bert

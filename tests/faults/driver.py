@@ -19,17 +19,17 @@ from autopeft.cli.base import explain_errors
 from autopeft.executors.base import Executor
 from autopeft.executors.local import LocalExecutor
 from autopeft.interruption import on_signals
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
-from autopeft.searching.pareto import pareto_front
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.searching.trials import MAX_KILLS
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, TrialRecord
+from autopeft.study.folder import StudyFolder
+from autopeft.study.front import pareto_front
+from autopeft.study.store import StudyStore
 from tests.conftest import started
 from tests.searching.conftest import FULL, SPACE, Bench, CountedCosts, KnownWorker
 

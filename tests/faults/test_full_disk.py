@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from autopeft.errors import StorageError
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Segment, SegmentResult
+from autopeft.study.folder import StudyFolder
 from tests.faults.driver import FORK, Steady, check_whole, complete, records, search
 from tests.searching.conftest import KnownWorker
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.model import ModelSummary
+from autopeft.study.front import pareto_front
 from tests.faults.driver import check_whole, complete, kill, records, start, wait_for_size
 from tests.searching.conftest import Bench
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.trials import MAX_KILLS
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
+from autopeft.study.folder import StudyFolder
 from tests.faults.driver import check_whole, records, start
 from tests.searching.conftest import Bench, KnownWorker
 

@@ -15,11 +15,11 @@ from autopeft.executors import ray as on_ray
 from autopeft.executors import remote
 from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.event import EventKind
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Outcome, Segment, SegmentResult
+from autopeft.study.folder import StudyFolder
 from tests.executors.remote_workers import UnpicklableError
 from tests.faults.driver import complete, records, search
 from tests.searching.conftest import KnownWorker

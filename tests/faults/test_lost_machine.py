@@ -16,14 +16,14 @@ import pytest
 import autopeft
 from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError, StudyMismatchError
 from autopeft.searching import address, mirror
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.mirror import Mirror
-from autopeft.searching.retention import clean
-from autopeft.searching.working_copy import WorkingCopy
 from autopeft.spec.location import working_folder
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import make_study
 from autopeft.spec.trial import Outcome
+from autopeft.study.cleanup import clean
+from autopeft.study.folder import StudyFolder
+from autopeft.study.remote_copy import Mirror
+from autopeft.study.working_copy import WorkingCopy
 from tests.faults.driver import check_whole, complete, kill, records, search, start, wait_for_size
 
 N_TRIALS = 25

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from autopeft.cli import main
 from autopeft.errors import StudyLockedError
-from autopeft.searching import mirror
 from autopeft.spec.model import ModelSummary
+from autopeft.study import remote_copy as mirror
 from tests.faults.driver import check_whole, kill, search, start, wait_for
 from tests.faults.test_signals import Deaf
 

@@ -26,15 +26,15 @@ from autopeft.errors import ResultError
 from autopeft.results import dashboard
 from autopeft.results.dashboard import StudyApp, StudyView, additions
 from autopeft.results.dashboard_server import Server, listen, read_only, url
-from autopeft.searching.hypervolume import FACT
-from autopeft.searching.mirror import Mirror
-from autopeft.searching.pareto import compared
-from autopeft.searching.state import read_state
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.location import working_folder
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 from autopeft.spec.trial import Outcome
+from autopeft.study.front import compared
+from autopeft.study.hypervolume import FACT
+from autopeft.study.remote_copy import Mirror
+from autopeft.study.state import read_state
+from autopeft.study.store import StudyStore
 from tests.results.generated import HEAD, Builder, fill
 
 BOX = {

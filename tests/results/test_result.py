@@ -10,10 +10,10 @@ from autopeft.results.drawing import cost_ticks
 from autopeft.results.plots import draw_front
 from autopeft.results.result import SearchResult
 from autopeft.results.summary import unchecked_words
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.design import Design
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
+from autopeft.study.front import pareto_front
 from tests.results.generated import Builder, fill, lora
 
 

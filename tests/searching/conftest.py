@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from autopeft.executors.simulated import Faults, SimulatedExecutor
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.event import Callback
@@ -21,6 +19,8 @@ from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 
 FULL = 4000
 
@@ -147,7 +147,7 @@ class Bench:
     ) -> StudyStore:
         store = self.store()
         proposer = Sampler(sampler, space=self.space, model=self.model, objectives=self.objectives, seed=seed)
-        store.teach(proposer)
+        proposer.learn(store.unlearned())
         executor = SimulatedExecutor(
             worker,
             lambda segment: max(1.0, (segment.stop - segment.start) / 100),

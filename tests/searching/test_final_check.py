@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from autopeft.searching.final_check import read_scores
-from autopeft.searching.pareto import pareto_front
 from autopeft.spec.state import TestScore
 from autopeft.spec.trial import Segment, SegmentResult
+from autopeft.study.front import pareto_front
+from autopeft.study.test_scores import read_scores
 from tests.searching.conftest import Bench, KnownWorker
 
 SCORE = TestScore(scores={"accuracy": 0.5}, standard_errors={"accuracy": 0.01})

@@ -8,12 +8,12 @@ import pytest
 from optuna.trial import TrialState
 
 from autopeft.errors import BudgetError, DesignError, SearchError
-from autopeft.searching.final_check import read_scores
-from autopeft.searching.pareto import compared, pareto_front
 from autopeft.searching.plan import Baseline
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from autopeft.study.front import compared, pareto_front
+from autopeft.study.test_scores import read_scores
 from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker, cost
 

@@ -9,11 +9,11 @@ import pytest
 
 from autopeft.errors import SearchError
 from autopeft.executors.simulated import Faults, SimulatedExecutor
-from autopeft.searching.pareto import pareto_front
 from autopeft.searching.segments import GUESS_FACTOR
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.study.front import pareto_front
 from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, KnownWorker
 

@@ -4,9 +4,9 @@ import pytest
 
 from autopeft.errors import BudgetError, SearchError
 from autopeft.executors.simulated import SimulatedExecutor
-from autopeft.searching.final_check import read_scores
 from autopeft.searching.trials import MAX_FAILURES_IN_A_ROW
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
+from autopeft.study.test_scores import read_scores
 from tests.searching.conftest import FULL, Bench, KnownWorker
 
 

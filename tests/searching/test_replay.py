@@ -10,16 +10,16 @@ from click.testing import CliRunner
 
 from autopeft.cli import main
 from autopeft.errors import ResultError, SearchError
-from autopeft.results.front_file import front_values
-from autopeft.searching.pareto import pareto_front
 from autopeft.searching.replay import Replay, replay
-from autopeft.searching.storage import StudyStore
 from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
+from autopeft.study.front import pareto_front
+from autopeft.study.front_file import front_values
+from autopeft.study.store import StudyStore
 from tests.results.test_dashboard import describe
 from tests.searching.conftest import FULL, Bench, KnownWorker
 

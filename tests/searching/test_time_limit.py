@@ -10,18 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopeft.executors.simulated import SimulatedExecutor
-from autopeft.searching.final_check import read_scores
 from autopeft.searching.loop import SearchLoop
-from autopeft.searching.pareto import pareto_front
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.cost import Measured
 from autopeft.spec.design import Design
 from autopeft.spec.event import Event
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.study.front import pareto_front
+from autopeft.study.store import StudyStore
+from autopeft.study.test_scores import read_scores
 from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker
 
 STEP = 40
@@ -108,7 +108,7 @@ def search(
     bench = Bench(path, worker.model)
     store = bench.store()
     sampler = Sampler("random", space=bench.space, model=worker.model, objectives=bench.objectives, seed=seed)
-    store.teach(sampler)
+    sampler.learn(store.unlearned())
     executor = SimulatedExecutor(worker, worker.seconds, n_workers=n_workers)
     plan = SearchPlan(
         objectives=bench.objectives,

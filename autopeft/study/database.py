@@ -24,8 +24,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from autopeft.errors import MissingDependencyError, StorageError
-from autopeft.searching.process import ProcessMark
 from autopeft.spec.storage_url import is_postgresql, masked, password_of, without_password
+from autopeft.study.process import ProcessMark
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

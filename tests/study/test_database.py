@@ -20,16 +20,16 @@ from optuna.trial import TrialState
 from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.results.dashboard import DatabaseView
 from autopeft.searching import database as databases
-from autopeft.searching.agreement import agree, fetch_description
-from autopeft.searching.database import TurnLostError
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.state import read_state
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
+from autopeft.study.database import TurnLostError
+from autopeft.study.description import agree, fetch_description
+from autopeft.study.folder import StudyFolder
+from autopeft.study.state import read_state
+from autopeft.study.store import StudyStore
 from tests.results.generated import Builder, fill
 from tests.results.test_dashboard import ask, describe
-from tests.storage.server import PASSWORD, Server
+from tests.study.server import PASSWORD, Server
 
 slow = pytest.mark.slow
 

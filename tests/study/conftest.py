@@ -10,7 +10,7 @@ import pytest
 
 from autopeft.results.dashboard import StudyApp
 from autopeft.results.dashboard_server import read_only
-from tests.storage.server import PASSWORD, Server, find
+from tests.study.server import PASSWORD, Server, find
 
 _names = (f"study{number}" for number in itertools.count())
 

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ResultError
-from autopeft.searching.final_check import read_scores
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.messages import echo
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import find_objective
@@ -16,6 +13,9 @@ from autopeft.spec.state import StudyState
 from autopeft.spec.study import StudySpec
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
+from autopeft.study.test_scores import read_scores
 
 
 def read_state(path: str | Path, *, storage: str | None = None, store: StudyStore | None = None) -> StudyState:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import autopeft
-from autopeft.searching.hypervolume import FACT, Box, hypervolume, hypervolume_history, make_box
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.hypervolume import FACT, Box, hypervolume, hypervolume_history, make_box
 from tests.conftest import make_summary
 from tests.results.generated import HEAD, Builder, lora
 from tests.tasks.generated import reviews, save_tiny_bert

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from autopeft.errors import StudyLockedError
-from autopeft.searching.lock import STALE_SECONDS, FolderLock
-from autopeft.searching.process import ProcessMark
+from autopeft.study.lock import STALE_SECONDS, FolderLock
+from autopeft.study.process import ProcessMark
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from autopeft.searching.lock import FolderLock
+from autopeft.study.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.searching.pareto import non_dominated
+from autopeft.study.front import non_dominated
 
 points = st.integers(1, 3).flatmap(
     lambda n: st.lists(st.tuples(*[st.integers(0, 5)] * n), max_size=30)  # few values: many ties and duplicates

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.objective import find_objective
 from autopeft.spec.study import StudySpec
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 
 _FACT = "study"
 

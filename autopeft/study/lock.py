@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import StudyLockedError
-from autopeft.searching.process import ProcessMark
+from autopeft.study.process import ProcessMark
 
 PATIENCE_SECONDS = 0.5
 """How long a search waits for a lock: somebody may just be asking whether it is held."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autopeft.errors import StudyLockedError, StudyMismatchError
-from autopeft.searching.folder import StudyFolder
+from autopeft.study.folder import StudyFolder
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:

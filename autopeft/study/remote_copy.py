@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autopeft.errors import StorageError, StudyLockedError
-from autopeft.searching import address
-from autopeft.searching.address import Address
-from autopeft.searching.process import ProcessMark
+from autopeft.study import address
+from autopeft.study.address import Address
+from autopeft.study.process import ProcessMark
 
 LOCK = "lock.json"
 BEAT_SECONDS = 10.0

@@ -20,18 +20,18 @@ from autopeft.errors import StorageError
 from autopeft.results import dashboard
 from autopeft.results.notes import trial_note
 from autopeft.searching import database as databases
-from autopeft.searching.final_check import read_scores
-from autopeft.searching.state import read_state
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.state import read_state
+from autopeft.study.store import StudyStore
+from autopeft.study.test_scores import read_scores
 from tests.conftest import make_summary, started
 from tests.results.test_dashboard import ask, describe
 from tests.searching.conftest import FULL
-from tests.storage.driver import OBJECTIVES_HERE, drive
-from tests.storage.server import Server
+from tests.study.driver import OBJECTIVES_HERE, drive
+from tests.study.server import Server
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ class Driver:
     ) -> None:
         options = [str(option) for option in (n_trials, seconds, n_workers, stops_after)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.storage.driver", url, str(folder), *options],
+            [sys.executable, "-m", "tests.study.driver", url, str(folder), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -19,12 +19,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.searching.attributes import STATES, attributes_of, driver_of, read_record
-from autopeft.searching.database import BEAT_SECONDS, Database, Sign
-from autopeft.searching.journal import JournalFile, repair_journal
-from autopeft.searching.sampler import Sampler, quiet_optuna
 from autopeft.spec.objective import Objective
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.attributes import STATES, attributes_of, driver_of, read_record
+from autopeft.study.database import BEAT_SECONDS, Database, Sign
+from autopeft.study.journal import JournalFile, repair_journal
+from autopeft.study.optuna_log import quiet_optuna
 
 _LONGEST_NOTE = 2045
 """Characters of a note that Optuna Dashboard keeps in one attribute."""
@@ -46,7 +46,7 @@ class StudyStore:
         self._mine: set[int] = set()
         self._written: dict[int, dict[str, Any]] = {}
         self._known: dict[int, FrozenTrial] = {}
-        self._taught: set[int] = set()
+        self._learned: set[int] = set()
         self._held: dict[str, Any] | None = None
         self._parts: dict[str, Any] = {}
         self._first_seen: dict[str, float] = {}
@@ -350,16 +350,14 @@ class StudyStore:
         self._parts[name] = value
         self.set_fact(f"{name}@{self.driver}" if self.driver else name, value)
 
-    def teach(self, sampler: Sampler) -> None:
-        """Give a sampler what the record holds that it has not been given, and did not propose itself here."""
+    def unlearned(self) -> Iterator[FrozenTrial]:
+        """Yield each trial of the record once that a sampler can learn from and did not propose itself here."""
         for trial in self._known.values() or self._look():
-            if trial.number in self._taught or trial.number in self._mine or not trial.state.is_finished():
+            if trial.number in self._learned or trial.number in self._mine or not trial.state.is_finished():
                 continue
-            self._taught.add(trial.number)
+            self._learned.add(trial.number)
             if trial.params and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                sampler.remember(
-                    trial.params, trial.distributions, trial.state, values=trial.values, constraints=trial.constraints
-                )
+                yield trial
 
     def parameters(self, number: int) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Return a trial's parameters and distributions, for a trial that continues it."""

@@ -6,11 +6,11 @@ import pytest
 
 from autopeft.errors import StudyLockedError
 from autopeft.results.result import SearchResult
-from autopeft.searching.checkpoints import trial_of
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.retention import leftovers
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
+from autopeft.study.checkpoints import trial_of
+from autopeft.study.cleanup import leftovers
+from autopeft.study.folder import StudyFolder
 from tests.results.generated import Builder, fill, lora
 
 

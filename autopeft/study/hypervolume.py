@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autopeft.searching.pareto import eligible
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import Objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
+from autopeft.study.front import eligible
 
 FACT = "hypervolume"
 """Where the box stands among the facts of a study."""

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from autopeft.errors import BudgetError
-from autopeft.searching.calibration import Calibration, conformal_bound, memory_ratio
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
+from autopeft.study.calibration import Calibration, conformal_bound, memory_ratio
 from tests.conftest import started
 from tests.searching.conftest import FULL, Bench, KnownWorker, cost
 

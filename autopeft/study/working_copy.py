@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from autopeft.errors import StudyMismatchError
-from autopeft.searching.mirror import Mirror, is_journal_part
+from autopeft.study.remote_copy import Mirror, is_journal_part
 
 _MARK = ".mirror"
 _JOURNAL = "study.journal"

@@ -7,8 +7,8 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from autopeft.searching.journal import JournalFile, repair_journal
 from autopeft.spec.trial import Outcome
+from autopeft.study.journal import JournalFile, repair_journal
 from tests.searching.conftest import Bench, KnownWorker
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from autopeft.searching.folder import cannot_write
-from autopeft.searching.working_copy import working_copy
+from autopeft.study.folder import cannot_write
+from autopeft.study.working_copy import working_copy
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopeft.searching.folder import StudyFolder
-from autopeft.searching.pareto import compared
-from autopeft.searching.state import read_state
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study.folder import StudyFolder
+from autopeft.study.front import compared
+from autopeft.study.state import read_state
 
 _NEVER_GO_ON = (Outcome.FAILED, Outcome.OUT_OF_MEMORY, Outcome.INFEASIBLE)
 

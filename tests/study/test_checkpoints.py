@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.searching.checkpoints import N_KEPT, Checkpoints, trial_of
-from autopeft.searching.final_check import read_scores
-from autopeft.searching.folder import StudyFolder
 from autopeft.spec.trial import Outcome
+from autopeft.study.checkpoints import N_KEPT, Checkpoints, trial_of
+from autopeft.study.folder import StudyFolder
+from autopeft.study.test_scores import read_scores
 from tests.searching.conftest import FULL, Bench, KnownWorker
 
 

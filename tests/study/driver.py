@@ -1,6 +1,6 @@
 """A driver of a shared study in a process of its own: real loop, sampler and storage, and a worker that sleeps.
 
-    python -m tests.storage.driver URL FOLDER N_TRIALS SECONDS N_WORKERS STOPS_AFTER
+    python -m tests.study.driver URL FOLDER N_TRIALS SECONDS N_WORKERS STOPS_AFTER
 
 It writes `begins` and waits for a line, so that several begin at once; then a line `trained TRIAL START STOP` for each
 segment that it has trained. After STOPS_AFTER segments (never if negative) it stops in its tracks, while it waits for a
@@ -17,16 +17,16 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from autopeft.searching.folder import StudyFolder
 from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import Baseline, SearchPlan
 from autopeft.searching.sampler import Sampler
-from autopeft.searching.storage import StudyStore
 from autopeft.spec.design import Design
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Segment, SegmentResult
+from autopeft.study.folder import StudyFolder
+from autopeft.study.store import StudyStore
 from tests.conftest import make_summary
 from tests.searching.conftest import FULL, SPACE, CountedCosts, KnownWorker
 
@@ -89,7 +89,7 @@ def drive(
     space = SearchSpace.from_dict(SPACE)
     seed = len(store.records()) + store.offset
     sampler = Sampler("tpe", space=space, model=model, objectives=OBJECTIVES_HERE, seed=seed)
-    store.teach(sampler)
+    sampler.learn(store.unlearned())
     executor = ThreadExecutor(KnownWorker(model), seconds, n_workers, stop.is_set, stops_after)
     files = StudyFolder(folder)
     files.acquire()

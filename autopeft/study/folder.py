@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import StorageError, StudyLockedError, StudyMismatchError
-from autopeft.searching.checkpoints import Checkpoints
-from autopeft.searching.lock import FolderLock
-from autopeft.searching.working_copy import WorkingCopy, working_copy
 from autopeft.spec.location import is_uri, working_folder
+from autopeft.study.checkpoints import Checkpoints
+from autopeft.study.lock import FolderLock
+from autopeft.study.working_copy import WorkingCopy, working_copy
 
 SCHEMA_VERSION = 1
 ADAPTER_MARK = "autopeft.json"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 
-from autopeft.searching.folder import ADAPTER_MARK, StudyFolder
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
+from autopeft.study.folder import ADAPTER_MARK, StudyFolder
 
 N_WRITERS = 16
 """Files that are written at the same time: each waits for the disk, and disks make many durable at once."""
