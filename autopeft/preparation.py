@@ -28,6 +28,7 @@ from autopeft.spec.model import ModelSummary
 from autopeft.spec.objective import COSTS, find_objective
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import StudySpec
+from autopeft.spec.task import package_of, require_task
 from autopeft.spec.training import Training
 from autopeft.spec.yardstick import fit_yardstick
 from autopeft.study.folder import SCHEMA_VERSION, StudyFolder
@@ -282,6 +283,8 @@ def prepare_study(
     require_estimates(meta)
     if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
         site.call(require_kinds, foreign)
+    if package_of(spec.task):
+        site.call(require_task, spec.task)
     for name, files in _travelling(spec, space, meta.summary).items():
         site.take_along(name, files)
     known = None if folder is None else folder.read_description()

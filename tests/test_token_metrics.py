@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autopeft.errors import ResultError
-from autopeft.metrics import TOKEN_METRICS, can_pair, paired_difference, score
+from autopeft.metrics import TOKEN_METRICS, find_metric, paired_difference
 
 
 def draw(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,8 +40,7 @@ def resampled(name: str, n_targets: np.ndarray, *rows: np.ndarray, n_resamples: 
 def test_scores_are_over_all_tokens(name: str) -> None:
     n_targets, a, _ = draw(0)
     expected = by_token(name, n_targets, a)
-    assert TOKEN_METRICS[name](n_targets, a)[0] == pytest.approx(expected)
-    assert score(name, n_targets.tolist(), a.tolist()) == pytest.approx(expected)
+    assert TOKEN_METRICS[name].score(n_targets, a)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", TOKEN_METRICS)
@@ -49,8 +48,8 @@ def test_standard_errors_agree_with_a_bootstrap_over_examples(name: str) -> None
     n_targets, a, b = draw(1)
     of_a, of_b = resampled(name, n_targets, a, b)
     # 3,000 resamples know a deviation to 1.3 %; the delta method leaves out the curvature, here a few per cent.
-    assert TOKEN_METRICS[name](n_targets, a)[1] == pytest.approx(of_a.std(), rel=0.1)
-    difference, error = paired_difference(name, n_targets, a, b)
+    assert TOKEN_METRICS[name].score(n_targets, a)[1] == pytest.approx(of_a.std(), rel=0.1)
+    difference, error = paired_difference(TOKEN_METRICS[name], n_targets, a, b)
     assert difference == pytest.approx(by_token(name, n_targets, a) - by_token(name, n_targets, b))
     assert error == pytest.approx((of_a - of_b).std(), rel=0.1)
 
@@ -58,30 +57,34 @@ def test_standard_errors_agree_with_a_bootstrap_over_examples(name: str) -> None
 @pytest.mark.parametrize("name", TOKEN_METRICS)
 def test_pairing_takes_out_what_two_designs_share(name: str) -> None:
     n_targets, a, b = draw(2)
-    _, paired = paired_difference(name, n_targets, a, b)
-    assert paired < 0.8 * np.hypot(TOKEN_METRICS[name](n_targets, a)[1], TOKEN_METRICS[name](n_targets, b)[1])
-    assert paired_difference(name, n_targets, a, a) == (0.0, 0.0)
-    forward, backward = paired_difference(name, n_targets, a, b), paired_difference(name, n_targets, b, a)
+    _, paired = paired_difference(TOKEN_METRICS[name], n_targets, a, b)
+    assert paired < 0.8 * np.hypot(
+        TOKEN_METRICS[name].score(n_targets, a)[1], TOKEN_METRICS[name].score(n_targets, b)[1]
+    )
+    assert paired_difference(TOKEN_METRICS[name], n_targets, a, a) == (0.0, 0.0)
+    forward, backward = (
+        paired_difference(TOKEN_METRICS[name], n_targets, a, b),
+        paired_difference(TOKEN_METRICS[name], n_targets, b, a),
+    )
     assert forward == pytest.approx((-backward[0], backward[1]))
 
 
 def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
-    assert score("perplexity", [1], [[1e4, 0.0]]) == np.inf
+    assert TOKEN_METRICS["perplexity"].score(np.array([1]), np.array([[1e4, 0.0]]))[0] == np.inf
 
 
-def test_what_can_be_paired_depends_on_the_predictions() -> None:
-    rows, classes = [[1.0, 0.0]], [1.0]
-    assert can_pair("perplexity", rows)
-    assert can_pair("loss", rows)
-    assert can_pair("accuracy", classes)
-    assert not can_pair("loss", classes)
-    assert not can_pair("accuracy", rows)
+def test_a_task_says_what_can_be_paired() -> None:
+    for task, name in (("causal-lm", "loss"), ("causal-lm", "perplexity"), ("text-classification", "accuracy")):
+        assert find_metric(task, name).paired is not None
+    assert find_metric("causal-lm", "accuracy") is None
+    assert find_metric("a task that is not installed", "accuracy") is None
+    loss_of_classes = find_metric("text-classification", "loss")
+    with pytest.raises(ResultError, match="cannot be paired by loss"):
+        paired_difference(loss_of_classes, [1.0], [1.0], [0.0])
 
 
-def test_unknown_metrics_and_unequal_lengths_are_refused() -> None:
-    with pytest.raises(ResultError, match="one of perplexity, loss, token_accuracy, but got 'accuracy'"):
-        score("accuracy", [1], [[1.0, 0.0]])
+def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ResultError, match="2 labels and 1 predictions"):
-        paired_difference("loss", [1, 2], [[1.0, 0.0]], [[1.0, 0.0], [2.0, 1.0]])
+        paired_difference(TOKEN_METRICS["loss"], [1, 2], [[1.0, 0.0]], [[1.0, 0.0], [2.0, 1.0]])
     with pytest.raises(ResultError, match="2 labels and 2 predictions"):
-        paired_difference("loss", [1, 2], [[1.0, 0.0], [2.0, 1.0]], [1.0, 0.0])
+        paired_difference(TOKEN_METRICS["loss"], [1, 2], [[1.0, 0.0], [2.0, 1.0]], [1.0, 0.0])

@@ -11,7 +11,7 @@ import click
 
 from autopeft.cli.base import explain_errors, pairs
 from autopeft.spec.messages import echo
-from autopeft.spec.task import DEFAULT_TASK, TASKS
+from autopeft.spec.task import DEFAULT_TASK, load_task, task_names
 
 if TYPE_CHECKING:
     from autopeft.costs.measured import Stopwatch
@@ -104,7 +104,7 @@ class _Question:
     callback=_read_memory,
     help="Which batches and which storage of the base fit a memory such as 24GiB.",
 )
-@click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(list(TASKS)))
+@click.option("--task", default=DEFAULT_TASK, show_default=True, type=click.Choice(task_names()))
 @click.option(
     "--head",
     metavar="CLASS",
@@ -211,7 +211,7 @@ def _head(name: str) -> Any:
     """Return a head of this class; a classifier has two new classes."""
     from autopeft.spec.model import Head
 
-    classes = TASKS["text-classification"].classes if name.endswith("Classification") else ()
+    classes = load_task(DEFAULT_TASK).example_labels if name.endswith("Classification") else ()
     return Head(auto_class=name, labels=classes)
 
 

@@ -18,8 +18,8 @@ from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.messages import first_line
 from autopeft.spec.model import Head, ModelSummary
-from autopeft.spec.task import TASKS
 from autopeft.spec.training import Kernel
+from autopeft.tasks.base import find_task
 
 
 class ModelCosts:
@@ -55,7 +55,7 @@ class ModelCosts:
         """
         self._kernel: Kernel = kernel
         self._model = model
-        self._head = head or Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes)
+        self._head = head or find_task(task).example_head
         self._revision = revision
         self._trust_remote_code = trust_remote_code
         self._estimators: dict[Setting, Estimator] = {}

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from autopeft.errors import DesignError
 from autopeft.spec.cost import Workload
 from autopeft.spec.messages import echo, one_of
-from autopeft.spec.task import DEFAULT_TASK, TASKS
+from autopeft.spec.task import DEFAULT_TASK, task_names
 from autopeft.spec.training import Kernel, OptimizerName, Precision
 
 Dtype = Literal["float32", "bfloat16"]
@@ -58,7 +58,7 @@ class Setting:
             "optimizer": get_args(OptimizerName),
             "device": get_args(Device),
             "kernel": get_args(Kernel),
-            "task": tuple(TASKS),
+            "task": task_names(),
         }
         for name, names in known.items():
             if getattr(self, name) not in names:

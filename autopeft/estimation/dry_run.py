@@ -1,7 +1,6 @@
-"""One step of training and one of evaluation on tensors without data.
+"""One step of training and one of evaluation on tensors without data: the steps of `autopeft.tasks.step`.
 
-The steps are those of `autopeft.training.loop` and `autopeft.training.evaluate`, in the same order of
-making and dropping tensors. Nothing here reads or writes a value.
+Nothing here reads or writes a value.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autopeft.estimation.attribution import Attribution
-from autopeft.estimation.batch import batch_for
 from autopeft.estimation.cuda import CudaKernels
 from autopeft.estimation.fake_weights import fake_weights, tensors_of
 from autopeft.estimation.generation import cache_of
@@ -30,14 +28,15 @@ from autopeft.estimation.tracker import Category, StorageTracker
 from autopeft.estimation.unrolling import unrolled
 from autopeft.models.attach import Attached
 from autopeft.models.checkpointing import RUN, checkpoint_layers
-from autopeft.models.losses import few_pieces, token_loss, token_rows
+from autopeft.models.losses import few_pieces
 from autopeft.spec.training import OptimizerName, Precision
 from autopeft.spec.writing import N_SAMPLES
+from autopeft.tasks.base import Task, task_of
+from autopeft.tasks.batches import Inputs
+from autopeft.tasks.step import Phase, evaluation_step, training_step
 
 Step = Callable[[StorageTracker, Trace], None]
 """What is run under a tracker and its trace."""
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
-"""Inputs by name, and labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,7 @@ class DryRun:
         unattached: Unattached | None = None,
         whole: bool = False,
         names: bool = False,
+        task: Task | None = None,
     ) -> None:
         """Prepare for steps.
 
@@ -119,9 +119,11 @@ class DryRun:
             unattached: What the design would have in layers that it was not attached to.
             whole: Whether every layer is run, also where a few speak for all: it takes longer and says the same.
             names: Whether events say which module they are of.
+            task: Whose steps they are; that of the base's head by default.
         """
         self._attached = attached
         self._model = attached.model
+        self._task = task or task_of(attached.base.head)
         self._machine = machine
         self._device = torch.device("cpu")  # CUDA is played on CPU tensors: see `autopeft.estimation.cuda`
         self._mode = FakeTensorMode()
@@ -155,8 +157,6 @@ class DryRun:
     def training_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
         """Return the cost of one optimizer step, with the optimizer's state in place; nothing where nothing trains.
 
-        Source: `Trainer._step` in `autopeft.training.loop`.
-
         Omits: the norms of gradients that clipping makes (a few bytes for each tensor). A batch
             without padding, whose mask models leave out, needs less: up to 22 % in bf16 with eager attention.
         """
@@ -168,21 +168,17 @@ class DryRun:
         """Return what happens to storages in one optimizer step."""
         self._model.train()
         batch = self._batch(batch_size, n_tokens)
-        return self._events(partial(self._train, partial(self._loss, batch)), _tensors(batch), trains=True)
+        return self._events(partial(self._train, batch), batch.tensors, trains=True)
 
     def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
-        """Return the cost of the forward pass of one batch without gradients.
-
-        Source: `evaluate` in `autopeft.training.evaluate`.
-        """
+        """Return the cost of the forward pass of one batch without gradients, and of what is kept of it."""
         return self.cost(self.evaluation_events(batch_size=batch_size, n_tokens=n_tokens))
 
     def evaluation_events(self, *, batch_size: int, n_tokens: int) -> list[Event]:
         """Return what happens to storages in the evaluation of one batch."""
         self._model.eval()
         batch = self._batch(batch_size, n_tokens)
-        needed = _tensors(batch) if self._labels_tokens else list(batch[0].values())
-        return self._events(partial(self._evaluate, partial(self._score, batch)), needed, trains=False)
+        return self._events(partial(self._evaluate, batch), batch.tensors, trains=False)
 
     def generation_step(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> StepCost:
         """Return the cost of the higher of two forward passes that write; arguments as of `generation_events`."""
@@ -202,7 +198,7 @@ class DryRun:
         n_added = sum(block.n_input_tokens for block in self._attached.design.blocks)  # cached, and not in the mask
         for n_cached, n_tokens in ((0, n_prompt_tokens), (n_cached_tokens, n_cached_tokens - n_added + 1)):
             batch = self._batch(N_SAMPLES, n_tokens)
-            passes.append(self._events(partial(self._write, n_cached, batch), _tensors(batch), trains=False))
+            passes.append(self._events(partial(self._write, n_cached, batch), batch.tensors, trains=False))
         return max(passes, key=lambda events: summarize(events).peak_bytes)
 
     def _events(self, step: Step, batch: Sequence[torch.Tensor], *, trains: bool) -> list[Event]:
@@ -256,28 +252,23 @@ class DryRun:
             parameter.grad = None
         return events
 
-    def _train(self, forward: Callable[[], torch.Tensor], tracker: StorageTracker, trace: Trace) -> None:
-        """Train on a loss."""
-        trace.begin("forward")
-        with self._machine.forward(trains=True):
-            loss = forward()
-        penalty = self._attached.penalty()
-        if penalty is not None:
-            loss = loss + penalty
-        tracker.settle()
-        trace.begin("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
-        tracker.settle()
-        trace.begin("optimizer")
-        tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
+    def _train(self, batch: Inputs, tracker: StorageTracker, trace: Trace) -> None:
+        def watch(phase: Phase) -> None:
+            tracker.settle()
+            trace.begin(phase)
 
-    def _evaluate(self, forward: Callable[[], object], _tracker: StorageTracker, trace: Trace) -> None:
-        trace.begin("evaluation")
+        def update() -> None:
+            tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
+
+        forward = self._machine.forward(trains=True)
+        training_step(self._attached, batch, self._task, forward=forward, update=update, watch=watch)
+
+    def _evaluate(self, batch: Inputs, _tracker: StorageTracker, trace: Trace) -> None:
         with self._machine.forward(trains=False):
-            forward()
+            evaluation_step(self._model, batch, self._task, watch=trace.begin)
 
-    def _write(self, n_cached: int, batch: Batch, _tracker: StorageTracker, trace: Trace) -> None:
-        inputs, _ = batch
+    def _write(self, n_cached: int, batch: Inputs, _tracker: StorageTracker, trace: Trace) -> None:
+        inputs = batch.forward
         trace.begin("writing")
         base, ids = self._attached.base, inputs["input_ids"]
         read = ids[:, -1:] if n_cached else ids
@@ -311,35 +302,10 @@ class DryRun:
         """Return how many numbers are in each tensor that trains."""
         return [tensor.numel() for tensor in (*self._trainable, *self._unattached.trainable)]
 
-    def _batch(self, batch_size: int, n_tokens: int) -> Batch:
-        return batch_for(self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device)
-
-    @property
-    def _labels_tokens(self) -> bool:
-        """Return whether the model writes, so that its labels are tokens: it has no classes."""
-        return not self._attached.base.head.labels
-
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        """Return what training minimises, as the tasks compute it."""
-        inputs, labels = batch
-        outputs = self._model(**inputs)
-        if self._labels_tokens:
-            return token_loss(outputs.logits, labels)
-        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
-
-    def _score(self, batch: Batch) -> None:
-        """Compute what an evaluation keeps of a batch, as the tasks do."""
-        inputs, labels = batch
-        outputs = self._model(**inputs)
-        if self._labels_tokens:
-            token_rows(outputs.logits, labels)
-        else:
-            outputs.logits.float().argmax(dim=-1)
-
-
-def _tensors(batch: Batch) -> list[torch.Tensor]:
-    inputs, labels = batch
-    return [*inputs.values(), labels]
+    def _batch(self, batch_size: int, n_tokens: int) -> Inputs:
+        return self._task.example_batch(
+            self._attached.base, batch_size=batch_size, n_tokens=n_tokens, device=self._device
+        )
 
 
 def _remember(undo: ExitStack, module: nn.Module, name: str) -> None:

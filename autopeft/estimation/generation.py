@@ -23,7 +23,7 @@ def lengths(base: Base, workload: Workload) -> tuple[int, int] | None:
 
     None where the model writes nothing, or remembers in another way than by keys and values of each token.
 
-    Source: `write_samples` in `autopeft.training.sampling`. A prompt is at most an example without its last token.
+    Source: `write_samples` in `autopeft.tasks.writing`. A prompt is at most an example without its last token.
     """
     summary, config = base.summary, base.model.config
     if base.head.auto_class != "AutoModelForCausalLM" or not summary.is_decoder or not summary.takes_cache:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from autopeft.errors import ResultError
-from autopeft.metrics import can_pair, paired_difference
+from autopeft.metrics import find_metric, paired_difference
 from autopeft.spec.objective import Objective, find_objective
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import TrialRecord
@@ -116,9 +116,11 @@ class Comparer:
         if not (isfinite(score_a) and isfinite(score_b)):
             return None
         labels, of_a, of_b = (self._predictions(split, which) for which in ("labels", a.number, b.number))
-        if labels is not None and of_a is not None and of_b is not None and can_pair(metric, of_a):
-            value, standard_error = paired_difference(metric, labels, of_a, of_b)
-            return Difference(value=sign * value, standard_error=standard_error, split=split)
+        if labels is not None and of_a is not None and of_b is not None:
+            how = find_metric(self.state.spec.task, metric)
+            if how is not None and how.paired is not None:
+                value, standard_error = paired_difference(how, labels, of_a, of_b)
+                return Difference(value=sign * value, standard_error=standard_error, split=split)
         error = 0.0 if a.number == b.number else hypot(error_a, error_b)
         return Difference(value=sign * (score_a - score_b), standard_error=error, split=split, paired=False)
 

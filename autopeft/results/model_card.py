@@ -16,12 +16,11 @@ from autopeft.results.summary import count_words
 from autopeft.results.wording import MISSING, SERVING, format_interval, format_score, label_words
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.state import StudyState, TestScore
+from autopeft.spec.task import load_task, task_names
 from autopeft.spec.trial import TrialRecord
 from autopeft.spec.units import format_seconds
 from autopeft.study.folder import ADAPTER_MARK, StudyFolder
 
-PIPELINES = {"text-classification": "text-classification", "causal-lm": "text-generation"}
-"""What the hub calls each task."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -80,7 +79,8 @@ def write_card(state: StudyState, record: TrialRecord, folder: Path) -> None:
 
 def _front_matter(state: StudyState, record: TrialRecord, test: TestScore | None, *, stock: bool) -> dict[str, Any]:
     """Return what hubs read; a local base has no place there, and neither has a licence without an identifier."""
-    pipeline = PIPELINES.get(state.spec.task, state.spec.task)
+    task = state.spec.task
+    pipeline = load_task(task).pipeline_tag if task in task_names() else task
     licence = str(state.facts.get("licence") or "")
     split, scores = ("validation", record.scores) if test is None else ("test", test.scores)
     return {

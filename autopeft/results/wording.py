@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import isfinite
 
+from autopeft.errors import StudyError
 from autopeft.results.comparison import Difference, interval
 from autopeft.spec.cost import OVER_BUDGET, Budget, format_cost
 from autopeft.spec.design import Serving
@@ -19,7 +20,10 @@ SERVING: dict[Serving, str] = {"merge": "mergeable", "peft": "stock PEFT", "auto
 
 def label_words(name: str) -> str:
     """Return what people call a metric, a cost, or another reason to refuse a proposal."""
-    return OBJECTIVES[name].label if name in OBJECTIVES else name.replace("_", " ")
+    try:
+        return find_objective(name).label
+    except StudyError:
+        return name.replace("_", " ")
 
 
 def limit_words(state: StudyState) -> list[str]:

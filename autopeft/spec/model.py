@@ -39,10 +39,12 @@ class Head:
         auto_class: Class of transformers that has the head, such as `AutoModelForSequenceClassification`.
         labels: Names of the classes in index order. Where there are any, the head is a new one even
             if the checkpoint has one: its classes mean something else.
+        task: Whose loss trains it; empty for that of classes where there are any, and of tokens otherwise.
     """
 
     auto_class: str
     labels: tuple[str, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

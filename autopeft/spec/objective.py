@@ -5,6 +5,7 @@ from typing import Literal
 
 from autopeft.errors import StudyError
 from autopeft.spec.messages import one_of
+from autopeft.spec.task import load_task, task_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ _ALL = (
     Objective(name="adapter_bytes", direction="minimize", kind="cost", unit="B", label="adapter size on disk"),
 )
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
-"""Every known objective by name."""
+"""Every objective by name that autopeft knows without importing a task."""
 COSTS: tuple[str, ...] = tuple(o.name for o in _ALL if o.kind == "cost")
 """Names of the objectives that an `Estimate` answers, in the order of tables."""
 
@@ -61,6 +62,10 @@ def find_objective(name: str) -> Objective:
     Raises:
         StudyError: There is none.
     """
-    if name not in OBJECTIVES:
-        raise StudyError(f"an objective {one_of(OBJECTIVES, name)}")
-    return OBJECTIVES[name]
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    of_tasks = {each: metric.objective for task in task_names() for each, metric in load_task(task).metrics.items()}
+    if name not in of_tasks:
+        raise StudyError(f"an objective {one_of({**OBJECTIVES, **of_tasks}, name)}")
+    objective: Objective = of_tasks[name]
+    return objective

@@ -23,7 +23,7 @@ from autopeft.spec.location import check_output_dir, check_study_name, is_file, 
 from autopeft.spec.messages import MAX_ECHO, cut, echo, explain, first_complaint, nearest
 from autopeft.spec.objective import find_objective
 from autopeft.spec.storage_url import check_storage, without_password
-from autopeft.spec.task import DEFAULT_TASK, TASKS
+from autopeft.spec.task import DEFAULT_TASK, load_task
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.units import parse_seconds
 from autopeft.spec.yaml_file import MAX_DEPTH, YamlFile, is_too_deep, read_yaml, read_yaml_file
@@ -178,8 +178,7 @@ class StudySpec(BaseModel):
         """Fill in what is optimised where nothing is said: the task's metric, or the one asked for, and a cost."""
         if not isinstance(values, Mapping) or values.get("objectives") is not None:
             return values
-        task = TASKS.get(str(values.get("task", DEFAULT_TASK)), TASKS[DEFAULT_TASK])
-        metric = values.get("metric") or task.default_metric
+        metric = values.get("metric") or load_task(str(values.get("task", DEFAULT_TASK))).default_metric
         return {**values, "objectives": (metric, "trainable_params")}
 
     @field_validator("objectives", mode="before")

@@ -1,69 +1,25 @@
-"""What a task is, and the tokenized data that it makes.
+"""What a task is: its data, its loss, its metrics and its answers.
 
-A task is one module of this package that defines `TASK`; it is found by itself. Training knows tasks
-only through the protocol here.
+A task is one file, here or in another package, that an entry point in the group `autopeft.tasks` names. Everything else
+knows tasks only through the protocol here.
 """
 
 import hashlib
-import importlib
-import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from autopeft.errors import StudyError
-from autopeft.models.losses import IGNORED
-from autopeft.spec.messages import one_of
+from autopeft.metrics import Metric
+from autopeft.models.base import Base
 from autopeft.spec.model import Head
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TokenizedSplit:
-    """Tokenized examples of one split, concatenated without padding.
-
-    Attributes:
-        input_ids: Token ids of all examples, one after the other; int32.
-        token_type_ids: Segment ids of the same shape, or None where the model takes none.
-        offsets: Example `i` is `input_ids[offsets[i]:offsets[i + 1]]`; int64, `n_examples + 1` long.
-        labels: Class index of each example, int64; or, `per_token`, of the shape and dtype of `input_ids`: the
-            token itself where it is to be predicted from those before it, `IGNORED` elsewhere.
-        per_token: Whether labels are those of tokens.
-    """
-
-    input_ids: NDArray[np.int32]
-    token_type_ids: NDArray[np.int32] | None = None
-    offsets: NDArray[np.int64]
-    labels: NDArray[Any]
-    per_token: bool = False
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Return the tokens of each example."""
-        return np.diff(self.offsets)
-
-    @property
-    def targets(self) -> NDArray[np.int64]:
-        """Return what predictions of examples are compared with: the class, or the number of target tokens, of each."""
-        if not self.per_token:
-            return self.labels
-        n_before = np.concatenate([[0], np.cumsum(self.labels != IGNORED)])
-        return np.diff(n_before[self.offsets])
-
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return the arrays that are there, in a fixed order."""
-        types = () if self.token_type_ids is None else (self.token_type_ids,)
-        return self.input_ids, *types, self.offsets, self.labels
+from autopeft.spec.task import load_task
+from autopeft.tasks.batches import Inputs
+from autopeft.tasks.examples import Examples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,11 +38,9 @@ class PreparedData:
     task: str
     metric: str
     labels: tuple[str, ...]
-    train: TokenizedSplit
-    validation: TokenizedSplit
-    test: TokenizedSplit
-    pad_token_id: int
-    padding_side: Literal["left", "right"]
+    train: Examples
+    validation: Examples
+    test: Examples
     fingerprint: str
     notes: tuple[str, ...] = ()
     max_length: int
@@ -103,7 +57,7 @@ class Encoded:
         longest: Tokens of the longest example before that.
     """
 
-    split: TokenizedSplit
+    split: Examples
     n_truncated: int
     n_cut: int = 0
     longest: int
@@ -116,8 +70,8 @@ class Evaluation:
     Attributes:
         scores: Every metric of the task.
         standard_errors: Of each score, over the examples.
-        predictions: For each example, in the order of the split, what `autopeft.metrics` compares designs by: the
-            class, [n_examples], or a row of numbers, [n_examples, n_columns].
+        predictions: For each example, in the order of the split, what the task's metrics compare designs
+            by: the class, [n_examples], or a row of numbers, [n_examples, n_columns].
     """
 
     scores: dict[str, float]
@@ -133,25 +87,85 @@ class WritingPrompt:
     reference: NDArray[np.int32]
 
 
-class Task(Protocol):
-    """What training and preparation ask of a task.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What a trained model is asked about new data.
 
     Attributes:
-        name: In study files and on the command line.
-        metrics: Names of the quality metrics that `evaluation` returns.
-        default_metric: Used where a study names none.
+        rows: Checked inputs, with columns named by role.
+        model: The base with the adapter, in evaluation mode.
+        tokenizer: Of the base model.
+        labels: As in training.
+        max_length: Longest input in tokens, as in training.
+        n_added_tokens: Tokens that the adapter puts before every input.
+        batch_size: Rows at a time.
+        probabilities: Whether the probability of every class is asked for.
+        max_new_tokens: Tokens that are written after a prompt at most.
+        on_progress: Called with how many rows are done.
+    """
+
+    rows: pd.DataFrame
+    model: Any
+    tokenizer: Any
+    labels: tuple[str, ...]
+    max_length: int
+    n_added_tokens: int
+    batch_size: int
+    probabilities: bool
+    max_new_tokens: int
+    on_progress: Callable[[int], None] = lambda _: None
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a trained model says of new data.
+
+    Attributes:
+        columns: One row for each row of the question: `prediction`, and what else the task says.
+        n_truncated: Inputs that were longer than what was read of them.
+        n_read: Tokens that were read of those.
+        longest: Tokens of the longest input.
+    """
+
+    columns: pd.DataFrame
+    n_truncated: int
+    n_read: int
+    longest: int
+
+
+class Task(Protocol):
+    """All that autopeft asks of a task; a task is one class in one file that inherits from this one.
+
+    Attributes:
+        name: In study files and on the command line; the name of its entry point.
+        metrics: The quality metrics that `evaluation` returns, by name.
+        default_metric: The one that designs are compared on where a study names none.
         forms: What data can look like: column roles that belong together, of one form or another.
         optional: Column roles that the data may have.
+        implied: By role of the form, the optional roles that a column of their own name is taken for.
+        targets: Column roles that only training and scoring need.
+        auto_class: Class of transformers that has the model's head.
+        pipeline_tag: What model hubs call the task.
+        example_labels: Classes that an estimate assumes where no data says which; empty where the task has none.
     """
 
     name: str
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, Metric]
     default_metric: str
     forms: tuple[tuple[str, ...], ...]
-    optional: tuple[str, ...]
+    optional: tuple[str, ...] = ("group",)
+    implied: Mapping[str, tuple[str, ...]] = {}
+    targets: tuple[str, ...] = ()
+    auto_class: str
+    pipeline_tag: str
+    example_labels: tuple[str, ...] = ()
 
-    def head(self, labels: Sequence[str]) -> Head:
-        """Return what the task asks of the model."""
+    # Data -----------------------------------------------------------------------------------------------------------
 
     def labels(self, tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None) -> tuple[str, ...]:
         """Return the classes in index order, from the training split; raise `DataError` if they cannot be learned.
@@ -160,30 +174,58 @@ class Task(Protocol):
             tables: Checked examples by split, with columns named by role.
             names: The classes as the data set declares them, where it does.
         """
+        return ()
 
     def encode(self, table: pd.DataFrame, tokenizer: Any, *, max_length: int, labels: Sequence[str]) -> Encoded:
         """Tokenize the examples of one split, truncated to `max_length` tokens; what is to be predicted may lack."""
 
+    def notes(self, tables: Mapping[str, pd.DataFrame], tokenizer: Any, labels: Sequence[str]) -> list[str]:
+        """Return what people should know of the data, besides what is said of every task's."""
+        return []
+
+    def example_batch(self, base: Base, *, batch_size: int, n_tokens: int, device: torch.device) -> Inputs:
+        """Return a batch without data, for dry runs and timings, made in the tensor mode that is active."""
+
+    # The model ------------------------------------------------------------------------------------------------------
+
+    @property
+    def example_head(self) -> Head:
+        """Return the head that an estimate assumes where no data says which classes there are."""
+        return self.head(self.example_labels)
+
+    def head(self, labels: Sequence[str]) -> Head:
+        """Return what the task asks of the model."""
+        return Head(auto_class=self.auto_class, labels=tuple(labels), task=self.name)
+
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Return what training minimises on a batch, a scalar in fp32."""
+
+    # Evaluation -----------------------------------------------------------------------------------------------------
 
     def rows(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Return what an evaluation keeps of each example of a batch, [batch, column]; NaN where it is not finite."""
 
-    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[np.int64]) -> Evaluation:
+    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[Any]) -> Evaluation:
         """Return scores and predictions of a whole split from its rows and its `targets`."""
+        results = {name: metric.score(targets, rows) for name, metric in self.metrics.items()}
+        return Evaluation(
+            scores={name: value for name, (value, _) in results.items()},
+            standard_errors={name: error for name, (_, error) in results.items()},
+            predictions=rows,
+        )
 
-    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:
+    def prompts(self, examples: Examples, n_at_most: int) -> list[WritingPrompt]:
         """Return what a trained model is asked to write on, always the same; nothing where the task does not write."""
+        return []
 
+    # Prediction -----------------------------------------------------------------------------------------------------
 
-@cache
-def _tasks() -> dict[str, Task]:
-    package = importlib.import_module("autopeft.tasks")
-    modules = [
-        importlib.import_module(f"autopeft.tasks.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
-    return {module.TASK.name: module.TASK for module in modules if hasattr(module, "TASK")}
+    def answer_columns(self, labels: Sequence[str], *, probabilities: bool) -> list[str]:
+        """Return the names of the columns that `answer` makes."""
+        return ["prediction"]
+
+    def answer(self, question: Question) -> Answer:
+        """Return what a trained model says of new data, without gradients."""
 
 
 def find_task(name: str) -> Task:
@@ -191,14 +233,18 @@ def find_task(name: str) -> Task:
 
     Raises:
         StudyError: There is none.
+        MissingDependencyError: It cannot be imported.
     """
-    known = _tasks()
-    if name not in known:
-        raise StudyError(f"task {one_of(sorted(known), name)}")
-    return known[name]
+    task: Task = load_task(name)
+    return task
 
 
-def fingerprint(splits: Sequence[TokenizedSplit], **settings: object) -> str:
+def task_of(head: Head) -> Task:
+    """Return the task whose loss trains a head."""
+    return find_task(head.task or ("text-classification" if head.labels else "causal-lm"))
+
+
+def fingerprint(splits: Sequence[Examples], **settings: object) -> str:
     """Return a SHA-256 over arrays and settings: equal exactly when training would see the same data."""
     digest = hashlib.sha256(repr(sorted(settings.items())).encode())
     for split in splits:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from autopeft.errors import DataError
 from autopeft.spec.messages import echo, listed
@@ -216,3 +217,30 @@ def similar_classes(labels: Sequence[str]) -> list[str]:
         alike[float(word) if is_number else word].append(label)
     pairs = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     return [f"classes that may be one: {listed(pairs)}; write them alike if they are"] if pairs else []
+
+
+def numbers(
+    table: pd.DataFrame, role: str, *, at_least: float = -math.inf, at_most: float = math.inf
+) -> NDArray[np.float64]:
+    """Return a column of checked examples as numbers, [n_rows]; a text file holds them as texts.
+
+    Args:
+        table: From `by_role`.
+        role: Of the column.
+        at_least: The smallest legal number.
+        at_most: The largest legal number.
+
+    Raises:
+        DataError: A value is no number, or outside of the limits; it says in which row, counted from 1.
+    """
+    found = pd.to_numeric(table[role], errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~(np.isfinite(found) & (found >= at_least) & (found <= at_most)))
+    if len(bad):
+        limits = "" if at_least == -math.inf and at_most == math.inf else f" from {at_least:g} to {at_most:g}"
+        place = f"row {table.index[bad[0]] + 1} (counted from 1) of split {table.index.name!r}"
+        more = f", and {len(bad) - 1:,} more of {len(found):,} rows are like it" if len(bad) > 1 else ""
+        raise DataError(
+            f"columns.{role} must hold numbers{limits}, but {place} holds {echo(table[role].iloc[bad[0]])}{more}; drop "
+            "these rows, or name another column"
+        )
+    return found

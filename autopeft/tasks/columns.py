@@ -52,7 +52,7 @@ def find_columns(
     for role in required:
         if role not in columns:
             free = [column for column in available if column not in columns.values()]
-            matches = [column for column in free if column.strip().lower() in GUESSES.get(role, ())]
+            matches = [column for column in free if column.strip().lower() in GUESSES.get(role, (role,))]
             if len(matches) != 1:
                 why = f"{listed(matches)} could be it" if matches else "none has an obvious name"
                 raise DataError(

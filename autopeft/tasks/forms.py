@@ -34,7 +34,7 @@ def find_form(
         return fitting[0]
     taken = set((given or {}).values())
     free = {column.strip().lower() for column in available if column not in taken}
-    found = [form for form in forms if all(free & set(GUESSES[role]) for role in form)]
+    found = [form for form in forms if all(free & set(GUESSES.get(role, (role,))) for role in form)]
     if len(found) != 1:
         both = " and as ".join(" + ".join(form) for form in found)
         why = f"it can be read as {both}" if found else "no column has an obvious name"

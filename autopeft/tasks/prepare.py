@@ -13,13 +13,12 @@ from transformers import AutoConfig, AutoModel
 from autopeft.errors import DataError, ModelError, StudyError
 from autopeft.models.loading import read_tokenizer
 from autopeft.models.model_files import locate
-from autopeft.models.padding import Padding
+from autopeft.models.padding import pad_token_id
 from autopeft.models.summary import n_positions
 from autopeft.spec.messages import first_line, listed, one_of
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerprint
-from autopeft.tasks.chat import chat_notes
-from autopeft.tasks.checks import by_role, similar_classes
+from autopeft.tasks.checks import by_role
 from autopeft.tasks.columns import TEXT_ROLES, find_columns
 from autopeft.tasks.data import read
 from autopeft.tasks.forms import find_form
@@ -69,7 +68,10 @@ def prepare(
     tokenizer = _load_tokenizer(model, folder, trust_remote_code=trust_remote_code)
     bare = _bare_model(model, folder, trust_remote_code=trust_remote_code)
     max_length = _max_length((training or Training()).max_length, _position_limit(bare, tokenizer))
-    labels = found.labels(tables, names)
+    labels, padding = found.labels(tables, names), pad_token_id(tokenizer)
+    if padding is None:
+        raise DataError(f"the tokenizer of {model!r} must have a padding or end token, but has neither; add one to it")
+    check_tokens(np.array([padding]), tokenizer, bare.config)
 
     def encode(table: pd.DataFrame) -> Encoded:
         made = found.encode(table, tokenizer, max_length=max_length, labels=labels)
@@ -79,10 +81,6 @@ def prepare(
     encoded = {role: encode(table) for role, table in tables.items()}
     tokenized = {role: part.split for role, part in encoded.items()}
     unknown = unknown_tokens(list(tokenized.values()), tokenizer)
-    padding = Padding.of(tokenizer)
-    if padding is None:
-        raise DataError(f"the tokenizer of {model!r} must have a padding or end token, but has neither; add one to it")
-    check_tokens(np.array([padding.pad_token_id]), tokenizer, bare.config)
     return PreparedData(
         task=found.name,
         metric=metric,
@@ -90,15 +88,10 @@ def prepare(
         train=tokenized["train"],
         validation=tokenized["validation"],
         test=tokenized["test"],
-        pad_token_id=padding.pad_token_id,
-        padding_side=padding.padding_side,
-        fingerprint=fingerprint(
-            [tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=padding.pad_token_id
-        ),
+        fingerprint=fingerprint([tokenized[role] for role in NAMES], task=found.name, labels=labels, pad=padding),
         notes=(
             *notes,
-            *similar_classes(labels),
-            *chat_notes(tables, tokenizer),
+            *found.notes(tables, tokenizer, labels),
             *unknown,
             *_overlap(tables),
             *_lengths(encoded, max_length),
@@ -112,7 +105,7 @@ def _metric(task: Task, metric: str | None) -> str:
     if metric is None:
         return task.default_metric
     if metric not in task.metrics:
-        raise StudyError(f"metric of {task.name} {one_of(task.metrics, metric)}")
+        raise StudyError(f"metric of {task.name} {one_of(tuple(task.metrics), metric)}")
     return metric
 
 
@@ -124,8 +117,8 @@ def _split(
     sources = find_sources(list(parts), splits)
     header = [str(column) for column in parts[sources.pool].rows.columns]
     form = find_form(header, columns, forms=task.forms, optional=task.optional)
-    if "messages" in form and "tools" in header:  # what a conversation's assistant may call belongs to it
-        columns = {"tools": "tools", **(columns or {})}
+    implied = {other: other for role in form for other in task.implied.get(role, ()) if other in header}
+    columns = {**implied, **(columns or {})}
     chosen = find_columns(header, columns, required=form, optional=task.optional)
     pool = by_role(parts[sources.pool], chosen, split=sources.pool)
     rows = make_splits(pool, sources.made, seed=splits.seed)

@@ -8,33 +8,42 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from autopeft.errors import DataError
-from autopeft.metrics import METRICS
+from autopeft.metrics import METRICS, Metric
+from autopeft.models.base import Base
 from autopeft.spec.messages import echo, listed
-from autopeft.spec.model import Head
-from autopeft.spec.task import TASKS
-from autopeft.tasks.base import Encoded, Evaluation, TokenizedSplit, WritingPrompt
-from autopeft.tasks.checks import in_order
+from autopeft.spec.objective import OBJECTIVES
+from autopeft.tasks.base import Answer, Encoded, Evaluation, Question, Task
+from autopeft.tasks.batches import Inputs
+from autopeft.tasks.checks import in_order, similar_classes
+from autopeft.tasks.inputs import example_inputs, token_ids
+from autopeft.tasks.texts import encode_texts, model_outputs
 
 NO_LABEL = -1
 """Class index of an example whose label nobody knows."""
-_FACTS = TASKS["text-classification"]
+PROBABILITY_DIGITS = 6
+"""Decimals that a probability is rounded to: more would be noise of the arithmetic."""
+
+
+def _mean(_targets: NDArray[Any], losses: NDArray[np.float64]) -> tuple[float, float]:
+    return float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassification:
+class TextClassification(Task):
     """The task `text-classification`; see `autopeft.tasks.base.Task`."""
 
     name: str = "text-classification"
-    metrics: tuple[str, ...] = (*METRICS, "loss")
-    default_metric: str = _FACTS.default_metric
+    metrics: Mapping[str, Metric] = METRICS | {"loss": Metric(objective=OBJECTIVES["loss"], score=_mean)}
+    default_metric: str = "accuracy"
     forms: tuple[tuple[str, ...], ...] = (("text", "label"),)
     optional: tuple[str, ...] = ("text_pair", "group")
-
-    def head(self, labels: Sequence[str]) -> Head:
-        """Return a classification head with these classes."""
-        return Head(auto_class=_FACTS.auto_class, labels=tuple(labels))
+    targets: tuple[str, ...] = ("label",)
+    auto_class: str = "AutoModelForSequenceClassification"
+    pipeline_tag: str = "text-classification"
+    example_labels: tuple[str, ...] = ("0", "1")
 
     def labels(self, tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None) -> tuple[str, ...]:
         """Return the classes: as declared, else in the order of `in_order`.
@@ -59,85 +68,63 @@ class TextClassification:
         return tuple(names) if names is not None else tuple(in_order(found))
 
     def encode(self, table: pd.DataFrame, tokenizer: Any, *, max_length: int, labels: Sequence[str]) -> Encoded:
-        """Tokenize texts or pairs; only those over the limit are tokenized again, truncated."""
-        texts = table["text"].tolist()
-        pairs = table["text_pair"].tolist() if "text_pair" in table else None
-        encoded = _tokenize(tokenizer, texts, pairs)
-        ids: list[list[int]] = encoded["input_ids"]
-        types: list[list[int]] | None = encoded.get("token_type_ids")
-        _check_read(ids, table)
-        longest = max(map(len, ids))
-        over = [row for row, tokens in enumerate(ids) if len(tokens) > max_length]
-        if over:
-            again = _tokenize(
-                tokenizer,
-                [texts[row] for row in over],
-                None if pairs is None else [pairs[row] for row in over],
-                truncation=True,
-                max_length=max_length,
-            )
-            for at, row in enumerate(over):
-                ids[row] = again["input_ids"][at]
-                if types is not None:
-                    types[row] = again["token_type_ids"][at]
+        """Tokenize texts or pairs of texts; see `encode_texts`."""
         index = {label: position for position, label in enumerate(labels)}
-        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.cumsum([len(tokens) for tokens in ids], out=offsets[1:])
-        split = TokenizedSplit(
-            input_ids=_flat(ids),
-            token_type_ids=None if types is None else _flat(types),
-            offsets=offsets,
-            labels=np.array([index[label] for label in table["label"]], dtype=np.int64)
-            if "label" in table
-            else np.full(len(ids), NO_LABEL, dtype=np.int64),
+        found = [index[label] for label in table["label"]] if "label" in table else [NO_LABEL] * len(table)
+        return encode_texts(table, tokenizer, np.array(found, dtype=np.int64), max_length=max_length)
+
+    def notes(self, tables: Mapping[str, pd.DataFrame], tokenizer: Any, labels: Sequence[str]) -> list[str]:
+        """Return a note where classes look alike."""
+        return similar_classes(labels)
+
+    def example_batch(self, base: Base, *, batch_size: int, n_tokens: int, device: torch.device) -> Inputs:
+        """Return inputs with a class for each example."""
+        return Inputs(
+            forward=example_inputs(base, batch_size=batch_size, n_tokens=n_tokens, device=device),
+            labels=token_ids(batch_size, device=device),
         )
-        return Encoded(split=split, n_truncated=len(over), longest=longest)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of logits [batch, class], in fp32."""
         return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
 
     def rows(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Return the most likely class of each example and its loss."""
+        """Return the most likely class of each example and its loss, [batch, 2]."""
         logits = outputs.logits.float()
         best = logits.argmax(dim=-1).float()
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         rows = torch.stack([best, losses], dim=-1)
         return rows.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), float("nan"))
 
-    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[np.int64]) -> Evaluation:
+    def evaluation(self, rows: NDArray[np.float64], targets: NDArray[Any]) -> Evaluation:
         """Return every metric, and the predicted classes."""
         predictions, losses = rows.T
-        results = {name: metric(targets, predictions.astype(np.int64)) for name, metric in METRICS.items()}
-        results["loss"] = float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
+        results = {name: metric.score(targets, predictions.astype(np.int64)) for name, metric in METRICS.items()}
+        results["loss"] = self.metrics["loss"].score(targets, losses)
         return Evaluation(
             scores={name: value for name, (value, _) in results.items()},
             standard_errors={name: error for name, (_, error) in results.items()},
             predictions=predictions,
         )
 
-    def prompts(self, split: TokenizedSplit, n_at_most: int) -> list[WritingPrompt]:
-        """Return nothing: a class is all that the model answers."""
-        return []
+    def answer_columns(self, labels: Sequence[str], *, probabilities: bool) -> list[str]:
+        """Return the class and its probability, and the probability of every class where that is asked for."""
+        return ["prediction", "probability", *([f"probability_{label}" for label in labels] if probabilities else [])]
 
-
-def _check_read(ids: Sequence[Sequence[int]], table: pd.DataFrame) -> None:
-    for row, tokens in zip(table.index, ids, strict=True):
-        if not tokens:
-            raise DataError(
-                f"every text must become tokens, but that of row {row + 1} (counted from 1) of split "
-                f"{table.index.name!r} becomes none; drop the row, or take a tokenizer that knows its characters"
-            )
-
-
-def _flat(rows: list[list[int]]) -> NDArray[np.int32]:
-    return np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
-
-
-def _tokenize(tokenizer: Any, texts: list[str], pairs: list[str] | None, **settings: Any) -> dict[str, Any]:
-    both = (texts,) if pairs is None else (texts, pairs)
-    # verbose=False: texts over the model's limit are expected here, and cut right after.
-    return dict(tokenizer(*both, return_attention_mask=False, verbose=False, **settings))
+    def answer(self, question: Question) -> Answer:
+        """Return the most likely class of each text with the model's own probability."""
+        labels, rows = question.labels, question.rows
+        encoded = self.encode(rows, question.tokenizer, max_length=question.max_length, labels=labels)
+        shares = softmax(model_outputs(question, encoded), axis=1).round(PROBABILITY_DIGITS)
+        classes = np.asarray(labels, dtype=object)[shares.argmax(axis=1)]
+        names = self.answer_columns(labels, probabilities=question.probabilities)
+        columns = [classes, shares.max(axis=1), *(shares.T if question.probabilities else ())]
+        return Answer(
+            columns=pd.DataFrame(dict(zip(names, columns, strict=True))),
+            n_truncated=encoded.n_truncated,
+            n_read=question.max_length,
+            longest=encoded.longest,
+        )
 
 
 TASK = TextClassification()

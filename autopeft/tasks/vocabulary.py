@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.errors import ModelError
-from autopeft.tasks.base import TokenizedSplit
+from autopeft.tasks.examples import Examples, Ragged
 
 MAX_UNKNOWN = 1 / 3
 """Share of unknown tokens from which on data is refused: its tokenizer was made for something else."""
@@ -18,7 +18,7 @@ RELATIVE_SEGMENTS = ("xlnet",)
 """Types of models that know segments without a table of them."""
 
 
-def fit(split: TokenizedSplit, tokenizer: Any, config: Any) -> TokenizedSplit:
+def fit(split: Examples, tokenizer: Any, config: Any) -> Examples:
     """Return a split as the model takes it: without segments where it has none.
 
     Tokens beyond the model's table are fine as long as no example has them, and nothing is padded with them.
@@ -31,14 +31,18 @@ def fit(split: TokenizedSplit, tokenizer: Any, config: Any) -> TokenizedSplit:
     Raises:
         ModelError: A token or a segment lies beyond the model's table.
     """
-    check_tokens(split.input_ids, tokenizer, config)
-    if split.token_type_ids is None:
+    for name, column in split.inputs.items():
+        if name.endswith("input_ids") and isinstance(column, Ragged):
+            check_tokens(column.values, tokenizer, config)
+    segments = split.inputs.get("token_type_ids")
+    if not isinstance(segments, Ragged):
         return split
     n_segments = getattr(config.get_text_config(), "type_vocab_size", None)
     if not n_segments:
         has_segments = config.model_type in RELATIVE_SEGMENTS
-        return split if has_segments else replace(split, token_type_ids=None)
-    last = int(split.token_type_ids.max(initial=0))
+        without = {name: column for name, column in split.inputs.items() if name != "token_type_ids"}
+        return split if has_segments else replace(split, inputs=without)
+    last = int(segments.values.max(initial=0))
     if last >= n_segments:
         raise ModelError(
             f"segment < type_vocab_size of the model must hold, but the tokenizer ({type(tokenizer).__name__}) writes "
@@ -60,7 +64,7 @@ def check_tokens(tokens: NDArray[Any], tokenizer: Any, config: Any) -> None:
     )
 
 
-def unknown_tokens(splits: Sequence[TokenizedSplit], tokenizer: Any) -> list[str]:
+def unknown_tokens(splits: Sequence[Examples], tokenizer: Any) -> list[str]:
     """Return a note where some tokens are unknown words; those that the tokenizer puts around texts do not count.
 
     Raises:
@@ -71,7 +75,8 @@ def unknown_tokens(splits: Sequence[TokenizedSplit], tokenizer: Any) -> list[str
     around = set(tokenizer.convert_tokens_to_ids([token for token in others if isinstance(token, str)]))
     if unknown is None or unknown in around:  # a byte-level tokenizer knows all, and names some token
         return []
-    tokens = np.concatenate([split.input_ids for split in splits])
+    columns = [split.inputs["input_ids"] for split in splits]
+    tokens = np.concatenate([column.values for column in columns if isinstance(column, Ragged)])
     n_words = int((~np.isin(tokens, list(around))).sum())
     share = int((tokens == unknown).sum()) / max(1, n_words)
     if share < MIN_NOTED:

@@ -19,8 +19,8 @@ from autopeft.spec.block import block_kinds
 from autopeft.spec.design import Design
 from autopeft.spec.training import Kernel, Precision, Training
 from autopeft.tasks.base import PreparedData, find_task
-from autopeft.training.batches import collate
-from autopeft.training.independence import check_rows
+from autopeft.tasks.batches import collate
+from autopeft.tasks.independence import check_rows
 from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import make_optimizer
 from autopeft.training.plan import Batch, Plan
@@ -254,7 +254,7 @@ def _round(attached: Attached, data: PreparedData, training: Training, batches: 
     optimizer = make_optimizer(attached, {}, training)
     with _kernel(attached, training):
         attached.model.train()
-        inputs = (collate(data.train, batch.indices, batch.n_tokens, data, device) for batch in batches)
+        inputs = (collate(data.train, batch.indices, batch.n_tokens, device) for batch in batches)
         return seconds_of(lambda: training_steps(attached, optimizer, inputs, task, training), device)
 
 

@@ -16,12 +16,13 @@ from autopeft.spec.cost import Measured
 from autopeft.spec.training import Training
 from autopeft.spec.trial import SegmentStatus
 from autopeft.tasks.base import PreparedData, Task
-from autopeft.training.batches import Inputs, collate
+from autopeft.tasks.batches import Inputs, collate
+from autopeft.tasks.step import autocast, training_step
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
-from autopeft.training.evaluate import autocast
 from autopeft.training.measure import model_tensors, peak_memory
 from autopeft.training.optimizer import (
+    clip_gradients,
     load_optimizer_state,
     make_optimizer,
     optimizer_state,
@@ -150,7 +151,7 @@ class Trainer:
         return progress
 
     def _measured_step(self, batch: Batch) -> tuple[float, str, int | None]:
-        inputs = collate(self.data.train, batch.indices, batch.n_tokens, self.data, self.device)
+        inputs = collate(self.data.train, batch.indices, batch.n_tokens, self.device)
         if batch.step != MEASURED_STEP:
             return *self._step(batch, inputs), None
         with peak_memory(self._resident(inputs), self.device) as peak:
@@ -165,30 +166,29 @@ class Trainer:
 
     def _step(self, batch: Batch, inputs: Inputs) -> tuple[float, str]:
         """Make one optimizer step; return its loss, and why it was not made where it was not."""
+        value, reason = math.nan, ""
+
+        def accept(loss: torch.Tensor) -> bool:
+            nonlocal value, reason
+            value = float(loss)
+            reason = "" if math.isfinite(value) else f"the training loss is {value}"
+            return not reason
+
+        def update() -> None:
+            nonlocal reason
+            norm = clip_gradients(self.attached, self.training.max_grad_norm)
+            reason = "" if math.isfinite(norm) else f"the gradient's norm is {norm}"
+            if not reason:
+                self.optimizer.step()
+                self.attached.after_step(StepPosition(step=batch.step, examples=batch.stop, full=self.plan.full))
+            self.optimizer.zero_grad(set_to_none=True)
+
         # Dropout is a function of (trial seed, step), so that a resumed segment draws the same masks.
         torch.manual_seed(_mix(self.plan.seed, batch.step))
         set_learning_rate(self.optimizer, learning_rate_factor(batch, self.plan.full, self.training))
-        with autocast(self.training, self.device):
-            loss = self.task.loss(self.attached.model(**inputs.forward), inputs.labels)
-        value = float(loss.detach())  # of the task alone: designs with a penalty and without are compared by it
-        penalty = self.attached.penalty()
-        if penalty is not None:
-            loss = loss + penalty
-        if not math.isfinite(value):
-            return value, f"the training loss is {value}"
-        loss.backward()  # type: ignore[no-untyped-call]
-        reason = self._clip()
-        if not reason:
-            self.optimizer.step()
-            self.attached.after_step(StepPosition(step=batch.step, examples=batch.stop, full=self.plan.full))
-        self.optimizer.zero_grad(set_to_none=True)
+        forward = autocast(self.training, self.device)
+        training_step(self.attached, inputs, self.task, forward=forward, update=update, accept=accept)
         return value, reason
-
-    def _clip(self) -> str:
-        parameters = [parameter for group in self.attached.groups.values() for parameter in group]
-        limit = self.training.max_grad_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
-        return "" if math.isfinite(norm) else f"the gradient's norm is {norm}"
 
 
 def own_generators(device: str) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 What techniques remember from step to step is part of that state: it ends where the optimizer's does.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -52,6 +53,17 @@ def make_optimizer(
             return optimizer
         case "sgd":
             return torch.optim.SGD(groups, fused=True)
+
+
+def clip_gradients(attached: Attached, limit: float | None) -> float:
+    """Scale the gradients of all that trains down to a norm, where it is larger; return the norm that they had.
+
+    Args:
+        attached: What trains.
+        limit: The largest norm; None for no limit.
+    """
+    parameters = [parameter for group in attached.groups.values() for parameter in group]
+    return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from autopeft.spec.cost import Workload
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData
+from autopeft.tasks.batches import padded_length
 
-PAD_MULTIPLE = 8
-"""Tokens; batches are padded to a multiple of it, which matrix units like."""
 BUCKET_BATCHES = 50
 """Batches that are sorted by length together; more saves padding and makes batches less random."""
 
@@ -44,11 +43,6 @@ class Batch:
     def stop(self) -> int:
         """Return the examples trained on after it."""
         return self.start + len(self.indices)
-
-
-def padded_length(longest: int, max_length: int) -> int:
-    """Return the length that a batch is padded to: a multiple of `PAD_MULTIPLE`, never beyond what the model takes."""
-    return max(longest, 1, min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
 
 
 def full_examples(n_train: int, training: Training) -> int:

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from autopeft.estimation.batch import batch_for
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base
 from autopeft.spec.design import Design
-from autopeft.spec.task import TASKS
 from autopeft.spec.training import Training
-from autopeft.tasks.base import Task, find_task
-from autopeft.training.batches import Inputs
-from autopeft.training.evaluate import autocast
+from autopeft.tasks.base import Task, task_of
+from autopeft.tasks.batches import Inputs
+from autopeft.tasks.inputs import fill_at_random
+from autopeft.tasks.step import autocast, training_step
 from autopeft.training.loop import own_generators
-from autopeft.training.optimizer import make_optimizer
+from autopeft.training.optimizer import clip_gradients, make_optimizer
 
 N_REPEATS = 3
 """Times that each thing is timed in a round, after it ran once; fewer where they take long."""
@@ -67,19 +66,18 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def training_steps(
     attached: Attached, optimizer: torch.optim.Optimizer, batches: Iterable[Inputs], task: Task, training: Training
 ) -> None:
-    """Make a training step on each batch, as `autopeft.training.loop` does.
+    """Make a training step on each batch.
 
-    Omits: clipping of gradients, the learning rate's schedule, and what techniques do after a step (AdaLoRA takes
-        ranks away).
+    Omits: the learning rate's schedule, and what techniques do after a step (AdaLoRA takes ranks away).
     """
-    for inputs in batches:
-        with autocast(training, attached.base.device):
-            loss = task.loss(attached.model(**inputs.forward), inputs.labels)
-        if (penalty := attached.penalty()) is not None:
-            loss = loss + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update() -> None:
+        clip_gradients(attached, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    for inputs in batches:
+        training_step(attached, inputs, task, forward=autocast(training, attached.base.device), update=update)
 
 
 def time_in_turns(base: Base, runs: Sequence[Run], training: Training, *, n_tokens: int) -> list[Times]:
@@ -97,10 +95,11 @@ def time_in_turns(base: Base, runs: Sequence[Run], training: Training, *, n_toke
         For each of the runs, as many rounds as time allows; the n-th ones belong together.
     """
     times = [Times() for _ in runs]
-    task = find_task(next(name for name, facts in TASKS.items() if bool(facts.classes) == bool(base.head.labels)))
+    task = task_of(base.head)
     started = time.perf_counter()
     with own_generators(str(base.device)):
-        inputs = random_inputs(base, batch_size=training.batch_size, n_tokens=n_tokens)
+        batch = task.example_batch(base, batch_size=training.batch_size, n_tokens=n_tokens, device=base.device)
+        inputs = fill_at_random(batch, base)
         for _ in range(MAX_ROUNDS):
             for run, taken in zip(runs, times, strict=True):
                 with attach(base, run.design, checkpointing=training.checkpointing) as attached:
@@ -111,20 +110,6 @@ def time_in_turns(base: Base, runs: Sequence[Run], training: Training, *, n_toke
             if time.perf_counter() - started > BUDGET_SECONDS:
                 break
     return times
-
-
-def random_inputs(base: Base, *, batch_size: int, n_tokens: int) -> Inputs:
-    """Return a batch without padding, of random tokens, pixels or sound, and random answers; on the base's device."""
-    forward, labels = batch_for(base, batch_size=batch_size, n_tokens=n_tokens, device=base.device)
-    for name, tensor in forward.items():
-        if tensor.is_floating_point():
-            tensor.normal_()
-        elif name.endswith("input_ids"):
-            tensor.random_(base.summary.vocabulary_size)
-        else:
-            tensor.fill_(name == "attention_mask")  # and all tokens are of the first segment
-    labels.random_(len(base.head.labels) or base.summary.vocabulary_size)
-    return Inputs(forward=forward, labels=labels)
 
 
 def _step_seconds(attached: Attached, inputs: Inputs, task: Task, training: Training) -> float:

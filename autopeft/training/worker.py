@@ -18,19 +18,22 @@ from autopeft.models.loading import read_tokenizer
 from autopeft.models.model_files import locate
 from autopeft.spec.block import Quantization
 from autopeft.spec.cost import Measured
+from autopeft.spec.task import package_of
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample, Segment, SegmentResult, SegmentStatus
 from autopeft.spec.writing import N_SAMPLES
-from autopeft.tasks.base import Evaluation, PreparedData, TokenizedSplit, find_task
+from autopeft.tasks.base import Evaluation, PreparedData, find_task
+from autopeft.tasks.batches import n_padded_tokens
+from autopeft.tasks.examples import Examples
+from autopeft.tasks.independence import check_rows
+from autopeft.tasks.writing import write_samples
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.device import memory_bytes
-from autopeft.training.evaluate import evaluate, n_padded_tokens
-from autopeft.training.independence import check_rows
+from autopeft.training.evaluate import evaluate
 from autopeft.training.loop import Progress, Trainer, own_generators
 from autopeft.training.measure import Peak, live_bytes, model_tensors
 from autopeft.training.plan import Plan, full_examples
-from autopeft.training.sampling import write_samples
 
 ShouldStop = Callable[[], bool]
 
@@ -227,7 +230,7 @@ class Worker:
         return read_tokenizer(folder, trust_remote_code=setup.trust_remote_code)
 
     def _evaluate(
-        self, attached: Attached, split: TokenizedSplit, pace: Pace, progress: Progress, should_stop: ShouldStop
+        self, attached: Attached, split: Examples, pace: Pace, progress: Progress, should_stop: ShouldStop
     ) -> Evaluation | None:
         """Evaluate, and note in `progress` what became of it."""
         started = time.perf_counter()
@@ -238,12 +241,12 @@ class Worker:
             evaluation = evaluate(
                 attached.model,
                 split,
-                self.setup.data,
                 self._task,
                 self.setup.training,
-                attached.base.device,
-                should_stop,
-                peak,
+                max_length=self.setup.data.max_length,
+                device=attached.base.device,
+                should_stop=should_stop,
+                peak=peak,
             )
         except FloatingPointError as error:
             progress.status, progress.error = SegmentStatus.DIVERGED, f"{error} after example {progress.examples}"
@@ -257,7 +260,7 @@ class Worker:
             self._evaluation_pace[attached.design.quantization] = pace.evaluation_seconds_per_token
         return evaluation
 
-    def _n_tokens(self, split: TokenizedSplit) -> int:
+    def _n_tokens(self, split: Examples) -> int:
         return n_padded_tokens(split, self.setup.training.evaluation_batch_size, self.setup.data.max_length)
 
     def _result(self, segment: Segment, progress: Progress, evaluation: Evaluation | None = None) -> SegmentResult:
@@ -277,6 +280,7 @@ class Worker:
         data = self.setup.data
         return {
             "task": data.task,
+            **({"task_package": package} if (package := package_of(data.task)) else {}),
             "labels": list(data.labels),
             "max_length": data.max_length,
             "columns": dict(data.columns),

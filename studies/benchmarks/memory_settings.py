@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head
-from autopeft.spec.task import TASKS
+from autopeft.tasks.base import find_task
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -131,7 +131,7 @@ def _whisper_tiny() -> Any:
 
 
 def _task_head(task: str) -> Head:
-    return Head(auto_class=TASKS[task].auto_class, labels=TASKS[task].classes)
+    return find_task(task).example_head
 
 
 _CLASSIFICATION = {"task": "text-classification", "head": _task_head("text-classification")}

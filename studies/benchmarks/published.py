@@ -44,13 +44,12 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from autopeft.errors import AutopeftError
 from autopeft.estimation.allocator import replay
 from autopeft.estimation.cuda import CUBLAS_WORKSPACES
-from autopeft.estimation.dry_run import Batch, DryRun, Machine
+from autopeft.estimation.dry_run import DryRun, Machine
 from autopeft.estimation.estimator import stored_bytes
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.design import Design
-from autopeft.spec.model import Head
-from autopeft.spec.task import TASKS
+from autopeft.tasks.causal_lm import CausalLM
 
 GIB = 2**30
 LLAMA_3B = {
@@ -129,12 +128,11 @@ class Comparison:
         return (self.reserved_bytes - self.base_bytes) / (self.measured_bytes - self.base_bytes) - 1
 
 
-class TheirStep(DryRun):
-    """A step whose loss is transformers' own: logits in fp32, and what cross-entropy keeps and makes of them."""
+class TheirLoss(CausalLM):
+    """The loss is transformers' own: logits in fp32, and what cross-entropy keeps and makes of them."""
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        inputs, labels = batch
-        logits = self._model(**inputs).logits
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        logits = outputs.logits
         loss: torch.Tensor = ForCausalLMLoss(
             logits[:, -labels.shape[1] :], labels, logits.shape[-1], num_items_in_batch=labels.numel()
         )
@@ -214,11 +212,9 @@ def read_runs(folder: Path) -> Iterator[Run | str]:
 
 def build_llama() -> Base:
     """Return Llama-3.2-3B without weights, in bf16."""
-    task = TASKS["causal-lm"]
     with tempfile.TemporaryDirectory() as folder:
         transformers.LlamaConfig(**LLAMA_3B).save_pretrained(folder)
-        head = Head(auto_class=task.auto_class, labels=task.classes)
-        base = build_meta(folder, head, kernel="sdpa", needs_weights=False)
+        base = build_meta(folder, CausalLM().example_head, kernel="sdpa", needs_weights=False)
     for parameter in base.model.parameters():  # not the buffers: rotary frequencies stay in fp32
         parameter.data = parameter.data.to(torch.bfloat16)
     return base
@@ -231,7 +227,7 @@ def compare(base: Base, run: Run, n_tokens: int) -> Comparison:
         attaching = attach(base, run.design)
     with attaching as attached:
         _train_like_peft(attached)
-        with TheirStep(attached, Machine(device="cuda", precision="fp32", n_threads=1)) as step:
+        with DryRun(attached, Machine(device="cuda", precision="fp32", n_threads=1), task=TheirLoss()) as step:
             training, evaluation = step.training_step(**shape), step.evaluation_step(**shape)
         assert evaluation.events is not None
         peaks = replay(training.events, evaluation.events, workspaces=CUBLAS_WORKSPACES)

@@ -39,11 +39,12 @@ import torch
 import transformers
 from machine import cpu_name_with_units
 
-from autopeft.metrics import accuracy
+from autopeft.metrics import METRICS
 from autopeft.spec.design import Design
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.trial import Segment, SegmentStatus
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.base import PreparedData
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.prepare import prepare
 from autopeft.training.device import choose_training
 from autopeft.training.worker import Worker, WorkerSetup
@@ -127,18 +128,19 @@ def trainer_way(model: str, data: PreparedData, training: Training, *, tuned: bo
             trainer.train()
             logits = trainer.predict(validation).predictions
             seconds = time.perf_counter() - started
-        return seconds, accuracy(data.validation.labels, np.argmax(logits, axis=-1))[0]
+        return seconds, METRICS["accuracy"].score(data.validation.labels, np.argmax(logits, axis=-1))[0]
 
     run(0, max_steps=2)  # what a process pays once: imports, and kernels that are picked at first use
     return run
 
 
-def as_dataset(split: TokenizedSplit) -> datasets.Dataset:
-    rows = [slice(a, b) for a, b in zip(split.offsets, split.offsets[1:], strict=False)]
+def as_dataset(split: Examples) -> datasets.Dataset:
+    tokens = split.inputs["input_ids"]
+    rows = [tokens[row] for row in range(len(split))]
     return datasets.Dataset.from_dict(
         {
-            "input_ids": [split.input_ids[row] for row in rows],
-            "attention_mask": [np.ones(row.stop - row.start, dtype=np.int64) for row in rows],
+            "input_ids": rows,
+            "attention_mask": [np.ones(len(row), dtype=np.int64) for row in rows],
             "labels": split.labels,
         }
     )

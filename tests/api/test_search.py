@@ -29,6 +29,7 @@ from autopeft.tasks.prepare import prepare
 from tests.api.conftest import tiny_study
 from tests.conftest import started
 from tests.tasks.generated import reviews
+from tests.token_rows import token_rows
 
 
 def search(study: dict[str, Any], **changes: Any) -> autopeft.SearchResult:
@@ -92,8 +93,8 @@ def test_an_exported_adapter_predicts_what_the_search_saw(
         assert tokenizer is not None
         model.eval()
         predicted = []
-        for start, stop in zip(split.offsets[:-1], split.offsets[1:], strict=True):
-            tokens = torch.from_numpy(split.input_ids[start:stop].astype(np.int64))[None]
+        for row in token_rows(split):
+            tokens = torch.from_numpy(row.astype(np.int64))[None]
             with torch.no_grad():
                 predicted.append(int(model(input_ids=tokens).logits.argmax()))
         seen = json.loads((result.state.folder / "predictions" / f"validation-{trial.number}.json").read_text())

@@ -16,13 +16,13 @@ import torch
 from autopeft.errors import AutopeftError, DesignError
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
-from autopeft.models.padding import Padding
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head
-from autopeft.tasks.base import TokenizedSplit
-from autopeft.training.batches import collate
-from autopeft.training.sampling import go_on
+from autopeft.tasks.batches import collate
+from autopeft.tasks.examples import Examples
+from autopeft.tasks.writing import go_on
 from tests.architectures import tiny
+from tests.token_rows import make_examples, token_rows
 
 N_SHORT, N_LONG, N_NEW = 4, 28, 6
 DESIGNS: dict[str, list[dict[str, Any]]] = {
@@ -72,19 +72,17 @@ def perturb(attached: Attached) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-def rows(*lengths: int) -> TokenizedSplit:
+def rows(*lengths: int) -> Examples:
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, tiny.VOCABULARY, length, dtype=np.int32) for length in lengths]
-    return TokenizedSplit(
-        input_ids=np.concatenate(ids), offsets=np.cumsum([0, *lengths]), labels=np.zeros(len(lengths), dtype=np.int64)
-    )
+    return make_examples([row.tolist() for row in ids], [0] * len(ids), fill=tiny.PAD)
 
 
-def answers(model: Any, split: TokenizedSplit, padding: Padding, *, beside: bool) -> torch.Tensor:
+def answers(model: Any, split: Examples, *, beside: bool) -> torch.Tensor:
     """Return the logits of the short row, alone or beside the long one."""
     indices, n_tokens = (np.array([0, 1]), N_LONG) if beside else (np.array([0]), N_SHORT)
     with torch.no_grad():
-        logits = model(**collate(split, indices, n_tokens, padding, torch.device("cpu")).forward).logits[0]
+        logits = model(**collate(split, indices, n_tokens, torch.device("cpu")).forward).logits[0]
     return logits[:N_SHORT] if logits.dim() == 2 else logits  # of tokens, or of the row
 
 
@@ -96,8 +94,8 @@ def test_a_row_is_answered_as_alone(tmp_path: Path, task: str, name: str) -> Non
     except AutopeftError:
         return  # the page of architectures says so
     base.model.eval()
-    split, padding = rows(N_SHORT, N_LONG), Padding(pad_token_id=tiny.PAD)
-    alone, beside = (answers(base.model, split, padding, beside=beside) for beside in (False, True))
+    split = rows(N_SHORT, N_LONG)
+    alone, beside = (answers(base.model, split, beside=beside) for beside in (False, True))
     if not torch.allclose(alone, beside, atol=1e-3 * float(alone.abs().max()), rtol=0):
         assert name in READ_PADDING[task]
         return
@@ -110,7 +108,7 @@ def test_a_row_is_answered_as_alone(tmp_path: Path, task: str, name: str) -> Non
         with attached:
             perturb(attached)
             model = attached.model.eval()
-            alone, beside = (answers(model, split, padding, beside=beside) for beside in (False, True))
+            alone, beside = (answers(model, split, beside=beside) for beside in (False, True))
             assert alone.isfinite().all(), kind
             scale = float(alone.abs().max())
             torch.testing.assert_close(
@@ -120,9 +118,9 @@ def test_a_row_is_answered_as_alone(tmp_path: Path, task: str, name: str) -> Non
                 check_writing(model, split, kind)
 
 
-def check_writing(model: Any, split: TokenizedSplit, kind: str) -> None:
+def check_writing(model: Any, split: Examples, kind: str) -> None:
     """Check that the short row is gone on from as alone, and with a cache as without."""
-    short, long = np.split(split.input_ids, [N_SHORT])
+    short, long = token_rows(split)
     tokenizer, device = tiny.make_tokenizer(), torch.device("cpu")
     tokenizer.eos_token = None
     alone = go_on(model, [short], tokenizer, n_new=N_NEW, device=device)[0]

@@ -12,13 +12,13 @@ import torch
 from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from autopeft.estimation.batch import batch_for
 from autopeft.estimation.kernels import flop_formulas
 from autopeft.models.attach import Attached
 from autopeft.models.losses import IGNORED, token_loss, token_rows
 from autopeft.spec.model import Head
 from autopeft.spec.training import Training
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.base import PreparedData, task_of
+from autopeft.tasks.examples import Examples, Ragged
 
 HEAD = Head(auto_class="AutoModelForSequenceClassification", labels=("negative", "positive"))
 
@@ -87,9 +87,10 @@ class RealRun:
         self.precision = precision
         self.parameters = [p for group in attached.groups.values() for p in group]
         self.optimizer = OPTIMIZERS[optimizer](self.parameters)
-        self.inputs, self.labels = batch_for(
+        batch = task_of(attached.base.head).example_batch(
             attached.base, batch_size=batch_size, n_tokens=n_tokens, device=torch.device("cpu")
         )
+        self.inputs, self.labels = batch.forward, batch.labels
         for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
             tensor.fill_(7 if name.endswith("input_ids") else 1)
         if "attention_mask" in self.inputs:  # without any padding, models leave their mask out
@@ -168,15 +169,14 @@ def padded_data(task: str, *, batch_size: int, n_tokens: int) -> PreparedData:
     ids = np.arange(lengths.sum(), dtype=np.int32) % 300 + 5
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     per_token = task == "causal-lm"
-    labels = ids.copy() if per_token else np.arange(len(lengths), dtype=np.int64) % 2
-    if per_token:
-        labels[offsets[:-1]] = IGNORED
-    split = TokenizedSplit(
-        input_ids=ids,
-        token_type_ids=None if per_token else np.zeros_like(ids),
-        offsets=offsets,
-        labels=labels,
-        per_token=per_token,
+    tokens = Ragged(values=ids, offsets=offsets)
+    targets = ids.copy()
+    targets[offsets[:-1]] = IGNORED
+    classes = np.arange(len(lengths), dtype=np.int64) % 2
+    segments = {} if per_token else {"token_type_ids": Ragged(values=np.zeros_like(ids), offsets=offsets)}
+    split = Examples(
+        inputs={"input_ids": tokens, **segments},
+        labels=Ragged(values=targets, offsets=offsets, fill=IGNORED) if per_token else classes,
     )
     return PreparedData(
         task=task,
@@ -185,8 +185,6 @@ def padded_data(task: str, *, batch_size: int, n_tokens: int) -> PreparedData:
         train=split,
         validation=split,
         test=split,
-        pad_token_id=0,
-        padding_side="right",
         fingerprint="",
         max_length=n_tokens,
     )

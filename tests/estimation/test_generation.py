@@ -16,7 +16,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head
 from autopeft.spec.writing import MAX_NEW_TOKENS, N_SAMPLES
-from autopeft.training import sampling
+from autopeft.tasks import writing as sampling
 from tests.estimation.measured import HEAD as CLASSES
 from tests.estimation.measured import allocated_peak, model_tensors, storage_bytes
 from tests.estimation.test_repeats import deep

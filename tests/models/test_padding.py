@@ -9,7 +9,7 @@ import transformers
 from tiny_models import HEAD, LANGUAGE_HEAD, LLAMA_LIKE
 
 from autopeft.models.base import load_base
-from autopeft.models.padding import Padding
+from autopeft.models.padding import pad_token_id
 from tests.architectures.tiny import make_tokenizer
 
 
@@ -52,8 +52,8 @@ def test_a_tokenizer_without_a_padding_token_fills_with_its_end() -> None:
         eos_token_id: int | None = 7
 
     tokenizer = Tokenizer()
-    assert Padding.of(tokenizer) == Padding(pad_token_id=7, padding_side="right")
+    assert pad_token_id(tokenizer) == 7
     tokenizer.pad_token_id = 0
-    assert Padding.of(tokenizer) == Padding(pad_token_id=0)
+    assert pad_token_id(tokenizer) == 0
     tokenizer.pad_token_id = tokenizer.eos_token_id = None
-    assert Padding.of(tokenizer) is None
+    assert pad_token_id(tokenizer) is None

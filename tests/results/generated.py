@@ -133,7 +133,7 @@ class Builder:
         predictions = self.predict(split, skill)
         if save:
             self._write(f"predictions/{split}-{number}.json", predictions.astype(float).tolist())
-        results = {name: metric(self.labels[split], predictions) for name, metric in METRICS.items()}
+        results = {name: metric.score(self.labels[split], predictions) for name, metric in METRICS.items()}
         return {name: value for name, (value, _) in results.items()}, {name: se for name, (_, se) in results.items()}
 
     def _rungs(self, skill: float | None, trained: float) -> tuple[RungScore, ...]:

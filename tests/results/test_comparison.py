@@ -82,7 +82,7 @@ def test_rows_of_a_language_model_are_compared_as_pairs(build: Builder, metric: 
     for skill in (0.8, 1.0):
         made = np.stack([n_targets * hardness * skill, rng.binomial(n_targets, np.exp(-hardness * skill))], axis=1)
         trial = build.add(lora(len(rows) + 1), params=1, skill=0.7)
-        scores = {name: metric_of(n_targets, made)[0] for name, metric_of in TOKEN_METRICS.items()}
+        scores = {name: metric_of.score(n_targets, made)[0] for name, metric_of in TOKEN_METRICS.items()}
         trials.append(replace(trial, scores=scores, standard_errors=dict.fromkeys(scores, 1.0)))
         (folder / f"validation-{trial.number}.json").write_text(json.dumps(made.tolist()))
         rows.append(made)

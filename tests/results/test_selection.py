@@ -5,7 +5,7 @@ from math import log10
 import pytest
 
 from autopeft.errors import BudgetError, ResultError
-from autopeft.metrics import paired_difference
+from autopeft.metrics import METRICS, paired_difference
 from autopeft.results.result import SearchResult
 from autopeft.spec.trial import Outcome, TrialRecord
 from tests.results.generated import FULL, HEAD, Builder, lora
@@ -64,7 +64,7 @@ def test_within_one_standard_error_is_the_cheapest_tied_design_of_the_front(rand
     labels, top = predictions(result, "labels"), predictions(result, result.best().number)
     tied = []
     for trial in undominated(complete(result)):
-        gap, standard_error = paired_difference("accuracy", labels, top, predictions(result, trial.number))
+        gap, standard_error = paired_difference(METRICS["accuracy"], labels, top, predictions(result, trial.number))
         if gap <= standard_error:
             tied.append(trial)
     assert params(result.best(within="1se")) == min(map(params, tied))

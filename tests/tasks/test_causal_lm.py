@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 from autopeft.errors import DataError
 from autopeft.models.losses import IGNORED
 from autopeft.spec.training import Splits, Training
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.base import PreparedData
 from autopeft.tasks.causal_lm import TASK
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.prepare import prepare
 from autopeft.tasks.sequences import TargetSequence, pieces, shorten
 from tests.tasks.generated_language import (
@@ -24,6 +25,7 @@ from tests.tasks.generated_language import (
     sentences,
     write_csv,
 )
+from tests.token_rows import token_rows
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,9 @@ def tokenizer(llama: str) -> Any:
     return AutoTokenizer.from_pretrained(llama)
 
 
-def examples(split: TokenizedSplit) -> list[tuple[list[int], list[int]]]:
+def examples(split: Examples) -> list[tuple[list[int], list[int]]]:
     """Return the tokens of each example, and those of them that are targets."""
-    cut = [(split.input_ids[a:b], split.labels[a:b]) for a, b in zip(split.offsets, split.offsets[1:], strict=False)]
+    cut = zip(token_rows(split), token_rows(split, "labels"), strict=True)
     return [(ids.tolist(), labels[labels != IGNORED].tolist()) for ids, labels in cut]
 
 
@@ -61,7 +63,7 @@ def test_of_a_prompt_and_its_completion_the_completion_and_its_end_are_learned(l
     for (ids, targets), (prompt, completion, _) in zip(examples(split), rows.to_numpy(), strict=True):
         assert targets == [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
         assert ids == [*tokenizer(prompt)["input_ids"], *targets]
-    assert split.input_ids.dtype == split.labels.dtype == np.int32
+    assert token_rows(split)[0].dtype == token_rows(split, "labels")[0].dtype == np.int32
     assert split.targets.tolist() == [len(targets) for _, targets in examples(split)]
 
 
@@ -101,7 +103,7 @@ def test_the_fingerprint_covers_which_tokens_are_learned(llama: str) -> None:
     rows = pd.DataFrame({"prompt": ["a b"] * 5, "completion": [" c d"] * 5})
     moved = pd.DataFrame({"prompt": ["a b c"] * 5, "completion": [" d"] * 5})
     first, second = everything(rows, llama), everything(moved, llama)
-    assert (first.train.input_ids == second.train.input_ids).all()
+    assert examples(first.train) == examples(second.train)
     assert first.fingerprint != second.fingerprint
 
 

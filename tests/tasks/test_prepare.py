@@ -8,13 +8,15 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassif
 
 from autopeft.errors import DataError, StudyError
 from autopeft.spec.training import Splits, Training
-from autopeft.tasks.base import TokenizedSplit, find_task
+from autopeft.tasks.base import find_task
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.prepare import prepare
 from tests.tasks.generated import N_POSITIONS, reviews, save_tokenizer
+from tests.token_rows import token_rows
 
 
-def rows_of(split: TokenizedSplit, array: np.ndarray) -> list[list[int]]:
-    return [array[a:b].tolist() for a, b in zip(split.offsets, split.offsets[1:], strict=False)]
+def rows_of(split: Examples, name: str = "input_ids") -> list[list[int]]:
+    return [row.tolist() for row in token_rows(split, name)]
 
 
 @pytest.mark.parametrize("max_length", [None, 12])
@@ -28,11 +30,10 @@ def test_tokens_are_those_of_the_tokenizer(tiny_bert: str, pair: bool, max_lengt
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     texts = (rows["text"].tolist(), rows["text_pair"].tolist()) if pair else (rows["text"].tolist(),)
     expected = tokenizer(*texts, truncation=True, max_length=max_length or N_POSITIONS)
-    assert rows_of(data.train, data.train.input_ids) == expected["input_ids"]
-    assert data.train.token_type_ids is not None
-    assert rows_of(data.train, data.train.token_type_ids) == expected["token_type_ids"]
+    assert rows_of(data.train) == expected["input_ids"]
+    assert rows_of(data.train, "token_type_ids") == expected["token_type_ids"]
     assert [data.labels[label] for label in data.train.labels] == rows["label"].tolist()
-    assert data.train.input_ids.dtype == np.int32
+    assert token_rows(data.train)[0].dtype == np.int32
     assert data.max_length == (max_length or N_POSITIONS)
 
 

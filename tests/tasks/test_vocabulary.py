@@ -24,6 +24,7 @@ from autopeft.tasks.base import PreparedData
 from autopeft.tasks.prepare import prepare
 from tests.tasks.generated import reviews, save_tokenizer
 from tests.tasks.generated_language import save_language_tokenizer, sentences
+from tests.token_rows import token_rows
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 NONE = "must have a tokenizer, but the folder of .* has none.*save one there with tokenizer.save_pretrained"
@@ -56,7 +57,7 @@ def test_a_list_of_words_alone_is_a_tokenizer(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for t in reviews(60)["text"] for w in t.split()})]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     data = classify(tmp_path, bert())
-    tokens = data.train.input_ids[data.train.offsets[0] : data.train.offsets[1]]
+    tokens = token_rows(data.train)[0]
     assert [words[token] for token in tokens][0 :: len(tokens) - 1] == ["[CLS]", "[SEP]"]
     assert not any("unknown" in note for note in data.notes)
 
@@ -110,7 +111,7 @@ def test_tokens_beyond_the_table_that_do_not_occur_are_fine(tmp_path: Path) -> N
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(tmp_path)
     config = LlamaConfig(**SMALL, vocab_size=size, max_position_embeddings=64)
-    assert write(tmp_path, config, sentences(30)).train.input_ids.max() < size
+    assert write(tmp_path, config, sentences(30)).train.inputs["input_ids"].values.max() < size
 
 
 def test_segments_are_those_of_the_model(tmp_path: Path) -> None:

@@ -19,13 +19,15 @@ from autopeft.spec.design import Design
 from autopeft.spec.model import Head
 from autopeft.spec.training import Splits, Training
 from autopeft.spec.trial import Segment, SegmentStatus
-from autopeft.tasks.base import PreparedData, TokenizedSplit
+from autopeft.tasks.base import PreparedData
 from autopeft.tasks.causal_lm import TASK
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.prepare import prepare
+from autopeft.tasks.writing import write_samples
 from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.sampling import write_samples
 from autopeft.training.worker import Worker, WorkerSetup
 from tests.tasks.generated_language import FORMS, save_tiny_llama, sentences
+from tests.token_rows import token_rows
 
 LORA = Design.from_dict({"blocks": [{"lora": {"rank": 4, "roles": "all"}}]})
 DESIGNS: dict[str, list[dict[str, Any]]] = {
@@ -78,11 +80,11 @@ def test_segments_equal_one_run(make: Callable[..., Worker], form: str, precisio
     assert np.mean(whole.losses[-5:]) < 0.8 * np.mean(whole.losses[:5])
 
 
-def one_by_one(model: torch.nn.Module, split: TokenizedSplit) -> list[list[float]]:
+def one_by_one(model: torch.nn.Module, split: Examples) -> list[list[float]]:
     """The oracle: each example alone, without padding; negative log-likelihood and right tokens, token by token."""
     rows = []
-    for start, stop in zip(split.offsets, split.offsets[1:], strict=False):
-        ids, labels = split.input_ids[start:stop].tolist(), split.labels[start:stop].tolist()
+    for tokens, targets in zip(token_rows(split), token_rows(split, "labels"), strict=True):
+        ids, labels = tokens.tolist(), targets.tolist()
         with torch.no_grad():
             scores = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
         row = [0.0, 0.0]

@@ -11,7 +11,10 @@ from autopeft.models.random_weights import with_weights
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head
 from autopeft.spec.training import Training
-from autopeft.training.timing import MAX_ROUNDS, Run, random_inputs, seconds_of, time_in_turns
+from autopeft.tasks.base import task_of
+from autopeft.tasks.batches import Inputs
+from autopeft.tasks.inputs import fill_at_random
+from autopeft.training.timing import MAX_ROUNDS, Run, seconds_of, time_in_turns
 
 CLASSES = Head(auto_class="AutoModelForSequenceClassification", labels=("no", "yes"))
 # What a step is made of: several losses, a penalty, a part of the model without gradients.
@@ -58,8 +61,13 @@ def test_a_base_that_writes_has_no_step_without_a_design(llama_config: str):
     assert len(alone.forwards) == len(tuned.steps) > 0
 
 
+def at_random(base: Base, *, batch_size: int, n_tokens: int) -> Inputs:
+    batch = task_of(base.head).example_batch(base, batch_size=batch_size, n_tokens=n_tokens, device=base.device)
+    return fill_at_random(batch, base)
+
+
 def test_inputs_are_in_the_vocabulary_and_without_padding(base: Base):
-    inputs = random_inputs(base, batch_size=50, n_tokens=8)
+    inputs = at_random(base, batch_size=50, n_tokens=8)
     ids = inputs.forward["input_ids"]
     assert ids.shape == (50, 8)
     assert 0 <= ids.min() < ids.max() < base.summary.vocabulary_size
@@ -78,7 +86,7 @@ def test_images_and_sound_are_numbers(tmp_path: Path):
     head = Head(auto_class="AutoModelForImageClassification", labels=("no", "yes"))
     with with_weights(str(tmp_path), head) as folder:
         base = load_base(folder, head)
-    pixels = random_inputs(base, batch_size=2, n_tokens=1).forward["pixel_values"]
+    pixels = at_random(base, batch_size=2, n_tokens=1).forward["pixel_values"]
     assert pixels.shape == (2, 3, 16, 16)
     assert pixels.isfinite().all()
     assert pixels.std() > 0.5

@@ -14,8 +14,8 @@ from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
 from autopeft.spec.writing import n_new_tokens
 from autopeft.tasks.base import WritingPrompt
-from autopeft.training.evaluate import autocast
-from autopeft.training.independence import takes_left_padding
+from autopeft.tasks.independence import takes_left_padding
+from autopeft.tasks.step import autocast
 
 
 def write_samples(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import ModelError
 from autopeft.tasks.base import PreparedData
-from autopeft.training.batches import collate
+from autopeft.tasks.batches import collate
 
 Write = Callable[[Sequence[NDArray[np.int32]]], tuple[torch.Tensor, ...]]
 """From prompts to logits, [prompt, vocabulary] for each token that is written."""
@@ -47,13 +47,12 @@ def check_rows(model: Any, data: PreparedData, device: torch.device, *, way_out:
     model.eval()
     with torch.inference_mode():
         alone, padded = (
-            model(**collate(data.train, rows, n, data, device).forward).logits
+            model(**collate(data.train, rows, n, device).forward).logits
             for rows, n in ((asked[:1], n_tokens), (beside, n_padded))
         )
     per_token = alone.dim() == 3
     if per_token:
-        own = slice(n_tokens) if data.padding_side == "right" else slice(-n_tokens, None)
-        alone, padded = alone[:, -n_tokens:], padded[:, own]
+        alone, padded = alone[:, -n_tokens:], padded[:, :n_tokens]
     difference = _difference(alone[0], padded[0])
     if difference > 1:
         raise ModelError(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from autopeft.errors import ModelError
 from autopeft.spec.training import Splits, Training
 from autopeft.tasks.base import PreparedData
+from autopeft.tasks.independence import check_rows, takes_left_padding
 from autopeft.tasks.prepare import prepare
+from autopeft.tasks.writing import go_on, writing_batches
 from autopeft.training.device import choose_training
-from autopeft.training.independence import check_rows, takes_left_padding
-from autopeft.training.sampling import go_on, writing_batches
 from tests.architectures.tiny import make_rows, make_tokenizer, save_model
 
 TASK = "text-classification"

@@ -13,10 +13,10 @@ from tiny_models import HEADS, SOUND_HEAD, design, logits, save, saved_as
 
 from autopeft.costs.estimate import estimate
 from autopeft.errors import DesignError
-from autopeft.estimation.batch import batch_for
 from autopeft.models.attach import attach
 from autopeft.models.base import load_base
 from autopeft.spec.model import Head
+from autopeft.tasks.base import task_of
 
 CASES = [(name, HEADS[name]) for name in ("bert", "qwen", "t5", "vit", "dinov2", "whisper")] + [("whisper", SOUND_HEAD)]
 DESIGN = design({"lora": {"rank": 2}}, {"adapter": {"size": 3, "at": ["attention", "mlp"]}}, {"ia3": {}})
@@ -32,9 +32,9 @@ def test_the_model_takes_the_batch_and_answers_in_the_shape_of_its_labels(
     saved: dict[str, str], name: str, head: Head
 ) -> None:
     base = load_base(saved[name], head)
-    inputs, labels = batch_for(base, batch_size=3, n_tokens=7, device=torch.device("cpu"))
-    filled = {key: torch.ones_like(tensor) for key, tensor in inputs.items()}
-    assert logits(base.model, filled).shape[:-1] == labels.shape
+    batch = task_of(head).example_batch(base, batch_size=3, n_tokens=7, device=torch.device("cpu"))
+    filled = {key: torch.ones_like(tensor) for key, tensor in batch.forward.items()}
+    assert logits(base.model, filled).shape[:-1] == batch.labels.shape
 
 
 @pytest.mark.parametrize(
