@@ -19,8 +19,9 @@ from autopeft.outlook import DryRun, dry_run, memory_warning
 from autopeft.preparation import PreparedStudy, prepare_study
 from autopeft.progress import call_each, show_progress, show_stages, write_events, write_log
 from autopeft.results.result import SearchResult
-from autopeft.searching.loop import SearchLoop
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.runner import Runner
+from autopeft.searching.samplers.base import make_sampler
+from autopeft.searching.trials import unlearned
 from autopeft.spec.cost import Budget
 from autopeft.spec.event import Callback
 from autopeft.spec.space import SearchSpace
@@ -263,12 +264,12 @@ def _search(
     store = StudyStore.create(folder.journal, name=spec.study_name, objectives=plan.objectives, storage=spec.storage)
     # A resumed sampler must not repeat the draws of its first run, nor two drivers each other's.
     seed = spec.seed + len(store.records()) + store.offset
-    sampler = Sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
-    sampler.learn(store.unlearned())
+    sampler = make_sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
+    sampler.update(unlearned(store))
 
     executor = _executor(study, site, stop.is_set)
     try:
-        loop = SearchLoop(
+        loop = Runner(
             replace(plan, spent_seconds=time.monotonic() - started),
             store=store,
             folder=folder,

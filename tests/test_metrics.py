@@ -116,9 +116,7 @@ def test_a_metric_of_any_kind_has_errors_from_resampled_examples() -> None:
     metric = bootstrapped(objective, lambda targets, made: float(np.sqrt(np.mean((targets - made) ** 2))))
     value, error = metric.score(targets, a)
     assert value == pytest.approx(mean_squared_error(targets, a) ** 0.5)
-    expected = bootstrap(
-        (targets, a), lambda t, m: np.sqrt(np.mean((t - m) ** 2, axis=-1)), paired=True, vectorized=True, rng=1
-    )
+    expected = bootstrap((targets, a), lambda t, m, axis: np.sqrt(np.mean((t - m) ** 2, axis=axis)), paired=True, rng=1)
     assert error == pytest.approx(expected.standard_error, rel=0.1)
     difference, paired = paired_difference(metric, targets, a, b)
     assert difference == pytest.approx(value - metric.score(targets, b)[0])

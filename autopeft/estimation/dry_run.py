@@ -33,7 +33,7 @@ from autopeft.spec.training import OptimizerName, Precision
 from autopeft.spec.writing import N_SAMPLES
 from autopeft.tasks.base import Task, task_of
 from autopeft.tasks.batches import Inputs
-from autopeft.tasks.step import Phase, evaluation_step, training_step
+from autopeft.tasks.step import Phase, evaluation_step, training_loss, training_step
 
 Step = Callable[[StorageTracker, Trace], None]
 """What is run under a tracker and its trace."""
@@ -168,7 +168,8 @@ class DryRun:
         """Return what happens to storages in one optimizer step."""
         self._model.train()
         batch = self._batch(batch_size, n_tokens)
-        return self._events(partial(self._train, batch), batch.tensors, trains=True)
+        loss = partial(training_loss, self._model, batch, self._task)
+        return self._events(partial(self._train, loss), batch.tensors, trains=True)
 
     def evaluation_step(self, *, batch_size: int, n_tokens: int) -> StepCost:
         """Return the cost of the forward pass of one batch without gradients, and of what is kept of it."""
@@ -178,7 +179,8 @@ class DryRun:
         """Return what happens to storages in the evaluation of one batch."""
         self._model.eval()
         batch = self._batch(batch_size, n_tokens)
-        return self._events(partial(self._evaluate, batch), batch.tensors, trains=False)
+        rows = partial(evaluation_step, self._model, batch, self._task)
+        return self._events(partial(self._evaluate, rows), batch.tensors, trains=False)
 
     def generation_step(self, *, n_prompt_tokens: int, n_cached_tokens: int) -> StepCost:
         """Return the cost of the higher of two forward passes that write; arguments as of `generation_events`."""
@@ -252,7 +254,7 @@ class DryRun:
             parameter.grad = None
         return events
 
-    def _train(self, batch: Inputs, tracker: StorageTracker, trace: Trace) -> None:
+    def _train(self, loss_of_batch: Callable[[], torch.Tensor], tracker: StorageTracker, trace: Trace) -> None:
         def watch(phase: Phase) -> None:
             tracker.settle()
             trace.begin(phase)
@@ -261,11 +263,12 @@ class DryRun:
             tracker.borrow(step_bytes(self._machine.optimizer, self._sizes(), device=self._machine.device))
 
         forward = self._machine.forward(trains=True)
-        training_step(self._attached, batch, self._task, forward=forward, update=update, watch=watch)
+        training_step(self._attached, loss_of_batch, forward=forward, update=update, watch=watch)
 
-    def _evaluate(self, batch: Inputs, _tracker: StorageTracker, trace: Trace) -> None:
+    def _evaluate(self, rows_of_batch: Callable[[], object], _tracker: StorageTracker, trace: Trace) -> None:
+        trace.begin("evaluation")
         with self._machine.forward(trains=False):
-            evaluation_step(self._model, batch, self._task, watch=trace.begin)
+            rows_of_batch()
 
     def _write(self, n_cached: int, batch: Inputs, _tracker: StorageTracker, trace: Trace) -> None:
         inputs = batch.forward

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 
 from autopeft.executors.base import Executor
-from autopeft.searching.ledger import Ledger
 from autopeft.searching.pace import MARGIN, Pace
 from autopeft.searching.plan import SearchPlan
+from autopeft.searching.table import TrialTable
 from autopeft.spec.trial import SegmentResult, SegmentStatus, TrialRecord
 
 IDLE_SECONDS = 0.1
@@ -16,10 +16,10 @@ IDLE_SECONDS = 0.1
 class Clock:
     """Counts from the beginning of the call: `plan.spent_seconds` before the moment that it is made."""
 
-    def __init__(self, plan: SearchPlan, executor: Executor, ledger: Ledger, pace: Pace) -> None:
+    def __init__(self, plan: SearchPlan, executor: Executor, table: TrialTable, pace: Pace) -> None:
         self._plan = plan
         self._executor = executor
-        self._ledger = ledger
+        self._table = table
         self._pace = pace
         self._start = executor.now() - plan.spent_seconds
         self._sent: dict[int, float] = {}
@@ -46,7 +46,7 @@ class Clock:
         left = self.seconds_left()
         if left is None or not self._plan.test:
             return left
-        to_check = {r.number: r for r in (*self._ledger.unchecked(), *self._ledger.finishing(), *also)}
+        to_check = {r.number: r for r in (*self._table.unchecked(), *self._table.finishing(), *also)}
         seconds = self._pace.check_seconds(to_check.values(), n_workers=self._executor.n_workers)
         return max(0.0, left - MARGIN * seconds)
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from autopeft.errors import BudgetError, DesignError
-from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import CostModel
-from autopeft.searching.sampler import Proposal, Sampler
+from autopeft.searching.samplers.base import Observation, Proposal, Sampler
+from autopeft.searching.table import TrialTable
 from autopeft.spec.cost import Estimate, format_cost
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.spec.units import format_bytes
@@ -39,14 +39,14 @@ class Proposals:
         cost_model: CostModel,
         sampler: Sampler,
         store: StudyStore,
-        ledger: Ledger,
+        table: TrialTable,
     ) -> None:
         self._limits = limits
         self._n_recorded_at_most = max(3, round(RECORDED_SHARE * n_trials))
         self._cost_model = cost_model
         self._sampler = sampler
         self._store = store
-        self._ledger = ledger
+        self._table = table
         self.n_refused = sum(map(Counter, store.parts("n_refused")), Counter[str]())
         self._n_refused_here: Counter[str] = Counter(store.part("n_refused") or {})
 
@@ -59,7 +59,7 @@ class Proposals:
         in_a_row: Counter[str] = Counter()
         details: dict[str, str] = {}
         while in_a_row["duplicate"] < MAX_DUPLICATES_IN_A_ROW:
-            proposal = self._sampler.propose(at_random=sum(in_a_row.values()) >= N_REFUSALS_BEFORE_RANDOM)
+            (proposal,) = self._sampler.suggest(at_random=sum(in_a_row.values()) >= N_REFUSALS_BEFORE_RANDOM)
             estimate = None
             try:
                 reason = self._cheap_refusal(proposal)
@@ -85,15 +85,32 @@ class Proposals:
 
     def take_back(self, proposal: Proposal) -> None:
         """Say that a proposal was not begun after all."""
-        self._sampler.refuse(proposal, {}, learn=False)
+        self._tell(proposal)
+
+    def _tell(
+        self, proposal: Proposal, excess: Mapping[str, float] | None = None, record: TrialRecord | None = None
+    ) -> None:
+        """Tell the sampler that a proposal was refused, and by how much, where it is to learn from that."""
+        self._sampler.update(
+            [
+                Observation(
+                    params=proposal.params,
+                    distributions=proposal.distributions,
+                    lesson="worse" if excess else "nothing",
+                    record=record,
+                    excess=excess or {},
+                    ticket=proposal.ticket,
+                )
+            ]
+        )
 
     def _refusal(self, estimate: Estimate) -> tuple[str, str]:
         """Return why an estimate is refused, and details; both empty where it is within all that is known."""
-        over = self._ledger.calibration.excess(self._limits, estimate)
+        over = self._table.calibration.excess(self._limits, estimate)
         worst = max(over, key=lambda name: over[name], default="")
         if worst and over[worst] > 0:
             return worst, ""
-        exhausted = self._ledger.calibration.exhausted(estimate)
+        exhausted = self._table.calibration.exhausted(estimate)
         if exhausted is None:
             return "", ""
         needed = format_bytes(exhausted.estimate.device_bytes)
@@ -117,7 +134,7 @@ class Proposals:
             return "requirement"
         if not proposal.draw.design.blocks and self._cost_model.trainable_params(proposal.draw.design) == 0:
             return "requirement"  # the base model as it is: no design to train
-        if self._ledger.knows(proposal.draw.design, proposal.draw.learning_rates):
+        if self._table.knows(proposal.draw.design, proposal.draw.learning_rates):
             return "duplicate"
         if not self._limits:
             return ""
@@ -130,15 +147,15 @@ class Proposals:
         self.n_refused[reason] += 1
         self._n_refused_here[reason] += 1
         self._store.set_part("n_refused", dict(self._n_refused_here))
-        n_recorded = self._ledger.n_recorded_refusals()
+        n_recorded = self._table.n_recorded_refusals()
         if reason in ("requirement", "illegal", "out_of_memory") and self.n_refused[reason] <= self._n_recorded_at_most:
-            self._sampler.refuse(proposal, {reason: 1.0}, learn=True)
+            self._tell(proposal, {reason: 1.0})
             return
         if reason not in self._limits or n_recorded >= self._n_recorded_at_most:
-            self._sampler.refuse(proposal, {}, learn=False)
+            self._tell(proposal)
             return
         estimate = self._cost_model(proposal.draw.design)
-        over = self._ledger.calibration.excess(self._limits, estimate)
+        over = self._table.calibration.excess(self._limits, estimate)
         record = self._store.add(
             TrialRecord(
                 number=-1,
@@ -149,13 +166,13 @@ class Proposals:
                 estimate=estimate,
                 excess=over,
                 reason=self._over_words(reason, estimate),
-                first_event=self._ledger.next_event(),
+                first_event=self._table.next_event(),
             ),
             proposal.params,
             proposal.distributions,
         )
-        self._ledger.put(record)
-        self._sampler.refuse(proposal, over, learn=True)
+        self._table.put(record)
+        self._tell(proposal, over, record)
         on_refused(record)
 
     def _over_words(self, name: str, estimate: Estimate) -> str:
@@ -164,5 +181,5 @@ class Proposals:
         over = f"over the limit of {format_cost(name, limit)}"
         if cost > limit:
             return f"{name} {format_cost(name, cost)} is {over}"
-        bound = format_cost(name, self._ledger.calibration.memory_bound(estimate))
+        bound = format_cost(name, self._table.calibration.memory_bound(estimate))
         return f"{name} {format_cost(name, cost)} may reach {bound} by what trials measured, {over}"

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopeft.searching.clock import Clock
-from autopeft.searching.ledger import Ledger
 from autopeft.searching.pace import MARGIN
 from autopeft.searching.plan import SearchPlan
+from autopeft.searching.table import TrialTable
 from autopeft.spec.cost import Measured
 from autopeft.spec.trial import Segment, TrialRecord
 from autopeft.study.folder import StudyFolder
-from autopeft.study.store import StudyStore
 
 GUESS_FACTOR = 5.0
 """Times what a segment should take while no trial like it has been timed: a base whose weights must be unpacked, or
@@ -20,23 +19,18 @@ workers that share a device, take several times as long as the steps that were t
 class Segments:
     """Makes segments of trials: from where, how far, and what they may take."""
 
-    def __init__(
-        self, plan: SearchPlan, *, store: StudyStore, folder: StudyFolder, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, plan: SearchPlan, *, driver: str, folder: StudyFolder, table: TrialTable, clock: Clock) -> None:
         self._plan = plan
-        self._store = store
+        self._driver = driver
         self._folder = folder
-        self._ledger = ledger
+        self._table = table
         self._clock = clock
-        self._pace = ledger.pace
+        self._pace = table.pace
 
-    def next_of(self, record: TrialRecord) -> Segment:
-        """Return what a trial trains next, from its last whole checkpoint; the record is told where that is earlier."""
-        known = record
-        record, checkpoint = self.as_saved(record)
-        if record != known:
-            self._store.update(self._ledger.put(record))
-        return self._make(record, checkpoint)
+    def next_of(self, record: TrialRecord) -> tuple[TrialRecord, Segment]:
+        """Return what a trial trains next, and the trial as its last whole checkpoint left it, which may be earlier."""
+        saved, checkpoint = self.as_saved(record)
+        return saved, self._make(saved, checkpoint)
 
     def test_of(self, record: TrialRecord, waiting: Sequence[TrialRecord] = ()) -> Segment:
         """Return the final check of a trial that trained in full.
@@ -65,7 +59,7 @@ class Segments:
 
     def is_here(self, record: TrialRecord) -> bool:
         """Return whether a trial can go on, or be scored, with what this driver has in its folder."""
-        return record.driver == self._store.driver or bool(self._folder.checkpoints.files(record.number))
+        return record.driver == self._driver or bool(self._folder.checkpoints.files(record.number))
 
     def as_saved(self, record: TrialRecord) -> tuple[TrialRecord, bytes | None]:
         """Return a trial as its last whole checkpoint left it, and that; as it began, where there is none.
@@ -76,7 +70,7 @@ class Segments:
         saved = None
         while saved is None and link is not None:
             saved = self._folder.checkpoints.last(link.number, up_to=record.examples)
-            link = None if link.continues is None else self._ledger.records[link.continues]
+            link = None if link.continues is None else self._table.records[link.continues]
         if saved is None:
             return replace(record, examples=0, rungs=(), scores={}, standard_errors={}, measured=Measured()), None
         if saved.examples < record.examples:
@@ -88,10 +82,6 @@ class Segments:
     def seconds_left_of(self, record: TrialRecord) -> float:
         """Predict the training that a trial has before it until its next score; 0 for all before anything is timed."""
         return self._pace.training_seconds(record, self._n_examples_left(record))
-
-    def flops_left_of(self, record: TrialRecord) -> float:
-        """Return the FLOPs of that training."""
-        return record.estimate.train_flops * self._n_examples_left(record) / self._plan.n_full_examples
 
     def _n_examples_left(self, record: TrialRecord) -> int:
         return max(0, self._plan.next_stop(record) - record.examples)
@@ -114,7 +104,7 @@ class Segments:
     def _memory_bytes(self, record: TrialRecord) -> int:
         # Full fine-tuning changes copies of the weights, beside those of the base.
         copies = record.estimate.base_bytes if record.baseline == "full" else 0
-        return self._ledger.calibration.device_bound(record.estimate) + copies
+        return self._table.calibration.device_bound(record.estimate) + copies
 
     def _seconds_until_score(self, record: TrialRecord) -> float:
         return self.seconds_left_of(record) + self._pace.evaluation_seconds(record) + self._pace.overhead_seconds
@@ -125,5 +115,5 @@ class Segments:
         Until a trial has been timed on a base of that quantization, this is a guess, and several times as much.
         """
         seconds = self.seconds_left_of(record) + self._pace.evaluation_seconds(record)
-        is_timed = self._ledger.calibration.is_timed(record.design.quantization)
+        is_timed = self._table.calibration.is_timed(record.design.quantization)
         return (seconds if is_timed else GUESS_FACTOR * seconds) or None

@@ -1,27 +1,31 @@
 """What becomes of trials: started, scored, run again, ended.
 
-Each change is written to the record, then taken into the ledger, then told to the sampler; people hear of it last.
+Each change is written to the record, then taken into the table, then told to the sampler; people hear of it last.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
 
 from autopeft.errors import SearchError
-from autopeft.searching.interrupted import Interrupted
-from autopeft.searching.ledger import Ledger
 from autopeft.searching.plan import SearchPlan
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.samplers.base import Lesson, Observation, Proposal, Sampler
+from autopeft.searching.scheduler import Scheduler
+from autopeft.searching.table import TrialTable
 from autopeft.spec.event import EventKind
 from autopeft.spec.trial import Outcome, RungScore, SegmentResult, SegmentStatus, TrialRecord, finite
-from autopeft.study.attributes import STATES
 from autopeft.study.folder import StudyFolder
 from autopeft.study.store import StudyStore
 
+LESSONS: Mapping[Outcome, Lesson] = {
+    Outcome.COMPLETE: "complete",
+    Outcome.STOPPED: "worse",
+    Outcome.INFEASIBLE: "worse",
+}
+"""What a sampler learns from how a trial ended; from the others, nothing."""
 MAX_FAILURES_IN_A_ROW = 5
 """Failed trials for each worker, with none that succeeded between them, after which the fault is not the designs'."""
 MAX_RETRIES = 2
@@ -34,7 +38,7 @@ class Trials:
     """The trials of this driver, and what it takes over from others.
 
     Args:
-        interrupted: Takes the trials that were cut short and can go on.
+        scheduler: Decides whether a trial goes on.
         should_stop: True once the search should end early.
 
     Attributes:
@@ -48,8 +52,8 @@ class Trials:
         store: StudyStore,
         folder: StudyFolder,
         sampler: Sampler,
-        ledger: Ledger,
-        interrupted: Interrupted,
+        table: TrialTable,
+        scheduler: Scheduler,
         should_stop: Callable[[], bool],
     ) -> None:
         self.ready: deque[TrialRecord] = deque()
@@ -57,10 +61,10 @@ class Trials:
         self._store = store
         self._folder = folder
         self._sampler = sampler
-        self._ledger = ledger
-        self._interrupted = interrupted
+        self._table = table
+        self._scheduler = scheduler
         self._should_stop = should_stop
-        self._tickets: dict[int, int] = {}
+        self._proposals: dict[int, Proposal] = {}
         self._workers: dict[int, str] = {}
         self._events: list[tuple[EventKind, TrialRecord, str]] = []
         self._n_failures = 0
@@ -74,19 +78,21 @@ class Trials:
         params: Mapping[str, Any] | None = None,
         distributions: Mapping[str, BaseDistribution] | None = None,
         *,
-        ticket: int | None = None,
+        proposal: Proposal | None = None,
     ) -> TrialRecord:
         """Add a trial to the record and return it with its number.
 
         Args:
             record: As it begins.
-            params: What the sampler drew, where it did.
+            params: What a sampler drew, where it did.
             distributions: What it drew that from.
-            ticket: What the sampler calls its proposal.
+            proposal: Of this driver's sampler, in the place of both.
         """
+        if proposal is not None:
+            params, distributions = proposal.params, proposal.distributions
         record = self._store.add(record, params, distributions)
-        if ticket is not None:
-            self._tickets[record.number] = ticket
+        if proposal is not None:
+            self._proposals[record.number] = proposal
         self.note(EventKind.STARTED, record)
         return record
 
@@ -95,32 +101,24 @@ class Trials:
         with self._store.turn():
             self._end_left(self._store.recover(), lambda _: "the search was killed")
             for record in self._store.records():
-                self._ledger.put(record)
-        for record in self._ledger.interrupted():
-            self._interrupted.put(record)
+                self._table.put(record)
 
     def take_in(self) -> None:
         """Take over what other drivers of the study have done, and what those have left that are gone."""
         if not self._store.driver:
             return
-        changed = list(self._store.changes())
-        for record in changed:
-            self._ledger.put(record)
-        left = self._store.abandoned()
-        changed += self._end_left(left, lambda record: f"{record.driver}, which trained it, is gone")
-        self._sampler.learn(self._store.unlearned())
-        for record in changed:
-            if self._ledger.is_interrupted(record):
-                self._interrupted.put(record)
+        for record in self._store.changes():
+            self._table.put(record)
+        self._end_left(self._store.abandoned(), lambda record: f"{record.driver}, which trained it, is gone")
+        self._sampler.update(unlearned(self._store))
 
-    def _end_left(self, records: Sequence[TrialRecord], reason: Callable[[TrialRecord], str]) -> list[TrialRecord]:
-        """End trials that a driver which is gone has left running, and return them.
+    def _end_left(self, records: Sequence[TrialRecord], reason: Callable[[TrialRecord], str]) -> None:
+        """End trials that a driver which is gone has left running.
 
         A trial that a driver trained alone when it was killed may be why: systems kill what takes more memory than
         there is. One that would have every search killed that takes it up fails, so that others have their turn.
         """
         n_left = Counter(record.driver for record in records)
-        ended = []
         for record in records:
             was_killed = self._store.was_killed(record.driver) if record.driver else self._folder.was_left
             n_kills = record.n_kills + (was_killed and n_left[record.driver] == 1)
@@ -129,14 +127,12 @@ class Trials:
                 why = f"the search was killed {n_kills} times while it trained, and it gained no example in between"
                 record = replace(record, outcome=Outcome.FAILED, reason=f"{why}: out of memory, perhaps")
             self._finish(record, quiet=record.outcome is Outcome.INTERRUPTED)
-            ended.append(record)
-        return ended
 
     # What comes back ------------------------------------------------------------------------------------------
 
     def take_result(self, result: SegmentResult) -> None:
         """Write down what a segment has come to, and what follows from it for its trial."""
-        record, status = self._ledger.records[result.trial], result.status
+        record, status = self._table.records[result.trial], result.status
         self._workers[result.trial] = result.worker
         if status is SegmentStatus.LOST:
             self._retry(record, result)
@@ -180,7 +176,7 @@ class Trials:
             self._fail(replace(record, outcome=Outcome.FAILED, reason=reason))
             return
         reason = f"its worker was lost, and it runs again (retry {n_lost} of {MAX_RETRIES}): {why}"
-        record = self._ledger.put(replace(record, n_retries=n_lost, reason=reason))
+        record = self._table.put(replace(record, n_retries=n_lost, reason=reason))
         self._store.update(record)
         self.note(EventKind.RETRIED, record)
         self.ready.append(record)
@@ -200,15 +196,15 @@ class Trials:
             self._finish(_ended(record, Outcome.COMPLETE))
             return
         self.take_in()
-        event = self._ledger.next_event()
+        event = self._table.next_event()
         rung = RungScore(rung=len(record.rungs), examples=record.examples, scores=record.scores, event=event)
-        self._ledger.put(replace(record, rungs=(*record.rungs, rung)))
-        record = self._ledger.judge(self._ledger.records[record.number])
+        record = self._table.put(replace(record, rungs=(*record.rungs, rung)))
+        verdict = self._scheduler.on_result(self._table, record)
+        record = self._table.put(replace(record, rungs=(*record.rungs[:-1], replace(rung, verdict=verdict))))
         if not self._store.update(record):
             self._give_up(record)
             return
-        verdict = record.rungs[-1].verdict
-        if verdict is not None and verdict.goes_on:
+        if verdict.goes_on:
             self.note(EventKind.RUNG, record)
             self.ready.append(record)
         else:
@@ -225,25 +221,32 @@ class Trials:
 
     def _finish(self, record: TrialRecord, *, learn: bool = False, quiet: bool = False) -> None:
         """Write a trial's end to the record, then tell the sampler."""
-        record = replace(record, last_event=self._ledger.next_event())
+        record = replace(record, last_event=self._table.next_event())
         if not self._store.update(record):
             self._give_up(record)
             return
-        self._ledger.put(record)
-        state = TrialState.PRUNED if learn else STATES[record.outcome]
-        values = [record.value(objective.name) for objective in self._plan.objectives]
-        complete = values if state is TrialState.COMPLETE else None
-        if record.number in self._tickets:
-            self._sampler.tell(self._tickets.pop(record.number), state, complete)
-        elif not record.baseline and not quiet and state is not TrialState.FAIL:
-            self._sampler.remember(*self._store.parameters(record.number), state, values=complete)
+        self._table.put(record)
+        self._tell(record, lesson="worse" if learn else LESSONS.get(record.outcome, "nothing"), quiet=quiet)
         if not quiet:
             self.note(EventKind.FINISHED, record)
 
+    def _tell(self, record: TrialRecord, lesson: Lesson, *, quiet: bool = False) -> None:
+        """Tell the sampler how its proposal ended, or a trial that it did not propose and can learn from."""
+        proposal = self._proposals.pop(record.number, None)
+        if proposal is not None:
+            params, distributions = proposal.params, proposal.distributions
+        elif record.baseline or quiet or lesson == "nothing":
+            return
+        else:
+            params, distributions = self._store.parameters(record.number)
+        ticket = None if proposal is None else proposal.ticket
+        self._sampler.update(
+            [Observation(params=params, distributions=distributions, lesson=lesson, record=record, ticket=ticket)]
+        )
+
     def _give_up(self, record: TrialRecord) -> None:
         """Leave a trial to the driver that has ended it, having taken this one for dead."""
-        if record.number in self._tickets:
-            self._sampler.tell(self._tickets.pop(record.number), TrialState.FAIL)
+        self._tell(record, "nothing")
         self.take_in()
 
     # Who hears of it ------------------------------------------------------------------------------------------
@@ -256,6 +259,18 @@ class Trials:
         """Return what has happened since the last call, now that it is written, and which worker had the trial."""
         events, self._events = self._events, []
         return events
+
+
+def unlearned(store: StudyStore) -> Iterator[Observation]:
+    """Yield what a record holds that a sampler can learn from and did not propose itself here, each trial once."""
+    for trial, record in store.unlearned():
+        yield Observation(
+            params=trial.params,
+            distributions=trial.distributions,
+            lesson="complete" if record.outcome is Outcome.COMPLETE else "worse",
+            record=record,
+            excess=trial.constraints,
+        )
 
 
 def _ended(record: TrialRecord, outcome: Outcome, reason: str = "") -> TrialRecord:

@@ -64,8 +64,9 @@ def find_objective(name: str) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    of_tasks = {each: metric.objective for task in task_names() for each, metric in load_task(task).metrics.items()}
+    of_tasks: dict[str, Objective] = {
+        each: metric.objective for task in task_names() for each, metric in load_task(task).metrics.items()
+    }
     if name not in of_tasks:
-        raise StudyError(f"an objective {one_of({**OBJECTIVES, **of_tasks}, name)}")
-    objective: Objective = of_tasks[name]
-    return objective
+        raise StudyError(f"an objective {one_of([*OBJECTIVES, *of_tasks], name)}")
+    return of_tasks[name]

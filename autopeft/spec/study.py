@@ -17,10 +17,11 @@ from pydantic import (
 )
 
 from autopeft.errors import AutopeftError, StudyError
+from autopeft.spec import plugins
 from autopeft.spec.cost import Budget
 from autopeft.spec.design import Design
 from autopeft.spec.location import check_output_dir, check_study_name, is_file, is_uri, working_folder
-from autopeft.spec.messages import MAX_ECHO, cut, echo, explain, first_complaint, nearest
+from autopeft.spec.messages import MAX_ECHO, cut, echo, explain, first_complaint, nearest, one_of
 from autopeft.spec.objective import find_objective
 from autopeft.spec.storage_url import check_storage, without_password
 from autopeft.spec.task import DEFAULT_TASK, load_task
@@ -145,7 +146,7 @@ class StudySpec(BaseModel):
     work_dir: str | None = None
     grace_seconds: Annotated[Annotated[float, Field(gt=0)], BeforeValidator(_seconds)] = 25.0
     storage: Annotated[str | None, Field(repr=False)] = None
-    sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"
+    sampler: str = "auto"
     early_stopping: Literal["auto", "off"] | EarlyStopping = "auto"
     executor: Literal["local", "ray"] | RayOptions = "local"
     n_workers: Annotated[int, Field(gt=0)] = 1
@@ -180,6 +181,13 @@ class StudySpec(BaseModel):
             return values
         metric = values.get("metric") or load_task(str(values.get("task", DEFAULT_TASK))).default_metric
         return {**values, "objectives": (metric, "trainable_params")}
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, sampler: str) -> str:
+        if sampler not in (known := ("auto", *plugins.names("autopeft.samplers"))):
+            raise ValueError(f"a sampler {one_of(known, sampler)}")
+        return sampler
 
     @field_validator("objectives", mode="before")
     @classmethod

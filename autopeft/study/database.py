@@ -26,6 +26,7 @@ from optuna.storages import RDBStorage
 from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.spec.storage_url import is_postgresql, masked, password_of, without_password
 from autopeft.study.process import ProcessMark
+from autopeft.study.turn import DecisionLostError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -50,10 +51,6 @@ _WAITED_TOO_LONG = "25P03"
 _DRIVER = "driver."
 
 _log = logging.getLogger("autopeft")
-
-
-class TurnLostError(Exception):
-    """What was decided in a turn cannot be written any more: the server has ended the turn."""
 
 
 class Database:
@@ -182,7 +179,7 @@ class Database:
             is_decision: Whether only this driver's turn, where it has one, makes it right.
 
         Raises:
-            TurnLostError: The turn has been lost; nothing is written.
+            DecisionLostError: The turn has been lost; nothing is written.
         """
         if not self.is_shared:
             yield
@@ -214,7 +211,7 @@ class Database:
             try:
                 self._turn.execute(text("SELECT 1"))
             except SQLAlchemyError:
-                raise TurnLostError("another driver may have decided since then") from None
+                raise DecisionLostError("another driver may have decided since then") from None
 
     def ask(self, question: Callable[[], T]) -> T:
         """Return what a function of the database returns; where the database is away, wait for it and ask again.

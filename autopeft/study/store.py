@@ -187,7 +187,7 @@ class StudyStore:
         """Append a trial in one write and return it with its number; `record.number` is ignored.
 
         Raises:
-            TurnLostError: It would begin a trial, or be a baseline, and the turn in which that was decided was lost.
+            DecisionLostError: It would begin a trial, or be a baseline, and the turn of that decision was lost.
         """
         record = replace(record, driver=self.driver)
         template = create_trial(
@@ -350,14 +350,14 @@ class StudyStore:
         self._parts[name] = value
         self.set_fact(f"{name}@{self.driver}" if self.driver else name, value)
 
-    def unlearned(self) -> Iterator[FrozenTrial]:
+    def unlearned(self) -> Iterator[tuple[FrozenTrial, TrialRecord]]:
         """Yield each trial of the record once that a sampler can learn from and did not propose itself here."""
         for trial in self._known.values() or self._look():
             if trial.number in self._learned or trial.number in self._mine or not trial.state.is_finished():
                 continue
             self._learned.add(trial.number)
             if trial.params and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                yield trial
+                yield trial, read_record(trial)
 
     def parameters(self, number: int) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Return a trial's parameters and distributions, for a trial that continues it."""

@@ -1,7 +1,6 @@
 """Causal language modelling: continue a text, complete a prompt, or answer in a conversation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -35,7 +34,6 @@ from autopeft.tasks.vocabulary import check_tokens
 from autopeft.tasks.writing import end_tokens, go_on
 
 
-@dataclass(frozen=True, kw_only=True)
 class CausalLM(Task):
     """The task `causal-lm`; see `autopeft.tasks.base.Task`.
 

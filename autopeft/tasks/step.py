@@ -1,12 +1,12 @@
 """The one training step and the one evaluation step: what is trained, what is timed and what is predicted.
 
-The training loop, the timing of devices and the dry run without data call the same two functions. They differ in what
-an update of the parameters is, and in who watches.
+The training loop, the timing of devices and the dry run without data call the same functions. They differ in what an
+update of the parameters is, and in who watches.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -15,18 +15,9 @@ from autopeft.spec.training import Training
 from autopeft.tasks.base import Task
 from autopeft.tasks.batches import Inputs
 
-Phase = Literal["forward", "backward", "optimizer", "evaluation"]
-
-
-class Watcher(Protocol):
-    """Hears of a step's phases, each before it begins."""
-
-    def __call__(self, phase: Phase) -> None:
-        """Take note that a phase begins."""
-
-
-def _nobody(_: Phase) -> None:
-    pass
+Phase = Literal["forward", "backward", "optimizer"]
+Watcher = Callable[[Phase], object]
+"""Hears of a step's phases, each before it begins."""
 
 
 def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
@@ -34,30 +25,39 @@ def autocast(training: Training, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, dtype=torch.bfloat16) if training.precision == "bf16" else nullcontext()
 
 
+def training_loss(model: torch.nn.Module, inputs: Inputs, task: Task) -> torch.Tensor:
+    """Return the task's loss on a batch, a scalar; the context is the caller's.
+
+    Args:
+        model: In training mode.
+        inputs: The batch.
+        task: Gives the loss.
+    """
+    return task.loss(model(**inputs.forward), inputs.labels)
+
+
 def training_step(
     attached: Attached,
-    inputs: Inputs,
-    task: Task,
+    loss_of_batch: Callable[[], torch.Tensor],
     *,
     forward: AbstractContextManager[Any],
     update: Callable[[], None],
     accept: Callable[[torch.Tensor], bool] = lambda _: True,
-    watch: Watcher = _nobody,
+    watch: Watcher = lambda _: None,
 ) -> None:
     """Compute the loss and its gradient on a batch, and update what trains.
 
     Args:
         attached: A design on its base, in training mode.
-        inputs: The batch.
-        task: Gives the loss.
-        forward: The context of the forward pass.
+        loss_of_batch: Computes `training_loss`.
+        forward: The context that this runs in.
         update: Uses the gradients, and drops them.
-        accept: Asked with the task's loss, a scalar without gradient; where it says no, the step ends there.
+        accept: Asked with the loss, without a gradient; where it says no, the step ends there.
         watch: Hears of the phases.
     """
     watch("forward")
     with forward:
-        loss = task.loss(attached.model(**inputs.forward), inputs.labels)
+        loss = loss_of_batch()
     if not accept(loss.detach()):  # of the task alone: designs with a penalty and without are compared by it
         return
     penalty = attached.penalty()
@@ -69,15 +69,13 @@ def training_step(
     update()
 
 
-def evaluation_step(model: torch.nn.Module, inputs: Inputs, task: Task, watch: Watcher = _nobody) -> torch.Tensor:
+def evaluation_step(model: torch.nn.Module, inputs: Inputs, task: Task) -> torch.Tensor:
     """Return what an evaluation keeps of each example of a batch, [batch, column]; the context is the caller's.
 
     Args:
         model: In evaluation mode.
         inputs: The batch.
         task: Says what is kept.
-        watch: Hears of the phase.
     """
-    watch("evaluation")
     # No name for the outputs: they would live on through the next batch's forward pass.
     return task.rows(model(**inputs.forward), inputs.labels)

@@ -1,7 +1,6 @@
 """Text classification: one class for a text, or for a pair of texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ def _mean(_targets: NDArray[Any], losses: NDArray[np.float64]) -> tuple[float, f
     return float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextClassification(Task):
     """The task `text-classification`; see `autopeft.tasks.base.Task`."""
 

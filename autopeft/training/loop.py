@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from autopeft.spec.training import Training
 from autopeft.spec.trial import SegmentStatus
 from autopeft.tasks.base import PreparedData, Task
 from autopeft.tasks.batches import Inputs, collate
-from autopeft.tasks.step import autocast, training_step
+from autopeft.tasks.step import autocast, training_loss, training_step
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.measure import model_tensors, peak_memory
@@ -187,7 +188,8 @@ class Trainer:
         torch.manual_seed(_mix(self.plan.seed, batch.step))
         set_learning_rate(self.optimizer, learning_rate_factor(batch, self.plan.full, self.training))
         forward = autocast(self.training, self.device)
-        training_step(self.attached, inputs, self.task, forward=forward, update=update, accept=accept)
+        loss = partial(training_loss, self.attached.model, inputs, self.task)
+        training_step(self.attached, loss, forward=forward, update=update, accept=accept)
         return value, reason
 
 

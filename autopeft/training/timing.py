@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -14,7 +15,7 @@ from autopeft.spec.training import Training
 from autopeft.tasks.base import Task, task_of
 from autopeft.tasks.batches import Inputs
 from autopeft.tasks.inputs import fill_at_random
-from autopeft.tasks.step import autocast, training_step
+from autopeft.tasks.step import autocast, training_loss, training_step
 from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import clip_gradients, make_optimizer
 
@@ -77,7 +78,8 @@ def training_steps(
         optimizer.zero_grad(set_to_none=True)
 
     for inputs in batches:
-        training_step(attached, inputs, task, forward=autocast(training, attached.base.device), update=update)
+        loss = partial(training_loss, attached.model, inputs, task)
+        training_step(attached, loss, forward=autocast(training, attached.base.device), update=update)
 
 
 def time_in_turns(base: Base, runs: Sequence[Run], training: Training, *, n_tokens: int) -> list[Times]:

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -39,21 +40,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from machine import cpu_name
-from optuna.trial import TrialState
 
 from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.models.base import build_meta
-from autopeft.searching.ledger import Ledger
-from autopeft.searching.loop import SearchLoop
+from autopeft.searching.halving import Halving
 from autopeft.searching.plan import SearchPlan
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.runner import Runner
+from autopeft.searching.samplers.base import Observation, make_sampler
+from autopeft.searching.samplers.optuna_sampler import OptunaSampler
+from autopeft.searching.table import TrialTable
 from autopeft.spec.cost import Estimate, Measured
 from autopeft.spec.design import Design
 from autopeft.spec.model import Head, ModelSummary
 from autopeft.spec.objective import find_objective
 from autopeft.spec.space import SearchSpace
 from autopeft.spec.study import EarlyStopping
-from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
+from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from autopeft.study import segment_files
 from autopeft.study.folder import StudyFolder
 from autopeft.study.store import StudyStore
@@ -159,13 +161,14 @@ class Stopwatch:
     def watching(self) -> Iterator[None]:
         """Time the parts while the context lasts; not safe for threads, which the parts are not called from."""
         places: list[tuple[Any, str, str]] = [
-            *((Sampler, name, "ask") for name in ("propose",)),
-            *((Sampler, name, "tell") for name in ("tell", "refuse", "remember")),
+            (OptunaSampler, "suggest", "ask"),
+            (OptunaSampler, "update", "tell"),
             *((KnownCosts, name, "estimate (by a formula)") for name in ("__call__", "lower_bound")),
             *((StudyStore, name, "record") for name in ("add", "update", "set_fact", "fact", "parameters")),
             *((StudyStore, name, "record") for name in ("part", "set_part")),
             (segment_files, "_at_once", "checkpoints and adapters, synced"),
-            *((Ledger, name, "rungs, calibration, forecast") for name in ("put", "judge", "promotable", "progress")),
+            *((TrialTable, name, "rungs, calibration, forecast") for name in ("put", "progress")),
+            *((Halving, name, "rungs, calibration, forecast") for name in ("next_job", "on_result")),
             (KnownWorker, "run", "(simulated workers)"),
         ]
         places = [(owner, name, part) for owner, name, part in places if hasattr(owner, name)]
@@ -220,7 +223,7 @@ def search(
         executor = SimulatedExecutor(KnownWorker(costs, seconds), timed, n_workers=n_workers, with_real_time=True)
         started = time.perf_counter(), time.process_time()
         with watch.watching():
-            loop = SearchLoop(
+            loop = Runner(
                 SearchPlan(
                     objectives=OBJECTIVES,
                     metric=OBJECTIVES[0],
@@ -232,7 +235,9 @@ def search(
                 ),
                 store=store,
                 folder=folder,
-                sampler=Sampler(sampler, space=SearchSpace.load("hybrid"), model=model, objectives=OBJECTIVES, seed=0),
+                sampler=make_sampler(
+                    sampler, space=SearchSpace.load("hybrid"), model=model, objectives=OBJECTIVES, seed=0
+                ),
                 cost_model=costs,
                 executor=executor,
             )
@@ -276,19 +281,32 @@ def instant_busy(takes: Sequence[float], n_workers: int) -> float:
 def ask_seconds(model: ModelSummary, sampler: str, n_known: int, repeats: int = 20) -> float:
     """Return the median CPU seconds of a proposal where so many trials are known."""
     space, numbers = SearchSpace.load("hybrid"), random.Random(0)
-    source = Sampler("random", space=space, model=model, objectives=OBJECTIVES, seed=1)
-    asked = Sampler(sampler, space=space, model=model, objectives=OBJECTIVES, seed=0)
+    source = make_sampler("random", space=space, model=model, objectives=OBJECTIVES, seed=1)
+    asked = make_sampler(sampler, space=space, model=model, objectives=OBJECTIVES, seed=0)
     for number in range(n_known):
-        known = source.propose()
-        source.tell(known.ticket, TrialState.FAIL)
-        values = [numbers.random(), 10 ** numbers.uniform(3, 6)] if number % 2 else None
-        state = TrialState.COMPLETE if values else TrialState.PRUNED
-        asked.remember(known.params, known.distributions, state, values=values)
-    asked.propose()  # the first one may thin out what is known
+        (known,) = source.suggest()
+        done = Observation(
+            params=known.params, distributions=known.distributions, lesson="nothing", ticket=known.ticket
+        )
+        source.update([done])
+        record = None
+        if number % 2:
+            design, n = known.draw.design, round(10 ** numbers.uniform(3, 6))
+            record = TrialRecord(
+                number=number,
+                design=design,
+                learning_rates=known.draw.learning_rates,
+                seed=0,
+                outcome=Outcome.COMPLETE,
+                estimate=replace(KnownCosts(model)(design), trainable_params=n),
+                scores={"accuracy": numbers.random()},
+            )
+        asked.update([replace(done, lesson="complete" if record else "worse", record=record, ticket=None)])
+    asked.suggest()  # the first one may thin out what is known
     seconds = []
     for _ in range(repeats):
         started = time.process_time()
-        asked.propose()
+        asked.suggest()
         seconds.append(time.process_time() - started)
     return statistics.median(seconds)
 

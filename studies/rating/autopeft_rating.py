@@ -5,7 +5,6 @@ so that no state beside the adapter is needed to read a prediction.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,6 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rating(Task):
     """Predicts a number from 0 to 100 for each text."""
 

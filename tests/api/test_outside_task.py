@@ -111,7 +111,7 @@ def test_its_mistakes_are_told_as_those_of_every_task(ratings: dict[str, Any], i
     assert wrong.returncode == 2
     assert "columns.rating must hold numbers from 0 to 100, but row 8 (counted from 1)" in wrong.stderr
     unknown = run("-m", "autopeft", "search", str(file))
-    assert "one of text-classification, causal-lm, but got 'rating'" in " ".join(unknown.stderr.split())
+    assert "one of causal-lm, text-classification, but got 'rating'" in " ".join(unknown.stderr.split())
     estimated = run("-m", "autopeft", "estimate", ratings["model"], "--task", "rating", "--design",
                     '{"blocks": [{"lora": {"rank": 2}}]}', "--json", path=installed)  # fmt: skip
     assert json.loads(estimated.stdout)["trainable_params"] > 0, estimated.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import reviews_csv, study, tiny_bert
-from tests.searching.conftest import bench
+from tests.bench import bench
 
 __all__ = ["bench", "reviews_csv", "study", "tiny_bert"]
 

@@ -19,9 +19,9 @@ from autopeft.cli.base import explain_errors
 from autopeft.executors.base import Executor
 from autopeft.executors.local import LocalExecutor
 from autopeft.interruption import on_signals
-from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import SearchPlan
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.runner import Runner
+from autopeft.searching.samplers.base import make_sampler
 from autopeft.searching.trials import MAX_KILLS
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.space import SearchSpace
@@ -30,8 +30,8 @@ from autopeft.spec.trial import Outcome, Segment, SegmentResult, TrialRecord
 from autopeft.study.folder import StudyFolder
 from autopeft.study.front import pareto_front
 from autopeft.study.store import StudyStore
+from tests.bench import FULL, SPACE, Bench, CountedCosts, KnownWorker
 from tests.conftest import started
-from tests.searching.conftest import FULL, SPACE, Bench, CountedCosts, KnownWorker
 
 FORK = multiprocessing.get_context("fork")
 SearchSpace.from_dict(SPACE)  # imports what spaces need here, once, and not in each process
@@ -65,7 +65,7 @@ def a_search(
     grace_seconds: float = 25.0,
     timeout_seconds: float | None = None,
     make_executor: Callable[[Callable[[], bool]], Executor] | None = None,
-) -> Iterator[SearchLoop]:
+) -> Iterator[Runner]:
     folder = StudyFolder.at(location, work_dir)
     bench = Bench(folder.path, model)
     worker = worker or Steady(model)
@@ -76,7 +76,7 @@ def a_search(
             if folder.read_description() is None:
                 folder.write_json(folder.description, {"schema_version": 1})
             seed = len(store.records())
-            sampler = Sampler("random", space=bench.space, model=model, objectives=bench.objectives, seed=seed)
+            sampler = make_sampler("random", space=bench.space, model=model, objectives=bench.objectives, seed=seed)
             plan = SearchPlan(
                 objectives=bench.objectives,
                 metric=bench.objectives[0],
@@ -92,7 +92,7 @@ def a_search(
                 executor: Executor = LocalExecutor(lambda: worker, stop.is_set)
             else:
                 executor = make_executor(stop.is_set)
-            yield SearchLoop(
+            yield Runner(
                 plan,
                 store=store,
                 folder=folder,

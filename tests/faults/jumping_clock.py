@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autopeft.spec.trial import Segment, SegmentResult
+from tests.bench import KnownWorker
 from tests.conftest import make_summary
 from tests.faults.driver import check_whole, search
-from tests.searching.conftest import KnownWorker
 
 JUMPS = ("+3650d", "-3650d", "+0", "-30d", "+1d")
 

@@ -13,8 +13,8 @@ from autopeft.errors import StorageError
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Segment, SegmentResult
 from autopeft.study.folder import StudyFolder
+from tests.bench import KnownWorker
 from tests.faults.driver import FORK, Steady, check_whole, complete, records, search
-from tests.searching.conftest import KnownWorker
 
 N_TRIALS = 8
 

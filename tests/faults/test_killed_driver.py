@@ -8,8 +8,8 @@ import pytest
 
 from autopeft.spec.model import ModelSummary
 from autopeft.study.front import pareto_front
+from tests.bench import Bench
 from tests.faults.driver import check_whole, complete, kill, records, start, wait_for_size
-from tests.searching.conftest import Bench
 
 N_TRIALS = 60
 

@@ -11,8 +11,8 @@ from autopeft.searching.trials import MAX_KILLS
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
 from autopeft.study.folder import StudyFolder
+from tests.bench import Bench, KnownWorker
 from tests.faults.driver import check_whole, records, start
-from tests.searching.conftest import Bench, KnownWorker
 
 
 class Deadly(KnownWorker):

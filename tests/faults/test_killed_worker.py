@@ -20,9 +20,9 @@ from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Outcome, Segment, SegmentResult
 from autopeft.study.folder import StudyFolder
+from tests.bench import KnownWorker
 from tests.executors.remote_workers import UnpicklableError
 from tests.faults.driver import complete, records, search
-from tests.searching.conftest import KnownWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.searching import address, mirror
 from autopeft.spec.model import ModelSummary
+from autopeft.study import address, remote_copy
 from tests.faults.driver import check_whole, complete, records, start, wait_for_size
 from tests.faults.test_lost_machine import copy_of
 
@@ -22,7 +22,7 @@ def test_an_address_that_is_away_ends_the_search_and_the_same_command_goes_on(
 ) -> None:
     """Whatever is below a file cannot be reached; a folder that is unmounted leaves an empty one, or none."""
     monkeypatch.setattr(address, "PAUSES_SECONDS", (0.05, 0.05))
-    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(remote_copy, "SETTLE_SECONDS", 0.05)
     disk, store, other = (tmp_path / name for name in ("disk", "store", "other"))
     disk.mkdir()
     store.symlink_to(disk)

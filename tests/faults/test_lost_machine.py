@@ -15,11 +15,11 @@ import pytest
 
 import autopeft
 from autopeft.errors import MissingDependencyError, StorageError, StudyError, StudyLockedError, StudyMismatchError
-from autopeft.searching import address, mirror
 from autopeft.spec.location import working_folder
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import make_study
 from autopeft.spec.trial import Outcome
+from autopeft.study import address, remote_copy
 from autopeft.study.cleanup import clean
 from autopeft.study.folder import StudyFolder
 from autopeft.study.remote_copy import Mirror
@@ -31,7 +31,7 @@ N_TRIALS = 25
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(remote_copy, "SETTLE_SECONDS", 0.05)
 
 
 def copy_of(location: str, folder: Path) -> Path:
@@ -130,7 +130,7 @@ def test_a_part_that_is_missing_ends_the_journal_before_it() -> None:
 
 
 def test_one_search_at_a_time_holds_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 0.05)
     first, second = Mirror("memory://held/study"), Mirror("memory://held/study")
     first.acquire()
     with pytest.raises(StudyLockedError, match=r"process \d+ on .* holds memory://held/study; wait for it"):
@@ -145,8 +145,8 @@ def test_one_search_at_a_time_holds_an_address(monkeypatch: pytest.MonkeyPatch) 
 def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(mirror, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(remote_copy, "SILENCE_SECONDS", 0.5)
     files = fsspec.filesystem("memory")
     files.pipe_file("/silent/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}')
     late = Mirror("memory://silent/study")
@@ -166,13 +166,13 @@ def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_mor
 
 def test_a_search_that_slept_looks_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its machine is suspended, and wakes before the thread has its turn that says that it lives."""
-    monkeypatch.setattr(mirror, "BEAT_SECONDS", 600.0)
-    monkeypatch.setattr(mirror, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(remote_copy, "SILENCE_SECONDS", 0.1)
     asleep, other = Mirror("memory://asleep/study"), Mirror("memory://asleep/study")
     asleep.acquire()
     asleep.append_journal(0, b"one\n")
-    clock = mirror._now
-    monkeypatch.setattr(mirror, "_now", lambda: clock() + 3600.0)
+    clock = remote_copy._now
+    monkeypatch.setattr(remote_copy, "_now", lambda: clock() + 3600.0)
     asleep.append_journal(4, b"two\n")  # nobody has come meanwhile
     other.acquire()
     other.append_journal(8, b"three\n")
@@ -215,9 +215,9 @@ def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch:
     def settle(_: float) -> None:
         assert has_written[1].wait(60)
 
-    monkeypatch.setattr(mirror, "Address", Ordered)
+    monkeypatch.setattr(remote_copy, "Address", Ordered)
     first, second = Racing("memory://race/study"), Racing("memory://race/study")
-    monkeypatch.setattr(mirror.time, "sleep", settle)
+    monkeypatch.setattr(remote_copy.time, "sleep", settle)
     with ThreadPoolExecutor(2) as pool:
         refused, held = [pool.submit(each.acquire).exception for each in (first, second)]
         assert isinstance(refused(), StudyLockedError)

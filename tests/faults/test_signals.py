@@ -10,8 +10,8 @@ import pytest
 from autopeft.interruption import TERMINATED
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult
+from tests.bench import KnownWorker
 from tests.faults.driver import Steady, check_whole, complete, kill, records, start, wait_for
-from tests.searching.conftest import KnownWorker
 
 N_TRIALS = 6
 

@@ -1,6 +1,6 @@
 """The journal is cut off: whatever is left of its last line, the record says what it said before that line."""
 
-from tests.searching.conftest import Bench, KnownWorker
+from tests.bench import Bench, KnownWorker
 
 
 def test_a_record_cut_at_every_byte_of_its_last_line_is_read(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 from autopeft.errors import ResultError
-from autopeft.metrics import TOKEN_METRICS, paired_difference
+from autopeft.metrics import METRICS, TOKEN_METRICS, paired_difference
 from autopeft.results.comparison import Comparer, Difference, interval
 from autopeft.results.result import SearchResult
 from autopeft.spec.objective import find_objective
@@ -19,7 +19,7 @@ def test_differences_come_from_the_stored_predictions(result: SearchResult, metr
     folder = result.state.folder / "predictions"
     labels, a, b = (json.loads((folder / f"{split}-{which}.json").read_text()) for which in ("labels", 18, 0))
     difference = getattr(result.compare(18, 0, metric), split)
-    assert (difference.value, difference.standard_error) == paired_difference(metric, labels, a, b)
+    assert (difference.value, difference.standard_error) == paired_difference(METRICS[metric], labels, a, b)
     assert difference.paired
 
 
@@ -87,7 +87,9 @@ def test_rows_of_a_language_model_are_compared_as_pairs(build: Builder, metric: 
         (folder / f"validation-{trial.number}.json").write_text(json.dumps(made.tolist()))
         rows.append(made)
     (folder / "validation-labels.json").write_text(json.dumps(n_targets.tolist()))
-    difference = Comparer(build.state()).difference(*trials, metric, "validation")
+    state = build.state()
+    state = replace(state, spec=state.spec.model_copy(update={"task": "causal-lm"}))
+    difference = Comparer(state).difference(*trials, metric, "validation")
     assert difference is not None
     assert difference.paired
     column = 1 if metric == "token_accuracy" else 0

@@ -6,7 +6,7 @@ from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.searching import clock
 from autopeft.searching.clock import next_results
 from autopeft.spec.trial import Outcome, SegmentResult
-from tests.searching.conftest import Bench, KnownWorker
+from tests.bench import Bench, KnownWorker
 
 
 class Away:

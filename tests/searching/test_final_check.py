@@ -9,7 +9,7 @@ from autopeft.spec.state import TestScore
 from autopeft.spec.trial import Segment, SegmentResult
 from autopeft.study.front import pareto_front
 from autopeft.study.test_scores import read_scores
-from tests.searching.conftest import Bench, KnownWorker
+from tests.bench import Bench, KnownWorker
 
 SCORE = TestScore(scores={"accuracy": 0.5}, standard_errors={"accuracy": 0.01})
 

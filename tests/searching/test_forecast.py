@@ -13,7 +13,7 @@ from autopeft.spec.design import Design
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Outcome, Segment, SegmentResult
-from tests.searching.conftest import FULL, Bench, KnownWorker, cost
+from tests.bench import FULL, Bench, KnownWorker, cost
 
 
 class Timed(KnownWorker):

@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from autopeft.searching.interrupted import Interrupted
-from autopeft.searching.ledger import Ledger
+from autopeft.searching.halving import Halving
 from autopeft.searching.plan import SearchPlan
+from autopeft.searching.scheduler import Resume
 from autopeft.searching.segments import Segments
+from autopeft.searching.table import TrialTable
 from autopeft.spec.cost import Measured
 from autopeft.spec.design import Design
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, TrialRecord
-from tests.searching.conftest import FULL, Bench, KnownWorker, cost
+from tests.bench import FULL, Bench, KnownWorker, cost
 
 
 def cut_short(bench: Bench, number: int, numbers: random.Random, **changes: object) -> TrialRecord:
@@ -38,17 +39,32 @@ class Many:
     def __init__(self, bench: Bench, records: list[TrialRecord], *, longest_first: bool) -> None:
         objectives = (OBJECTIVES["accuracy"], OBJECTIVES["trainable_params"])
         plan = SearchPlan(
-            objectives=objectives, metric=objectives[0], limits={}, n_full_examples=FULL, n_trials=9, halving=None
+            objectives=objectives, metric=objectives[0], limits={}, n_full_examples=FULL, n_trials=99, halving=None
         )
-        self.ledger = Ledger(plan, tuple(records))
-        self.segments = Segments(plan, store=bench.store(), folder=bench.folder, ledger=self.ledger, clock=None)  # type: ignore[arg-type]
-        self.interrupted = Interrupted(self.ledger, self.segments, longest_first=longest_first)
-        for record in records:
-            self.interrupted.put(record)
+        self.table = TrialTable(plan, tuple(records))
+        self.segments = Segments(plan, driver="", folder=bench.folder, table=self.table, clock=None)  # type: ignore[arg-type]
+        self.scheduler = Halving(plan)
+        self.n_workers = 2 if longest_first else 1
+        self.baselines = ()
+        self.can_propose = False
+
+    def has_time(self, record: TrialRecord) -> bool:
+        return True
+
+    def is_here(self, record: TrialRecord) -> bool:
+        return self.segments.is_here(record)
+
+    def training_seconds(self, record: TrialRecord) -> float:
+        return self.segments.seconds_left_of(record)
+
+    def take(self) -> TrialRecord | None:
+        job = self.scheduler.next_job(self.table, self)
+        assert job is None or isinstance(job, Resume)
+        return None if job is None else job.record
 
     def continue_(self, record: TrialRecord, **changes: object) -> None:
-        number = len(self.ledger.records)
-        self.ledger.put(
+        number = len(self.table.records)
+        self.table.put(
             TrialRecord(
                 **{**vars(record), "number": number, "continues": record.number, "outcome": Outcome.RUNNING, **changes}
             )
@@ -60,11 +76,11 @@ def test_the_next_one_is_what_a_look_at_all_of_them_says(bench: Bench, longest_f
     """Also while what a FLOP takes changes, and while another driver goes on with some."""
     numbers = random.Random(3)
     many = Many(bench, [cut_short(bench, i, numbers) for i in range(60)], longest_first=longest_first)
-    waiting = [r for r in many.ledger.records.values() if r.number < 60]
+    waiting = [r for r in many.table.records.values() if r.number < 60]
     while waiting:
         expected = max(waiting, key=many.segments.seconds_left_of) if longest_first else waiting[0]
-        taken = many.interrupted.take(here=True)
-        if not any(record.measured.n_steps for record in many.ledger.records.values()):
+        taken = many.take()
+        if not any(record.measured.n_steps for record in many.table.records.values()):
             assert taken in waiting  # nothing is timed, and nothing is known to be longer
         else:
             assert taken is not None
@@ -75,8 +91,7 @@ def test_the_next_one_is_what_a_look_at_all_of_them_says(bench: Bench, longest_f
         many.continue_(taken, measured=measured, examples=FULL)
         if waiting and numbers.random() < 0.2:
             many.continue_(waiting.pop(numbers.randrange(len(waiting))))
-    assert many.interrupted.take(here=True) is None
-    assert many.interrupted.take(here=False) is None
+    assert many.take() is None
 
 
 def test_what_another_driver_left_without_files_here_waits_apart(bench: Bench) -> None:
@@ -85,15 +100,13 @@ def test_what_another_driver_left_without_files_here_waits_apart(bench: Bench) -
     records.append(cut_short(bench, 6, numbers, driver="another", examples=0))  # it made no step: it needs no file
     bench.folder.checkpoints.save(3, 500, b"of another driver, in the same folder")
     many = Many(bench, records, longest_first=False)
-    here = [many.interrupted.take(here=True) for _ in range(6)]
-    assert [None if r is None else r.number for r in here] == [0, 2, 3, 4, 6, None]
-    assert [r.number for r in iter(lambda: many.interrupted.take(here=False), None)] == [1, 5]
+    assert [r.number for r in iter(many.take, None)] == [0, 2, 3, 4, 6, 1, 5]  # what is not here comes last
 
 
 def test_each_of_thousands_is_looked_at_a_few_times(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     n, n_looks, numbers = 3000, 0, random.Random(1)
     many = Many(bench, [cut_short(bench, i, numbers) for i in range(n)], longest_first=True)
-    for owner, name in ((Segments, "seconds_left_of"), (Segments, "is_here"), (Ledger, "is_interrupted")):
+    for owner, name in ((Segments, "seconds_left_of"), (Segments, "is_here"), (TrialTable, "is_interrupted")):
         plain: Callable[..., object] = getattr(owner, name)
 
         def counted(self: object, record: TrialRecord, plain: Callable[..., object] = plain) -> object:
@@ -102,8 +115,8 @@ def test_each_of_thousands_is_looked_at_a_few_times(bench: Bench, monkeypatch: p
             return plain(self, record)
 
         monkeypatch.setattr(owner, name, counted)
-    while (record := many.interrupted.take(here=True)) is not None:
-        many.ledger.put(record)
+    while (record := many.take()) is not None:
+        many.continue_(record)
     assert n <= n_looks <= 10 * n
 
 

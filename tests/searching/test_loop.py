@@ -14,8 +14,8 @@ from autopeft.spec.design import Design
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
 from autopeft.study.front import compared, pareto_front
 from autopeft.study.test_scores import read_scores
+from tests.bench import FULL, Bench, CountedCosts, KnownWorker, cost
 from tests.conftest import started
-from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker, cost
 
 
 def outcomes(records: tuple[TrialRecord, ...]) -> Counter[Outcome]:

@@ -14,8 +14,8 @@ from autopeft.searching.trials import MAX_RETRIES
 from autopeft.spec.event import Event, EventKind
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from autopeft.study.front import pareto_front
+from tests.bench import FULL, Bench, KnownWorker
 from tests.conftest import started
-from tests.searching.conftest import FULL, Bench, KnownWorker
 
 
 class Killed(BaseException):

@@ -7,7 +7,7 @@ from autopeft.executors.simulated import SimulatedExecutor
 from autopeft.searching.trials import MAX_FAILURES_IN_A_ROW
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus
 from autopeft.study.test_scores import read_scores
-from tests.searching.conftest import FULL, Bench, KnownWorker
+from tests.bench import FULL, Bench, KnownWorker
 
 
 class Punctual(KnownWorker):

@@ -20,8 +20,8 @@ from autopeft.spec.trial import Outcome, Segment, SegmentStatus, TrialRecord
 from autopeft.study.front import pareto_front
 from autopeft.study.front_file import front_values
 from autopeft.study.store import StudyStore
+from tests.bench import FULL, Bench, KnownWorker
 from tests.results.test_dashboard import describe
-from tests.searching.conftest import FULL, Bench, KnownWorker
 
 LIMITS = {"trainable_params": 60_000}
 

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopeft.executors.simulated import SimulatedExecutor
-from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.runner import Runner
+from autopeft.searching.samplers.base import make_sampler
+from autopeft.searching.trials import unlearned
 from autopeft.spec.cost import Measured
 from autopeft.spec.design import Design
 from autopeft.spec.event import Event
@@ -22,7 +23,7 @@ from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, 
 from autopeft.study.front import pareto_front
 from autopeft.study.store import StudyStore
 from autopeft.study.test_scores import read_scores
-from tests.searching.conftest import FULL, Bench, CountedCosts, KnownWorker
+from tests.bench import FULL, Bench, CountedCosts, KnownWorker
 
 STEP = 40
 """Examples of a training step."""
@@ -107,8 +108,8 @@ def search(
     """Run a search; `prior` is the timed speed over the true one of the fastest design."""
     bench = Bench(path, worker.model)
     store = bench.store()
-    sampler = Sampler("random", space=bench.space, model=worker.model, objectives=bench.objectives, seed=seed)
-    sampler.learn(store.unlearned())
+    sampler = make_sampler("random", space=bench.space, model=worker.model, objectives=bench.objectives, seed=seed)
+    sampler.update(unlearned(store))
     executor = SimulatedExecutor(worker, worker.seconds, n_workers=n_workers)
     plan = SearchPlan(
         objectives=bench.objectives,
@@ -126,7 +127,7 @@ def search(
         n_validation=round(10**6 * worker.evaluation_seconds / worker.full_seconds),
         seconds_per_flop=None if prior is None else prior * worker.full_seconds / 10**12,
     )
-    loop = SearchLoop(
+    loop = Runner(
         plan,
         store=store,
         folder=bench.folder,
@@ -150,7 +151,7 @@ class Searched:
         seconds: That the loop took on the virtual clock.
     """
 
-    def __init__(self, bench: Bench, store: StudyStore, loop: SearchLoop, seconds: float) -> None:
+    def __init__(self, bench: Bench, store: StudyStore, loop: Runner, seconds: float) -> None:
         self.records = store.records()
         self.scores = read_scores(store)
         self.front = {record.number for record in pareto_front(self.records, bench.objectives)}

@@ -59,13 +59,21 @@ def test_a_mistake_is_named_before_anything_runs(values: dict[str, object], mess
         ({"task": "causal-lm", "metric": "loss"}, ("loss", "trainable_params")),
         ({"metric": "macro_f1"}, ("macro_f1", "trainable_params")),
         ({"task": "causal-lm", "objectives": ["loss", "peak_memory"]}, ("loss", "peak_memory")),
-        ({"task": "no-such-task"}, ("accuracy", "trainable_params")),
     ],
 )
 def test_what_is_optimised_by_default_depends_on_the_task(values: dict[str, object], objectives: object) -> None:
     spec = make_study({**GOOD, **values})
     assert spec.objectives == objectives
     assert StudySpec(**spec.to_dict()) == spec
+
+
+def test_an_unknown_task_or_sampler_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(
+        AutopeftError, match="task must be one of causal-lm, text-classification, but got 'no-such-task'"
+    ):
+        make_study({**GOOD, "task": "no-such-task"})
+    with pytest.raises(AutopeftError, match=r"a sampler must be one of auto, .*tpe-multivariate, but got 'best'"):
+        make_study({**GOOD, "sampler": "best"})
 
 
 def test_a_missing_key_is_required() -> None:

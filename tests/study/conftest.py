@@ -10,8 +10,10 @@ import pytest
 
 from autopeft.results.dashboard import StudyApp
 from autopeft.results.dashboard_server import read_only
+from tests.bench import bench
 from tests.study.server import PASSWORD, Server, find
 
+__all__ = ["bench"]
 _names = (f"study{number}" for number in itertools.count())
 
 

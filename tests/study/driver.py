@@ -17,9 +17,10 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from autopeft.searching.loop import SearchLoop
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.runner import Runner
+from autopeft.searching.samplers.base import make_sampler
+from autopeft.searching.trials import unlearned
 from autopeft.spec.design import Design
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.space import SearchSpace
@@ -27,8 +28,8 @@ from autopeft.spec.study import EarlyStopping
 from autopeft.spec.trial import Segment, SegmentResult
 from autopeft.study.folder import StudyFolder
 from autopeft.study.store import StudyStore
+from tests.bench import FULL, SPACE, CountedCosts, KnownWorker
 from tests.conftest import make_summary
-from tests.searching.conftest import FULL, SPACE, CountedCosts, KnownWorker
 
 OBJECTIVES_HERE = (OBJECTIVES["accuracy"], OBJECTIVES["trainable_params"])
 YARDSTICK = Design.from_dict({"blocks": [{"lora": {"rank": 8, "roles": ["query", "value"]}}]})
@@ -88,8 +89,8 @@ def drive(
     store = StudyStore.create(folder / "study.journal", name="shared", objectives=OBJECTIVES_HERE, storage=url)
     space = SearchSpace.from_dict(SPACE)
     seed = len(store.records()) + store.offset
-    sampler = Sampler("tpe", space=space, model=model, objectives=OBJECTIVES_HERE, seed=seed)
-    sampler.learn(store.unlearned())
+    sampler = make_sampler("tpe", space=space, model=model, objectives=OBJECTIVES_HERE, seed=seed)
+    sampler.update(unlearned(store))
     executor = ThreadExecutor(KnownWorker(model), seconds, n_workers, stop.is_set, stops_after)
     files = StudyFolder(folder)
     files.acquire()
@@ -104,7 +105,7 @@ def drive(
         baselines=(Baseline(name="yardstick", design=YARDSTICK, learning_rates=rates),),
     )
     try:
-        loop = SearchLoop(
+        loop = Runner(
             plan,
             store=store,
             folder=files,

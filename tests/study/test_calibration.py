@@ -13,8 +13,8 @@ from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.trial import Outcome, Segment, SegmentResult, SegmentStatus, TrialRecord
 from autopeft.study.calibration import Calibration, conformal_bound, memory_ratio
+from tests.bench import FULL, Bench, KnownWorker, cost
 from tests.conftest import started
-from tests.searching.conftest import FULL, Bench, KnownWorker, cost
 
 RATIO = 1.5
 """Measured over predicted peaks of `Hungry`, but for a little noise."""

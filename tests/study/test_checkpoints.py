@@ -11,7 +11,7 @@ from autopeft.spec.trial import Outcome
 from autopeft.study.checkpoints import N_KEPT, Checkpoints, trial_of
 from autopeft.study.folder import StudyFolder
 from autopeft.study.test_scores import read_scores
-from tests.searching.conftest import FULL, Bench, KnownWorker
+from tests.bench import FULL, Bench, KnownWorker
 
 
 @pytest.fixture

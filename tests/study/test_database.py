@@ -19,14 +19,14 @@ from optuna.trial import TrialState
 
 from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.results.dashboard import DatabaseView
-from autopeft.searching import database as databases
 from autopeft.spec.state import StudyState
 from autopeft.spec.trial import Outcome
-from autopeft.study.database import TurnLostError
+from autopeft.study import database as databases
 from autopeft.study.description import agree, fetch_description
 from autopeft.study.folder import StudyFolder
 from autopeft.study.state import read_state
 from autopeft.study.store import StudyStore
+from autopeft.study.turn import DecisionLostError
 from tests.results.generated import Builder, fill
 from tests.results.test_dashboard import ask, describe
 from tests.study.server import PASSWORD, Server
@@ -157,7 +157,7 @@ def test_what_was_decided_in_a_turn_that_is_lost_is_not_written(
         server.start()
         with second.turn():
             second.add(began[1])
-        with pytest.raises(TurnLostError):
+        with pytest.raises(DecisionLostError):
             first.add(began[2])
         refused = next(r for r in state.trials if r.outcome is Outcome.INFEASIBLE and not r.baseline)
         first.add(refused)  # right whoever has had a turn

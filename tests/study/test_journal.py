@@ -9,7 +9,7 @@ from optuna.storages import JournalStorage
 
 from autopeft.spec.trial import Outcome
 from autopeft.study.journal import JournalFile, repair_journal
-from tests.searching.conftest import Bench, KnownWorker
+from tests.bench import Bench, KnownWorker
 
 
 def test_a_journal_cut_at_any_byte_of_its_last_line_is_repaired(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autopeft.spec.trial import Outcome, Segment, SegmentStatus
-from tests.searching.conftest import Bench, KnownWorker
+from tests.bench import Bench, KnownWorker
 
 READ = """
 import json, sys

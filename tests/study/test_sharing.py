@@ -19,17 +19,17 @@ import pytest
 from autopeft.errors import StorageError
 from autopeft.results import dashboard
 from autopeft.results.notes import trial_note
-from autopeft.searching import database as databases
 from autopeft.spec.state import StudyState
 from autopeft.spec.study import make_study
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Outcome, TrialRecord
+from autopeft.study import database as databases
 from autopeft.study.state import read_state
 from autopeft.study.store import StudyStore
 from autopeft.study.test_scores import read_scores
+from tests.bench import FULL
 from tests.conftest import make_summary, started
 from tests.results.test_dashboard import ask, describe
-from tests.searching.conftest import FULL
 from tests.study.driver import OBJECTIVES_HERE, drive
 from tests.study.server import Server
 

@@ -2,13 +2,15 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from autopeft.tasks.base import PreparedData
 from autopeft.tasks.batches import collate, padded_length
 from autopeft.tasks.examples import Examples, Ragged
+from autopeft.tasks.prepare import prepare
+from tests.tasks.generated import reviews
 from tests.token_rows import make_examples, token_rows
 
 
-def test_padding_is_what_the_tokenizer_would_make(tiny_bert: str, data: PreparedData) -> None:
+def test_padding_is_what_the_tokenizer_would_make(tiny_bert: str) -> None:
+    data = prepare(reviews(60), model=tiny_bert)
     indices = np.array([5, 0, 17, 3])
     names = ("input_ids", "token_type_ids")
     rows = {name: [token_rows(data.train, name)[i].tolist() for i in indices] for name in names}

@@ -103,7 +103,7 @@ def test_the_fingerprint_covers_which_tokens_are_learned(llama: str) -> None:
     rows = pd.DataFrame({"prompt": ["a b"] * 5, "completion": [" c d"] * 5})
     moved = pd.DataFrame({"prompt": ["a b c"] * 5, "completion": [" d"] * 5})
     first, second = everything(rows, llama), everything(moved, llama)
-    assert examples(first.train) == examples(second.train)
+    assert [ids for ids, _ in examples(first.train)] == [ids for ids, _ in examples(second.train)]
     assert first.fingerprint != second.fingerprint
 
 

@@ -119,12 +119,10 @@ def test_segments_are_those_of_the_model(tmp_path: Path) -> None:
     pairs = reviews(60).assign(text_pair=reviews(60, seed=1)["text"])
     with pytest.raises(ModelError, match=r"segment < type_vocab_size .*writes segment 1, and type_vocab_size=1"):
         classify(tmp_path, bert(type_vocab_size=1), pairs)
-    of_bert = classify(tmp_path, bert(), pairs).train.token_type_ids
-    assert of_bert is not None
-    assert of_bert.max() == 1
+    assert classify(tmp_path, bert(), pairs).train.inputs["token_type_ids"].values.max() == 1
     config = GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     for rows in (pairs, reviews(60)):  # GPT-2 would read the segments as words
-        assert classify(tmp_path, config, rows).train.token_type_ids is None
+        assert classify(tmp_path, config, rows).train.inputs.keys() == {"input_ids"}
 
 
 def test_a_text_that_becomes_no_token_is_named(tmp_path: Path) -> None:

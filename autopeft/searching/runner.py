@@ -1,7 +1,7 @@
-"""The search loop: keeps the workers busy, judges what comes back, and writes everything down.
+"""The runner: keeps the workers busy, writes down what comes back, and does what the scheduler says.
 
-The loop is handed its cost model and its executor; it knows neither models nor training. It does not know
-which process it trains in, nor how long a segment takes.
+It alone touches the world: the store, the folder, the clock and the executor. It is handed its cost model and its
+executor, and knows neither models nor training, nor which process it trains in.
 """
 
 import time
@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 
 from autopeft.errors import ExecutorError, SearchError
 from autopeft.executors.base import Executor
-from autopeft.searching.agenda import Agenda
 from autopeft.searching.clock import Clock, next_results
 from autopeft.searching.final_check import score_on_test
-from autopeft.searching.interrupted import Interrupted
-from autopeft.searching.ledger import Ledger
+from autopeft.searching.halving import Halving
 from autopeft.searching.plan import CostModel, SearchPlan
 from autopeft.searching.proposals import Proposals
-from autopeft.searching.sampler import Sampler
+from autopeft.searching.samplers.base import Sampler
 from autopeft.searching.segments import Segments
+from autopeft.searching.starter import Starter
+from autopeft.searching.table import TrialTable
 from autopeft.searching.trials import Trials
 from autopeft.spec.event import Callback, Event
 from autopeft.spec.trial import SegmentResult, TrialRecord
-from autopeft.study.database import TurnLostError
 from autopeft.study.folder import StudyFolder
 from autopeft.study.segment_files import copy_checkpoints, write_results
 from autopeft.study.store import StudyStore
 from autopeft.study.test_scores import read_scores
+from autopeft.study.turn import DecisionLostError
 
 BATCH_SECONDS = 0.25
 """How long designs are proposed before those that have been are sent out, where many workers wait."""
@@ -33,7 +33,7 @@ _WAIT_SECONDS = 2.0
 """How long a driver with nothing to do waits before it looks again whether another one has died."""
 
 
-class SearchLoop:
+class Runner:
     """One run of a search over a record that may hold earlier ones.
 
     Args:
@@ -60,37 +60,36 @@ class SearchLoop:
         self._executor = executor
         self._should_stop = should_stop
         self._on_event = on_event
-        self._ledger = ledger = Ledger(
+        self._table = table = TrialTable(
             plan,
             store.records(),
             first_here=_first_trial_on(plan.device, store),
             driver=store.driver,
             checked=read_scores(store),
         )
-        self._clock = Clock(plan, executor, ledger, ledger.pace)
-        self._segments = segments = Segments(plan, store=store, folder=folder, ledger=ledger, clock=self._clock)
-        self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, ledger)
-        longest_first = executor.n_workers > 1
-        interrupted = Interrupted(ledger, segments, longest_first=longest_first)
+        self._scheduler = Halving(plan)
+        self._clock = Clock(plan, executor, table, table.pace)
+        self._segments = Segments(plan, driver=store.driver, folder=folder, table=table, clock=self._clock)
+        self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, table)
         self._trials = Trials(
             plan,
             store=store,
             folder=folder,
             sampler=sampler,
-            ledger=ledger,
-            interrupted=interrupted,
+            table=table,
+            scheduler=self._scheduler,
             should_stop=should_stop,
         )
-        self._agenda = Agenda(
+        self._starter = Starter(
             plan,
             store=store,
             cost_model=cost_model,
-            ledger=ledger,
+            table=table,
+            scheduler=self._scheduler,
             proposals=self._proposals,
-            segments=segments,
-            interrupted=interrupted,
+            segments=self._segments,
             trials=self._trials,
-            longest_first=longest_first,
+            n_workers=executor.n_workers,
         )
 
     def run(self) -> None:
@@ -102,13 +101,13 @@ class SearchLoop:
             ExecutorError: Workers cannot be started.
         """
         self._trials.adopt()
-        running = self._ledger.running(self._store.driver)
+        running = self._table.running(self._store.driver)
         results: Sequence[SegmentResult] = ()
         try:
             while True:
                 self._go_on(results)
                 results = ()
-                if not running and (self._agenda.refusal or self._ending() or self._executor.free() > 0):
+                if not running and (self._starter.refusal or self._ending() or self._executor.free() > 0):
                     if self._ending() or not self._store.may_inherit():
                         break
                     time.sleep(_WAIT_SECONDS)
@@ -118,17 +117,17 @@ class SearchLoop:
             self._trials.interrupt(list(running), "the search ended with an error")
             self._tell()
             raise
-        if self._agenda.refusal is not None:  # what other workers trained has come to its end first
-            raise self._agenda.refusal
+        if self._starter.refusal is not None:  # what other workers trained has come to its end first
+            raise self._starter.refusal
 
     @property
     def time_is_up(self) -> bool:
         """Return whether the time limit kept this call from training what it could have trained."""
         if self._clock.training_seconds_left() is None or self._should_stop():
             return False
-        waits = self._ledger.n_started() < self._plan.n_trials or any(self._ledger.promotable())
-        ended = self._clock.training_seconds_left() == 0 and (waits or bool(self._ledger.interrupted()))
-        return self._agenda.lacks_time or ended
+        waits = self._scheduler.has_work(self._table)
+        ended = self._clock.training_seconds_left() == 0 and (waits or bool(self._table.interrupted()))
+        return self._starter.lacks_time or ended
 
     def check_front(self) -> None:
         """Score the front on the test split: each design once, never again, and never to choose by.
@@ -139,7 +138,7 @@ class SearchLoop:
             return
         done = read_scores(self._store)
         # Another driver scores what it has trained.
-        waiting = [r for r in self._ledger.compared() if r.number not in done and self._segments.is_here(r)]
+        waiting = [r for r in self._table.compared() if r.number not in done and self._segments.is_here(r)]
         score_on_test(
             sorted(waiting, key=lambda record: bool(record.baseline)),  # where time is short, designs come first
             executor=self._executor,
@@ -187,10 +186,10 @@ class SearchLoop:
                 self._trials.take_in()
             while more and len(batch) < n_free and (not batch or self._executor.now() < until):
                 try:
-                    record = self._agenda.next()
-                except TurnLostError:
+                    record = self._starter.next()
+                except DecisionLostError:
                     break  # it is decided again in another turn, after a look at what others have done
-                batch += [] if record is None else [self._ledger.put(record)]
+                batch += [] if record is None else [self._table.put(record)]
                 more = record is not None
         return batch, more and len(batch) < n_free
 
@@ -201,7 +200,12 @@ class SearchLoop:
             records: The trials.
             chosen: When the choice of them began, on the executor's clock.
         """
-        segments = [self._segments.next_of(record) for record in records]
+        segments = []
+        for record in records:
+            saved, segment = self._segments.next_of(record)
+            if saved != record:  # its last checkpoint is damaged: the record says what it goes back to
+                self._store.update(self._table.put(saved))
+            segments.append(segment)
         copy_checkpoints(self._folder, segments)
         for segment in segments:
             self._executor.submit(segment)
@@ -213,7 +217,7 @@ class SearchLoop:
     def _tell(self) -> None:
         """Say what has happened, now that it is written."""
         for kind, record, worker in self._trials.news():
-            progress = self._ledger.progress(
+            progress = self._table.progress(
                 elapsed_seconds=self._clock.elapsed_seconds(),
                 n_refused=sum(self._proposals.n_refused.values()),
                 n_workers=self._executor.n_workers,

@@ -1,13 +1,11 @@
-"""What the trials so far say: which run, which may go on, which are on the front."""
+"""All trials of a study as they stand, and what follows from them: which run, which are on the front, what is left."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Hashable, Mapping
 
 from autopeft.searching.forecast import Forecast
 from autopeft.searching.pace import Pace
 from autopeft.searching.plan import Baseline, SearchPlan
-from autopeft.searching.rungs import Rung, RungEntry
 from autopeft.spec.design import Design
 from autopeft.spec.event import Progress
 from autopeft.spec.trial import Outcome, TrialRecord
@@ -15,19 +13,21 @@ from autopeft.study.calibration import Calibration
 from autopeft.study.front import Front, compared, eligible
 
 
-class Ledger:
-    """Every trial of a study by number, and the questions that the loop asks of them.
+class TrialTable:
+    """Every trial of a study by number, and what a scheduler and a runner ask of them.
 
     What is asked after every event is kept up to date by `put`, which looks at no other trial: a study of thousands
     of them would spend its time counting them otherwise.
 
     Args:
         first_here: Number of the first trial on the present device.
-        driver: Name of the search that asks, where several share the study.
         checked: Numbers of the trials that have a score on the test split.
 
     Attributes:
-        records: The trials as they stand; the loop puts each change in here after writing it down.
+        records: The trials as they stand; the runner puts each change in here after writing it down.
+        driver: Name of the search that asks, where several share the study.
+        changes: Each new trial and each new state of one, in the order in which they came: a scheduler reads on from
+            where it stopped.
         calibration: What they say of predictions on the present device.
         pace: What that means for the time of what comes next.
     """
@@ -42,9 +42,10 @@ class Ledger:
         checked: Collection[int] = (),
     ) -> None:
         self._plan = plan
-        self._driver = driver
+        self.driver = driver
         self._checked = set(checked)
         self.records: dict[int, TrialRecord] = {}
+        self.changes: list[TrialRecord] = []
         self.calibration = Calibration(
             n_full_examples=plan.n_full_examples,
             seconds_per_flop=plan.seconds_per_flop,
@@ -65,9 +66,6 @@ class Ledger:
         self._continued: set[int] = set()
         self._known: set[Hashable] = set()
         self._n_events = 0
-        rules = plan.halving
-        self._rungs = () if rules is None else tuple(Rung(rules) for _ in rules.rungs)
-        self._stopped: dict[int, TrialRecord] = {}
         for record in records:
             self.put(record)
 
@@ -84,9 +82,6 @@ class Ledger:
             self._roots[number] = number if record.continues is None else self._roots[record.continues]
             if record.continues is not None:
                 self._continued.add(record.continues)
-                self._stopped.pop(self._roots[number], None)
-                for rung in self._rungs:
-                    rung.leave(self._roots[number])
         else:
             self._counts[before.outcome] -= 1
         if number not in self._continued:
@@ -95,7 +90,7 @@ class Ledger:
             self._running[record.driver][number] = record
         else:
             self._running[record.driver].pop(number, None)
-        if record.outcome is Outcome.RUNNING and record.driver == self._driver and self._plan.is_last_stop(record):
+        if record.outcome is Outcome.RUNNING and record.driver == self.driver and self._plan.is_last_stop(record):
             self._finishing[number] = record
         else:
             self._finishing.pop(number, None)
@@ -107,23 +102,13 @@ class Ledger:
             self._best = score if self._best is None else min(self._best, score, key=self._plan.metric.loss)
         if record.baseline:
             self._baselines[number] = record
-        else:
-            self._put_rungs(record)
+        self.changes.append(record)
         return record
 
     def next_event(self) -> int:
         """Return the place of what happens now in the order of the study's events."""
         self._n_events += 1
         return self._n_events - 1
-
-    def _put_rungs(self, record: TrialRecord) -> None:
-        metric, cost = self._plan.metric, self._plan.cost
-        for rung, score in zip(self._rungs, record.rungs, strict=False):
-            rung.put(RungEntry.of(record, score, root=self.root(record), metric=metric, cost=cost))
-        waits = record.outcome is Outcome.STOPPED and record.number not in self._continued
-        if waits and 0 < len(record.rungs) <= len(self._rungs):
-            self._stopped[self.root(record)] = record
-            self._rungs[len(record.rungs) - 1].stop(self.root(record))
 
     def root(self, record: TrialRecord) -> int:
         """Return the number of the trial that a chain of continued trials began with."""
@@ -154,27 +139,14 @@ class Ledger:
         """Return the trials that were cut short and that nothing has continued."""
         return [record for record in self.records.values() if self.is_interrupted(record)]
 
+    def is_continued(self, record: TrialRecord) -> bool:
+        """Return whether another trial goes on from this one."""
+        return record.number in self._continued
+
     def is_interrupted(self, record: TrialRecord) -> bool:
         """Return whether a trial was cut short, and nothing has continued it."""
         outcome = self.records[record.number].outcome
         return outcome is Outcome.INTERRUPTED and record.number not in self._continued
-
-    def judge(self, record: TrialRecord) -> TrialRecord:
-        """Return a trial that has just been scored at a rung with what the rung decides; it is taken in so."""
-        *earlier, score = record.rungs
-        verdict = self._rungs[len(earlier)].verdict(self.root(record))
-        judged = replace(record, rungs=(*earlier, replace(score, verdict=verdict)))
-        self.records[record.number] = self._running[record.driver][record.number] = judged
-        return judged
-
-    def promotable(self) -> Iterator[list[TrialRecord]]:
-        """Yield the trials that were stopped, and that later results have made some of the best at their rung.
-
-        Those of the last rung that has any come first; those of one rung are in the order in which they were stopped.
-        """
-        for rung in reversed(self._rungs):
-            if found := rung.promotable():
-                yield [self._stopped[root] for root in found]
 
     def compared(self) -> list[TrialRecord]:
         """Return what the final check scores: the front, and the baselines that it is compared with."""
@@ -184,7 +156,7 @@ class Ledger:
         """Return which trials of this driver the final check would score now: those without a score of `compared`."""
         numbers = self._front.numbers().union(number for number in self._baselines if number in self._complete)
         records = (self.records[number] for number in sorted(numbers - self._checked))
-        return [record for record in records if record.driver == self._driver]
+        return [record for record in records if record.driver == self.driver]
 
     def finishing(self) -> Collection[TrialRecord]:
         """Return the trials of this driver that run, and have trained in full once their segment has ended."""

@@ -5,17 +5,19 @@ and the record gets each accepted one in a single append. After a resume the mem
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autopeft.errors import StudyError
+from autopeft.searching.samplers.base import Observation, Proposal
 from autopeft.spec.model import ModelSummary
-from autopeft.spec.objective import Objective
-from autopeft.spec.space import Draw, SearchSpace
+from autopeft.spec.objective import OBJECTIVES, Objective
+from autopeft.spec.space import SearchSpace
 from autopeft.study.front import non_dominated
 from autopeft.study.optuna_log import quiet_optuna
 
@@ -25,22 +27,11 @@ N_STARTUP_TRIALS = 10
 """Proposals drawn at random before TPE models anything; Optuna's own default."""
 MAX_HISTORY = 1000
 """Trials that TPE looks at for each parameter of a proposal: it takes time in proportion. Then half of them go."""
+N_TRIED = 32
+"""Random designs that tell whether a space has conditions."""
 BEST_SHARE = 0.25
 """Share of the trials that stay that are the best of all, by dominance; the others are a fair sample of the rest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A design that a sampler proposes, with the parameters that made it.
-
-    Attributes:
-        ticket: What `Sampler.tell` knows the proposal by.
-    """
-
-    ticket: int
-    draw: Draw
-    params: Mapping[str, Any]
-    distributions: Mapping[str, BaseDistribution]
+_STATES = {"complete": TrialState.COMPLETE, "worse": TrialState.PRUNED, "nothing": TrialState.FAIL}
 
 
 class _TrialChooser:
@@ -59,38 +50,57 @@ class _TrialChooser:
         return self._trial.suggest_float(name, low, high, log=log)
 
 
-class Sampler:
-    """Asks an Optuna sampler for designs of a space.
+class OptunaSampler:
+    """Asks one of Optuna's samplers for designs of a space; see `autopeft.searching.samplers.base.Sampler`.
 
     TPE is given at most `MAX_HISTORY` trials: the best, and a fair sample of the others and of those that run.
 
     Args:
-        name: `tpe` (also `auto`), `nsga2` or `random`.
+        make: Makes Optuna's sampler from a seed.
+        is_bounded: Whether a proposal takes time in proportion to the trials that are known.
+        space: What designs are drawn from.
+        model: What they are attached to.
+        objectives: Of the study, in the order of its values.
         seed: Two samplers with equal seeds and histories propose the same.
     """
 
     def __init__(
-        self, name: str, *, space: SearchSpace, model: ModelSummary, objectives: Sequence[Objective], seed: int
+        self,
+        make: Callable[[int], optuna.samplers.BaseSampler],
+        *,
+        is_bounded: bool = False,
+        space: SearchSpace,
+        model: ModelSummary,
+        objectives: Sequence[Objective],
+        seed: int,
     ) -> None:
         self._space = space
         self._model = model
+        self._objectives = tuple(objectives)
         self._directions = [objective.direction for objective in objectives]
-        self._is_bounded = name in ("auto", "tpe")
+        self._is_bounded = is_bounded
         self._tickets = itertools.count()
         self._open: dict[int, optuna.Trial | _Open] = {}
         self._n_known = 0
         with quiet_optuna():
-            self._sampler = _make_sampler(name, seed)
+            self._sampler = make(seed)
             # Another seed: with the same one it would repeat the draws that every sampler starts with.
-            self._random = _make_sampler("random", seed + 1)
+            self._random = optuna.samplers.RandomSampler(seed=seed + 1)
             self._study = optuna.create_study(directions=self._directions)
 
-    def propose(self, *, at_random: bool = False) -> Proposal:
-        """Draw one design; it counts as running until it is told.
+    def suggest(self, n: int = 1, *, at_random: bool = False) -> list[Proposal]:
+        """Propose designs; see `Sampler`."""
+        return [self._propose(at_random=at_random) for _ in range(n)]
 
-        Args:
-            at_random: Draw without regard to what is known, for when a sampler insists on what is refused.
-        """
+    def update(self, observations: Iterable[Observation]) -> None:
+        """Take in what became of proposals; see `Sampler`."""
+        for observation in observations:
+            if observation.ticket is not None:
+                self._end(observation)
+            elif observation.lesson != "nothing" and observation.params:
+                self._add(observation)
+
+    def _propose(self, *, at_random: bool) -> Proposal:
         if self._is_bounded and self._n_known >= MAX_HISTORY:
             self._forget()
         self._study.sampler = self._random if at_random else self._sampler
@@ -99,51 +109,37 @@ class Sampler:
         draw = self._space.draw(_TrialChooser(trial), self._model)
         return Proposal(ticket=ticket, draw=draw, params=dict(trial.params), distributions=dict(trial.distributions))
 
-    def tell(self, ticket: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """Say how a proposal ended: COMPLETE with values, PRUNED to be learned from as bad, FAIL to be ignored."""
-        trial = self._open.pop(ticket)
+    def _end(self, observation: Observation) -> None:
+        """End a trial of the study in memory, or add one where that study was begun anew since it was proposed."""
+        assert observation.ticket is not None
+        trial = self._open.pop(observation.ticket)
+        state, values = _STATES[observation.lesson], self._values(observation)
         if isinstance(trial, optuna.Trial):
+            for name, value in observation.excess.items() if observation.lesson == "worse" else ():
+                trial.set_constraint(name, value)
             self._study.tell(trial, state=state, values=values)
         elif trial.number is not None:
             self._study.tell(trial.number, state=state, values=values)
         elif state is not TrialState.FAIL:
-            self.remember(trial.params, trial.distributions, state, values=values)
+            self._add(observation)
 
-    def refuse(self, proposal: Proposal, excess: Mapping[str, float], *, learn: bool) -> None:
-        """Say that a proposal breaks a limit; only where `learn` is set does the sampler see it."""
-        trial = self._open[proposal.ticket]
-        if learn and isinstance(trial, optuna.Trial):  # it is: nothing was proposed since
-            for name, value in excess.items():
-                trial.set_constraint(name, value)
-        self.tell(proposal.ticket, TrialState.PRUNED if learn else TrialState.FAIL)
-
-    def remember(
-        self,
-        params: Mapping[str, Any],
-        distributions: Mapping[str, BaseDistribution],
-        state: TrialState,
-        *,
-        values: Sequence[float] | None = None,
-        constraints: Mapping[str, float] | None = None,
-    ) -> None:
-        """Add a finished trial that this sampler did not propose: of an earlier run, or a baseline."""
+    def _add(self, observation: Observation) -> None:
         self._n_known += 1
         self._study.add_trial(
             create_trial(
-                state=state,
-                params=dict(params),
-                distributions=dict(distributions),
-                values=values,
-                constraints=dict(constraints or {}),
+                state=_STATES[observation.lesson],
+                params=dict(observation.params),
+                distributions=dict(observation.distributions),
+                values=self._values(observation),
+                constraints=dict(observation.excess),
             )
         )
 
-    def learn(self, trials: Iterable[FrozenTrial]) -> None:
-        """Add what the record holds and this sampler did not propose: of an earlier run, or of another driver."""
-        for trial in trials:
-            self.remember(
-                trial.params, trial.distributions, trial.state, values=trial.values, constraints=trial.constraints
-            )
+    def _values(self, observation: Observation) -> list[float] | None:
+        record = observation.record
+        if observation.lesson != "complete" or record is None:
+            return None
+        return [float(record.value(objective.name)) for objective in self._objectives]
 
     def _forget(self) -> None:
         """Begin a new study in memory with half of `MAX_HISTORY`: of what has ended, and of what runs."""
@@ -195,12 +191,52 @@ def _spread(items: Sequence[T], n: int) -> list[T]:
     return [items[i * len(items) // n] for i in range(n)] if n < len(items) else list(items)
 
 
-def _make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    match name:
-        case "auto" | "tpe":
-            return optuna.samplers.TPESampler(n_startup_trials=N_STARTUP_TRIALS, seed=seed, constant_liar=True)
-        case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed)
-        case "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-    raise ValueError(f"sampler must be one of auto, tpe, nsga2, random, but got {name!r}")
+def _tpe(seed: int, *, multivariate: bool) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(
+        n_startup_trials=N_STARTUP_TRIALS, seed=seed, constant_liar=True, multivariate=multivariate
+    )
+
+
+def _nsga2(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed)
+
+
+def _random(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _gp(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+
+
+def gp(*, space: SearchSpace, model: ModelSummary, objectives: Sequence[Objective], seed: int) -> OptunaSampler:
+    """Make the sampler `gp`: Gaussian processes, for spaces whose parameters are the same in every design.
+
+    Raises:
+        StudyError: The space has parameters that depend on others.
+    """
+    names = {frozenset(draw.params) for draw in _some_draws(space, model)}
+    if len(names) > 1:
+        some, other = sorted(sorted(each) for each in names)[:2]
+        differs = sorted(set(some) ^ set(other))[0]
+        raise StudyError(
+            f"sampler gp needs a space whose designs all have the same parameters, but {differs} is not in every "
+            f"design of {space.name}; take sampler tpe, or a space without conditions"
+        )
+    return OptunaSampler(_gp, space=space, model=model, objectives=objectives, seed=seed)
+
+
+def _some_draws(space: SearchSpace, model: ModelSummary) -> list[Proposal]:
+    objective = OBJECTIVES["trainable_params"]
+    sampler = OptunaSampler(_random, space=space, model=model, objectives=(objective,), seed=0)
+    return sampler.suggest(N_TRIED)
+
+
+tpe = partial(OptunaSampler, partial(_tpe, multivariate=False), is_bounded=True)
+"""Make the sampler `tpe`."""
+tpe_multivariate = partial(OptunaSampler, partial(_tpe, multivariate=True), is_bounded=True)
+"""Make the sampler `tpe-multivariate`."""
+nsga2 = partial(OptunaSampler, _nsga2)
+"""Make the sampler `nsga2`."""
+random = partial(OptunaSampler, _random)
+"""Make the sampler `random`."""
