@@ -2,8 +2,9 @@
 
 Every driver has a name, writes itself into the study when it begins, and says every few seconds that it is still
 there, with the time of the database's clock: clocks of hosts may differ. A driver that has not said so for
-`STALE_SECONDS` is gone, and another one may end its trials. What must happen in one piece, such as "look what there
-is, and add a design that nobody has", happens in a turn: a lock in the database, which frees it when its holder dies.
+`STALE_SECONDS` of `autopeft.study.lease` is gone, and another one may end its trials. What must happen in one piece,
+such as "look what there is, and add a design that nobody has", happens in a turn: a lock in the database, which frees
+it when its holder dies.
 
 A server that restarts is waited for: each question is asked again for up to `PATIENCE_SECONDS`.
 """
@@ -12,7 +13,6 @@ import hashlib
 import logging
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +25,7 @@ from optuna.storages import RDBStorage
 
 from autopeft.errors import MissingDependencyError, StorageError
 from autopeft.spec.storage_url import is_postgresql, masked, password_of, without_password
+from autopeft.study.lease import Heartbeat, Mark
 from autopeft.study.process import ProcessMark
 from autopeft.study.turn import DecisionLostError
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BEAT_SECONDS = 10.0
-"""How often a driver says that it is there."""
-STALE_SECONDS = 45.0
-"""How long a driver may say nothing, by the database's clock, before others take it for dead."""
 PATIENCE_SECONDS = 300.0
 """How long a database that does not answer is asked again."""
 CONNECT_SECONDS = 10
@@ -85,8 +82,7 @@ class Database:
         self._lock_key = _number(f"autopeft study {name}")
         self._patience_seconds = PATIENCE_SECONDS if writes else 0.0  # who only looks can look again
         self._turn: Connection | None = None
-        self._stop = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._heartbeat: Heartbeat | None = None
         self._study: optuna.Study | None = None
         self.storage = self._connect(writes=writes)
         if writes and not self.is_shared:
@@ -251,25 +247,23 @@ class Database:
         if not self.driver:
             return
         self.ask(self._beat)
-        self._beating = threading.Thread(target=self._keep_beating, name="autopeft-heartbeat", daemon=True)
-        self._beating.start()
+        self._heartbeat = Heartbeat(self._keep_beating, name="autopeft-heartbeat")
 
     def leave(self) -> None:
         """Say that this driver has ended, and close its connections; can be called twice."""
-        if self._beating is not None:
-            self._stop.set()
-            self._beating.join()
-            self._beating = None
-            with suppress(Exception):  # without this, others notice within `STALE_SECONDS`
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+            with suppress(Exception):  # without this, others notice within `lease.STALE_SECONDS`
                 self._beat(ended=True)
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    def _keep_beating(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
-            with suppress(Exception):  # the driver itself waits for a server that is away, and says so
-                self._beat()
+    def _keep_beating(self) -> bool:
+        with suppress(Exception):  # the driver itself waits for a server that is away, and says so
+            self._beat()
         self.storage.remove_session()
+        return True
 
     def _beat(self, *, ended: bool = False) -> None:
         assert self._study is not None
@@ -319,9 +313,10 @@ def _sign(mark: Mapping[str, Any] | None, now: float, server_started: float) -> 
     if mark is None:
         return Sign(seen_at=0.0, is_gone=True)
     seen_at = float(mark["seen_at"])
-    # While the server was away nobody could say anything.
-    is_stale = now - max(seen_at, server_started) > STALE_SECONDS
-    is_dead = not mark["ended"] and (is_stale or ProcessMark.from_dict(mark).is_gone() is True)
+    # While the server was away nobody could say anything. What a driver writes that was taken for dead is refused.
+    silent_seconds = now - max(seen_at, server_started)
+    holder = Mark(process=ProcessMark.from_dict(mark), token="", since=0.0)
+    is_dead = not mark["ended"] and holder.is_gone(silent_seconds, may_wake=False)
     return Sign(seen_at=seen_at, is_gone=bool(mark["ended"]) or is_dead, was_killed=is_dead)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from autopeft.errors import StorageError, StudyLockedError, StudyMismatchError
 from autopeft.spec.location import is_uri, working_folder
 from autopeft.study.checkpoints import Checkpoints
-from autopeft.study.lock import FolderLock
+from autopeft.study.folder_lease import FolderPlace
+from autopeft.study.lease import Lease
 from autopeft.study.working_copy import WorkingCopy, working_copy
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", write=self.write, remove=self.remove)
-        self._lock = FolderLock(path / ".lock")
+        self._lease = Lease(FolderPlace(path / ".lock"))
 
     @classmethod
     def at(cls, location: str | Path, work_dir: str | None = None) -> "StudyFolder":
@@ -55,7 +56,7 @@ class StudyFolder:
     @property
     def location(self) -> str:
         """Return where the study lies: the path of this folder, or the address that it is a working copy of."""
-        return str(self.path) if self._copy is None else self._copy.mirror.uri
+        return str(self.path) if self._copy is None else self._copy.remote.uri
 
     @property
     def _copy(self) -> WorkingCopy | None:
@@ -95,7 +96,7 @@ class StudyFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
+            self._lease.acquire()
         except OSError as error:
             if isinstance(error, FileExistsError | NotADirectoryError):
                 raise StorageError(
@@ -106,29 +107,29 @@ class StudyFolder:
             try:
                 self._copy.acquire()
             except BaseException:
-                self._lock.release()
+                self._lease.release()
                 raise
         self.checkpoints.forget()
 
     def is_held(self) -> bool:
         """Return whether a search holds the study now."""
-        return self._is_held_here() or (self._copy is not None and self._copy.mirror.is_held())
+        return self._is_held_here() or (self._copy is not None and self._copy.remote.lease.is_held())
 
     def _is_held_here(self) -> bool:
-        return self._lock.is_held()
+        return self._lease.is_held()
 
     @property
     def was_left(self) -> bool:
         """Return whether the search that held the study before this one died with it: it was killed."""
-        return self._lock.was_left or (self._copy is not None and self._copy.mirror.was_left)
+        return self._lease.was_left or (self._copy is not None and self._copy.remote.lease.was_left)
 
     def release(self) -> None:
         """Let go of the folder."""
         try:
             if self._copy is not None:
-                self._copy.mirror.release()
+                self._copy.remote.release()
         finally:
-            self._lock.release()
+            self._lease.release()
 
     def fetch(self, *, everything: bool = False) -> None:
         """Bring what lies at the study's address here, to be read; nothing where it lies here, or is searched here.
@@ -142,11 +143,11 @@ class StudyFolder:
         self.checkpoints.forget()
         if journal is not None:
             with suppress(StudyLockedError):  # a search has begun here meanwhile, and writes what comes after that
-                self._lock.acquire()
+                self._lease.acquire()
                 try:
                     self._copy.write_journal(journal)
                 finally:
-                    self._lock.release()
+                    self._lease.release()
 
     def fetch_adapter(self, trial: int) -> Path:
         """Return the folder of a trained design, brought here where the study lies at an address."""

@@ -110,4 +110,4 @@ class JournalFile(JournalFileBackend):
         if (copy := working_copy(self._path.parent)) is not None:
             with self._path.open("rb") as file:
                 file.seek(n_bytes)
-                copy.mirror.append_journal(n_bytes, file.read())
+                copy.remote.append_journal(n_bytes, file.read())

@@ -1,6 +1,7 @@
 """A lease: which process may write a study now. One set of rules, wherever the lease is kept.
 
-The holder writes its mark into the place, and beats there every `BEAT_SECONDS`. The lease passes to another process when
+The holder writes its mark into the place, and beats there every `BEAT_SECONDS`. The lease passes to another process
+when
 
 - the holder gives it back,
 - the holder has died, which is seen on its own machine by the process alone, or
@@ -15,7 +16,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -31,8 +32,6 @@ TRUST_SECONDS = 20.0
 """How long after its last beat a holder takes it for granted that no other process has taken the lease."""
 PATIENCE_SECONDS = 0.5
 """How long a lease is waited for whose place has a clock: somebody may just be asking whether it is held."""
-SETTLE_SECONDS = 3.0
-"""After taking a lease from another, until it is clear that nobody else did so at the same time."""
 _WAY_OUT = "wait for it, or give this one another study_name"
 
 
@@ -77,15 +76,16 @@ class Mark:
         values = asdict(self)
         return json.dumps({**values.pop("process"), **values}).encode()
 
-    def is_gone(self, silent_seconds: float | None) -> bool:
+    def is_gone(self, silent_seconds: float | None, *, may_wake: bool) -> bool:
         """Return whether the holder has died, or is taken for dead.
 
         Args:
             silent_seconds: For how long it has said nothing; None where nobody knows.
+            may_wake: Whether a silent process of this machine that is there keeps the lease: it may wake, and write.
         """
         is_dead = self.process.is_gone()
-        if is_dead is not None:
-            return is_dead  # it is of this machine: its silence says nothing
+        if is_dead or (is_dead is False and may_wake):
+            return is_dead
         return silent_seconds is not None and silent_seconds > STALE_SECONDS
 
     def __str__(self) -> str:
@@ -93,9 +93,17 @@ class Mark:
 
 
 class Place(Protocol):
-    """Where a lease is kept: a file of a folder, an object at an address."""
+    """Where a lease is kept: a file of a folder, an object at an address.
+
+    Attributes:
+        name: For messages.
+        refuses_late_writes: Whether a holder that wakes looks for another mark before it writes.
+        settle_seconds: After taking a lease from another, until it is clear that nobody else did so at the same time.
+    """
 
     name: str
+    refuses_late_writes: bool
+    settle_seconds: float
 
     def read(self) -> Mark | None:
         """Return the mark that is there; None where there is none, or it is damaged."""
@@ -116,6 +124,31 @@ class Place(Protocol):
         """Return whether the system itself knows that a living process holds the lease."""
 
 
+class Heartbeat:
+    """Does something every `BEAT_SECONDS` in a thread of its own, until it is stopped.
+
+    Args:
+        beat: Returns whether to go on.
+        name: Of the thread.
+    """
+
+    def __init__(self, beat: Callable[[], bool], *, name: str) -> None:
+        self._beat = beat
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it, and wait for that; can be called twice."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if not self._beat():
+                return
+
+
 class Lease:
     """The lease of a study at one place.
 
@@ -128,9 +161,9 @@ class Lease:
         self._place = place
         self._mark: Mark | None = None
         self._beaten_at = 0.0
+        self._n_beats = 1
         self._taken_by: Mark | None = None
-        self._ended = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def acquire(self) -> None:
         """Take the lease, and beat until `release`; nothing where this object holds it.
@@ -153,19 +186,16 @@ class Lease:
             time.sleep(0.05)
             if holder is None and time.monotonic() > end:
                 raise StudyLockedError(self._refusal(self._place.read()))
-        self._mark, self._beaten_at = mark, started
-        self._ended.clear()
-        self._beating = threading.Thread(target=self._beat, name="autopeft-lease", daemon=True)
-        self._beating.start()
+        self._mark, self._beaten_at, self._n_beats = mark, started, 1
+        self._heartbeat = Heartbeat(self._beat, name="autopeft-lease")
 
     def release(self) -> None:
         """Give the lease back; nothing where this object does not hold it."""
         mark, self._mark = self._mark, None
         if mark is None:
             return
-        self._ended.set()
-        if self._beating is not None:
-            self._beating.join()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._taken_by is None and (now := self._place.read()) is not None and now.token == mark.token:
             self._place.give_back()
 
@@ -174,7 +204,7 @@ class Lease:
         if self._mark is not None or self._place.is_locked():
             return True
         holder = self._place.read()
-        return holder is not None and not holder.is_gone(self._place.silent_seconds())
+        return holder is not None and not self._is_gone(holder)
 
     def check(self) -> None:
         """Raise `StudyLockedError` where another process has taken this one's lease; nothing where this holds none.
@@ -191,13 +221,17 @@ class Lease:
                 f"{self._place.name}: this one had said nothing for {STALE_SECONDS:g} s; it ends here"
             )
 
+    def _is_gone(self, holder: Mark) -> bool:
+        return holder.is_gone(self._place.silent_seconds(), may_wake=not self._place.refuses_late_writes)
+
     def _is_free(self, holder: Mark) -> bool:
         """Return whether a holder is gone; where the place has no clock, it is watched."""
         if self._place.is_locked():
             return False
-        silent = self._place.silent_seconds()
-        if silent is not None or holder.process.is_gone() is not None:
-            return holder.is_gone(silent)
+        if self._is_gone(holder):
+            return True
+        if self._place.silent_seconds() is not None:
+            return False
         logging.getLogger("autopeft").warning(
             f"{holder.process} holds {self._place.name}; waiting up to {STALE_SECONDS:g} s to see whether it lives"
         )
@@ -214,23 +248,22 @@ class Lease:
     def _is_ours(self, mark: Mark, *, settle: bool) -> bool:
         """Return whether the mark is still there, after others who saw the same silence had time to write theirs."""
         if settle:
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(self._place.settle_seconds)
         now = self._place.read()
         return now is not None and now.token == mark.token
 
-    def _beat(self) -> None:
-        mark = self._mark
-        while mark is not None and not self._ended.wait(BEAT_SECONDS):
-            with suppress(StorageError, OSError):  # what cannot be reached for a while is tried at the next beat
-                started = _now()
-                if (successor := self._successor(mark)) is not None:
-                    self._taken_by = successor
-                    return
-                if _now() - started > TRUST_SECONDS:
-                    continue  # the machine slept in between: look again
-                mark = replace(mark, beats=mark.beats + 1)
-                self._place.beat(mark)
-                self._beaten_at = started
+    def _beat(self) -> bool:
+        if (mark := self._mark) is None:
+            return False
+        with suppress(StorageError, OSError):  # what cannot be reached for a while is tried at the next beat
+            started = _now()
+            if (successor := self._successor(mark)) is not None:
+                self._taken_by = successor
+                return False
+            if _now() - started <= TRUST_SECONDS:  # else the machine slept in between: look again
+                self._place.beat(replace(mark, beats=self._n_beats))
+                self._n_beats, self._beaten_at = self._n_beats + 1, started
+        return True
 
     def _successor(self, mark: Mark) -> Mark | None:
         """Return the mark of another process that has taken the lease."""

@@ -22,8 +22,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autopeft.spec.objective import Objective
 from autopeft.spec.trial import Outcome, TrialRecord
 from autopeft.study.attributes import STATES, attributes_of, driver_of, read_record
-from autopeft.study.database import BEAT_SECONDS, Database, Sign
+from autopeft.study.database import Database, Sign
 from autopeft.study.journal import JournalFile, repair_journal
+from autopeft.study.lease import BEAT_SECONDS
 from autopeft.study.optuna_log import quiet_optuna
 
 _LONGEST_NOTE = 2045

@@ -1,14 +1,14 @@
 """The local folder in which a study that lies at an address is worked on.
 
 The address is the truth: what is only here was never counted, and goes when a search takes the study up again. A file
-`.mirror` names the address, so that the folder is known for what it is wherever it is opened.
+`.remote` names the address, so that the folder is known for what it is wherever it is opened.
 """
 
 import secrets
 from pathlib import Path
 
 from autopeft.errors import StudyMismatchError
-from autopeft.study.remote_copy import Mirror, is_journal_part
+from autopeft.study.remote_copy import RemoteCopy, is_journal_part
 
 _MARK = ".mirror"
 _JOURNAL = "study.journal"
@@ -20,9 +20,9 @@ _copies: dict[Path, "WorkingCopy"] = {}
 class WorkingCopy:
     """A folder and the address that it belongs to."""
 
-    def __init__(self, path: Path, mirror: Mirror) -> None:
+    def __init__(self, path: Path, remote: RemoteCopy) -> None:
         self.path = path.resolve()
-        self.mirror = mirror
+        self.remote = remote
         self._names: dict[str, int] = {}
         self._put: dict[str, tuple[int, int]] = {}  # size and time of change of what is known to be at the address
 
@@ -34,11 +34,11 @@ class WorkingCopy:
             MissingDependencyError, StudyError: The address cannot be used.
             StudyMismatchError: The folder holds something else.
         """
-        mirror, mark = Mirror(uri), path / _MARK
+        remote, mark = RemoteCopy(uri), path / _MARK
         if mark.is_file():
-            if (known := mark.read_text(encoding="utf-8").strip()) != mirror.uri:
+            if (known := mark.read_text(encoding="utf-8").strip()) != remote.uri:
                 raise StudyMismatchError(
-                    f"a working folder belongs to one address, but {path} belongs to {known} and not to {mirror.uri}; "
+                    f"a working folder belongs to one address, but {path} belongs to {known} and not to {remote.uri}; "
                     "give another work_dir"
                 )
         elif path.is_dir() and any(path.iterdir()):
@@ -47,8 +47,8 @@ class WorkingCopy:
             )
         else:
             path.mkdir(parents=True, exist_ok=True)
-            mark.write_text(mirror.uri + "\n", encoding="utf-8")
-        _copies.setdefault(path.resolve(), cls(path, mirror))
+            mark.write_text(remote.uri + "\n", encoding="utf-8")
+        _copies.setdefault(path.resolve(), cls(path, remote))
 
     # Searching ------------------------------------------------------------------------------------------------
 
@@ -59,26 +59,26 @@ class WorkingCopy:
             StudyLockedError: Another search holds it.
             StorageError: It cannot be reached.
         """
-        self.mirror.acquire()
+        self.remote.acquire()
         try:
             journal = self.pull(everything=True, exactly=True)
             if journal is not None:
                 self.write_journal(journal)
         except BaseException:
-            self.mirror.release()
+            self.remote.release()
             raise
 
     def put(self, path: Path, content: bytes) -> None:
-        """Bring a file to the address that has just been written here. Raises what `Mirror.put` raises."""
+        """Bring a file to the address that has just been written here. Raises what `RemoteCopy.put` raises."""
         if not path.resolve().is_relative_to(self.path):
             return  # an export, say
         name = self._name(path)
-        self.mirror.put(name, content)
+        self.remote.put(name, content)
         self._known(name)
 
     def remove(self, path: Path) -> None:
         """Remove a file at the address."""
-        self.mirror.remove(self._name(path))
+        self.remote.remove(self._name(path))
 
     def publish(self, *paths: Path) -> None:
         """Bring every file, or each of these, to the address that is not known to be there as it is."""
@@ -87,7 +87,7 @@ class WorkingCopy:
             hidden = any(part.startswith(".") for part in Path(name).parts)
             ours = name == _JOURNAL or name.endswith((".tmp", ".lock")) or "damaged" in Path(name).parts
             if path.is_file() and not hidden and not ours and self._put.get(name) != _state(path):
-                self.mirror.put(name, path.read_bytes())
+                self.remote.put(name, path.read_bytes())
                 self._known(name)
 
     # Reading --------------------------------------------------------------------------------------------------
@@ -99,15 +99,15 @@ class WorkingCopy:
             everything: Checkpoints and the weights of adapters too.
             exactly: Take away what is not at the address, and put the parts of the journal together there.
         """
-        names = self._names = self.mirror.names()
+        names = self._names = self.remote.names()
         if exactly:
             self._drop_all_but(names)
         for name, n_bytes in names.items():
             if not is_journal_part(name) and (everything or not _is_heavy(name)):
                 self._bring(name, n_bytes)
-        journal = self.mirror.journal(names)
+        journal = self.remote.journal(names)
         if journal is not None and exactly:
-            self.mirror.compact_journal(names, journal)
+            self.remote.compact_journal(names, journal)
         return journal
 
     def write_journal(self, content: bytes) -> None:
@@ -120,7 +120,7 @@ class WorkingCopy:
 
     def pull_below(self, prefix: str) -> None:
         """Bring the files here whose names begin with a prefix."""
-        for name, n_bytes in self.mirror.names().items():
+        for name, n_bytes in self.remote.names().items():
             if name.startswith(prefix):
                 self._bring(name, n_bytes)
 
@@ -130,7 +130,7 @@ class WorkingCopy:
         if stays and path.is_file() and path.stat().st_size == n_bytes:
             self._known(name)
             return
-        content = self.mirror.read(name)
+        content = self.remote.read(name)
         if content is not None:  # removed meanwhile
             self._write(name, content)
             self._known(name)
@@ -164,7 +164,9 @@ def working_copy(path: Path) -> WorkingCopy | None:
     known = _copies.get(path.resolve())
     mark = path / _MARK
     if known is None and mark.is_file():
-        known = _copies.setdefault(path.resolve(), WorkingCopy(path, Mirror(mark.read_text(encoding="utf-8").strip())))
+        known = _copies.setdefault(
+            path.resolve(), WorkingCopy(path, RemoteCopy(mark.read_text(encoding="utf-8").strip()))
+        )
     return known
 
 

@@ -22,7 +22,7 @@ def test_an_address_that_is_away_ends_the_search_and_the_same_command_goes_on(
 ) -> None:
     """Whatever is below a file cannot be reached; a folder that is unmounted leaves an empty one, or none."""
     monkeypatch.setattr(address, "PAUSES_SECONDS", (0.05, 0.05))
-    monkeypatch.setattr(remote_copy, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(remote_copy.AddressPlace, "settle_seconds", 0.05)
     disk, store, other = (tmp_path / name for name in ("disk", "store", "other"))
     disk.mkdir()
     store.symlink_to(disk)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from autopeft.spec.location import working_folder
 from autopeft.spec.model import ModelSummary
 from autopeft.spec.study import make_study
 from autopeft.spec.trial import Outcome
-from autopeft.study import address, remote_copy
+from autopeft.study import address, lease, remote_copy
 from autopeft.study.cleanup import clean
 from autopeft.study.folder import StudyFolder
-from autopeft.study.remote_copy import Mirror
+from autopeft.study.lease import Mark
+from autopeft.study.process import ProcessMark
+from autopeft.study.remote_copy import RemoteCopy
 from autopeft.study.working_copy import WorkingCopy
 from tests.faults.driver import check_whole, complete, kill, records, search, start, wait_for_size
 
@@ -31,7 +34,7 @@ N_TRIALS = 25
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_copy, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(remote_copy.AddressPlace, "settle_seconds", 0.05)
 
 
 def copy_of(location: str, folder: Path) -> Path:
@@ -77,11 +80,11 @@ def test_the_address_is_the_truth(tmp_path: Path, summary: ModelSummary) -> None
     search(location, summary, n_trials=7, work_dir=str(tmp_path / "a"))
     check_whole(tmp_path / "a" / "study", summary, n_trials=7)
     assert not StudyFolder(tmp_path / "a" / "study").checkpoints.files(99)
-    names = Mirror(location).names()
+    names = RemoteCopy(location).names()
     assert sum(name.startswith("journal/") for name in names) > 1
     assert "lock.json" not in names
     search(location, summary, n_trials=7, work_dir=str(tmp_path / "c"))
-    assert sum(name.startswith("journal/") for name in Mirror(location).names()) <= 2
+    assert sum(name.startswith("journal/") for name in RemoteCopy(location).names()) <= 2
 
 
 def test_the_journal_survives_a_stop_anywhere_in_its_compaction() -> None:
@@ -92,7 +95,7 @@ def test_the_journal_survives_a_stop_anywhere_in_its_compaction() -> None:
         pass
 
     for n_steps in range(len(lines) + 1):
-        store = Mirror(f"memory://compaction/{n_steps}")
+        store = RemoteCopy(f"memory://compaction/{n_steps}")
         for n, line in enumerate(lines):
             store.append_journal(len(b"".join(lines[:n])), line)
         steps = 0
@@ -103,7 +106,7 @@ def test_the_journal_survives_a_stop_anywhere_in_its_compaction() -> None:
             if steps > n_steps:
                 raise StopHereError
 
-        class Stopping(Mirror):
+        class Stopping(RemoteCopy):
             def put(self, name: str, content: bytes, count: Any = count) -> None:
                 count()
                 super().put(name, content)
@@ -121,7 +124,7 @@ def test_the_journal_survives_a_stop_anywhere_in_its_compaction() -> None:
 
 
 def test_a_part_that_is_missing_ends_the_journal_before_it() -> None:
-    store = Mirror("memory://gap/study")
+    store = RemoteCopy("memory://gap/study")
     store.append_journal(0, b"one\n")
     store.append_journal(4, b"two\n")
     store.append_journal(8, b"three\n")
@@ -130,14 +133,14 @@ def test_a_part_that_is_missing_ends_the_journal_before_it() -> None:
 
 
 def test_one_search_at_a_time_holds_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 0.05)
-    first, second = Mirror("memory://held/study"), Mirror("memory://held/study")
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    first, second = RemoteCopy("memory://held/study"), RemoteCopy("memory://held/study")
     first.acquire()
     with pytest.raises(StudyLockedError, match=r"process \d+ on .* holds memory://held/study; wait for it"):
         second.acquire()
-    assert second.is_held()
+    assert second.lease.is_held()
     first.release()
-    assert not second.is_held()
+    assert not second.lease.is_held()
     second.acquire()
     second.release()
 
@@ -145,18 +148,23 @@ def test_one_search_at_a_time_holds_an_address(monkeypatch: pytest.MonkeyPatch) 
 def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(remote_copy, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.5)
     files = fsspec.filesystem("memory")
-    files.pipe_file("/silent/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}')
-    late = Mirror("memory://silent/study")
+    files.pipe_file(
+        "/silent/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "since": 1, "beats": 3}'
+    )
+    late = RemoteCopy("memory://silent/study")
     with caplog.at_level(logging.WARNING, "autopeft"):
         late.acquire()
     assert "process 7 on far" in caplog.text
-    files.pipe_file("/silent/study/lock.json", b'{"host": "near", "pid": 8, "token": "another"}')
+    files.pipe_file(
+        "/silent/study/lock.json",
+        b'{"host": "near", "pid": 8, "machine": "m", "started": 1, "since": 1, "token": "another"}',
+    )
     for _ in range(100):
         time.sleep(0.05)
-        if late._taken_by:
+        if late.lease._taken_by:
             break
     with pytest.raises(StudyLockedError, match=r"process 8 on near .*has taken this one's place"):
         late.put("study.json", b"{}")
@@ -166,13 +174,13 @@ def test_a_search_elsewhere_that_says_nothing_is_replaced_and_writes_nothing_mor
 
 def test_a_search_that_slept_looks_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its machine is suspended, and wakes before the thread has its turn that says that it lives."""
-    monkeypatch.setattr(remote_copy, "BEAT_SECONDS", 600.0)
-    monkeypatch.setattr(remote_copy, "SILENCE_SECONDS", 0.1)
-    asleep, other = Mirror("memory://asleep/study"), Mirror("memory://asleep/study")
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.1)
+    asleep, other = RemoteCopy("memory://asleep/study"), RemoteCopy("memory://asleep/study")
     asleep.acquire()
     asleep.append_journal(0, b"one\n")
-    clock = remote_copy._now
-    monkeypatch.setattr(remote_copy, "_now", lambda: clock() + 3600.0)
+    clock = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: clock() + 3600.0)
     asleep.append_journal(4, b"two\n")  # nobody has come meanwhile
     other.acquire()
     other.append_journal(8, b"three\n")
@@ -188,41 +196,42 @@ def test_a_search_that_slept_looks_before_it_writes(monkeypatch: pytest.MonkeyPa
     assert other.names() == names
     assert other.journal(names) == b"one\ntwo\nthree\n"
     other.release()
-    assert not Mirror("memory://asleep/study").is_held()
+    assert not RemoteCopy("memory://asleep/study").lease.is_held()
 
 
 def test_of_two_that_take_the_place_of_a_silent_one_the_second_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec.filesystem("memory").pipe_file(
-        "/race/study/lock.json", b'{"host": "far", "pid": 7, "machine": "m", "started": 1, "beats": 3}'
-    )
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    gone = Mark(process=replace(ProcessMark.here(), started=1), token="of a process that has ended", since=0.0)
+    fsspec.filesystem("memory").pipe_file("/race/study/lock.json", gone.to_bytes())
     both = threading.Barrier(2)
     has_written = [threading.Event(), threading.Event()]
 
-    class Racing(Mirror):
-        def _wait_for_silence(self, holder: dict[str, Any]) -> None:
-            pass
-
     class Ordered(address.Address):
-        """Both have seen the silence; then the first writes itself into the lock, then the second."""
+        """Both have seen that it is gone; then the first writes itself into the lock, then the second."""
 
         def put(self, name: str, content: bytes) -> None:
-            both.wait(60)
-            if self is second._address:
-                assert has_written[0].wait(60)
+            is_second = self is second._address
+            if not has_written[is_second].is_set():
+                both.wait(60)
+                if is_second:
+                    assert has_written[0].wait(60)
             super().put(name, content)
-            has_written[self is second._address].set()
+            has_written[is_second].set()
 
-    def settle(_: float) -> None:
-        assert has_written[1].wait(60)
+    class Settling(remote_copy.AddressPlace):
+        @property
+        def settle_seconds(self) -> float:  # type: ignore[override]
+            assert has_written[1].wait(60)
+            return 0.0
 
     monkeypatch.setattr(remote_copy, "Address", Ordered)
-    first, second = Racing("memory://race/study"), Racing("memory://race/study")
-    monkeypatch.setattr(remote_copy.time, "sleep", settle)
+    monkeypatch.setattr(remote_copy, "AddressPlace", Settling)
+    first, second = RemoteCopy("memory://race/study"), RemoteCopy("memory://race/study")
     with ThreadPoolExecutor(2) as pool:
         refused, held = [pool.submit(each.acquire).exception for each in (first, second)]
         assert isinstance(refused(), StudyLockedError)
         assert held() is None
-    assert second.was_left
+    assert second.lease.was_left
     second.release()
 
 
@@ -236,7 +245,7 @@ def test_a_part_of_the_journal_is_never_written_over(
     if place.endswith("without hard links"):
         monkeypatch.setattr(os, "link", refuse)
     uri = "memory://over/study" if place == "memory" else f"file://{tmp_path}/store/study"
-    mine, other = Mirror(uri), Mirror(uri)
+    mine, other = RemoteCopy(uri), RemoteCopy(uri)
     mine.append_journal(0, b"one\n")
     mine.append_journal(0, b"one\n")  # the first answer was lost
     with pytest.raises(StudyLockedError, match=r"another one has written journal/0+ at .*the same command goes on"):
@@ -248,20 +257,20 @@ def test_a_part_of_the_journal_is_never_written_over(
 def test_what_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(address, "PAUSES_SECONDS", (0.0, 0.0))
     (tmp_path / "file").write_bytes(b"")
-    store = Mirror(f"file://{tmp_path}/file/study")
+    store = RemoteCopy(f"file://{tmp_path}/file/study")
     with pytest.raises(StorageError, match=r"must be reachable, but to write x failed with \w+: .*the same command"):
         store.put("x", b"1")
     with pytest.raises(StudyError, match="fsspec knows, but got 'nowhere://x/y'"):
-        Mirror("nowhere://x/y")
+        RemoteCopy("nowhere://x/y")
     with pytest.raises(MissingDependencyError, match="gcsfs"):
-        Mirror("gs://bucket/study")
+        RemoteCopy("gs://bucket/study")
 
 
 def test_names_that_leave_the_folder_are_left_alone(tmp_path: Path) -> None:
     files = fsspec.filesystem("memory")
     files.pipe_file("/bad/study/study.json", b"{}")
     files.store["/bad/study/../../outside"] = files.store["/bad/study/study.json"]
-    assert set(Mirror("memory://bad/study").names()) == {"study.json"}
+    assert set(RemoteCopy("memory://bad/study").names()) == {"study.json"}
 
 
 def test_a_working_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -291,15 +300,15 @@ def test_what_is_removed_goes_at_the_address_too(tmp_path: Path) -> None:
     folder.acquire()
     path = folder.checkpoints.save(1, 10, b"x")
     folder.release()
-    assert f"checkpoints/{path.name}" in Mirror(location).names()
+    assert f"checkpoints/{path.name}" in RemoteCopy(location).names()
     folder.remove(path)
-    assert f"checkpoints/{path.name}" not in Mirror(location).names()
+    assert f"checkpoints/{path.name}" not in RemoteCopy(location).names()
 
 
 def test_who_reads_an_address_never_writes_over_a_search_that_begins(tmp_path: Path) -> None:
     """A reader has just read the journal, when a search begins in the same working folder and goes on with it."""
     location = "memory://reading/study"
-    Mirror(location).append_journal(0, b"one\n")
+    RemoteCopy(location).append_journal(0, b"one\n")
     reader, searching = (StudyFolder.at(location, str(tmp_path)) for _ in range(2))
     assert reader._copy is not None
     pull = reader._copy.pull
@@ -323,7 +332,7 @@ def test_who_reads_an_address_never_writes_over_a_search_that_begins(tmp_path: P
 
 
 def test_parts_of_a_journal_are_read_once_and_a_study_begun_anew_is_noticed() -> None:
-    store, other = Mirror("memory://parts/study"), Mirror("memory://parts/study")
+    store, other = RemoteCopy("memory://parts/study"), RemoteCopy("memory://parts/study")
     for n, line in enumerate([b"a 1\n", b"a 2\n", b"a 3\n"]):
         other.append_journal(4 * n, line)
     read, names = store.read, []

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from autopeft.cli import main
 from autopeft.errors import StudyLockedError
 from autopeft.spec.model import ModelSummary
-from autopeft.study import remote_copy as mirror
+from autopeft.study import lease, remote_copy
 from tests.faults.driver import check_whole, kill, search, start, wait_for
 from tests.faults.test_signals import Deaf
 
@@ -31,8 +31,8 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path, summ
 
 
 def test_so_is_one_at_the_same_address(tmp_path: Path, summary: ModelSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "BEAT_SECONDS", 0.1)  # of the first, by which the second sees that it lives
-    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)  # of the first, by which the second sees that it lives
+    monkeypatch.setattr(remote_copy.AddressPlace, "settle_seconds", 0.05)
     location, sign = f"file://{tmp_path}/store/study", tmp_path / "sign"
     first = start(location, summary, n_trials=6, worker=Deaf(summary, sign), work_dir=str(tmp_path / "a"))
     wait_for(sign.is_file)

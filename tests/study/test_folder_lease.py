@@ -1,4 +1,4 @@
-"""The lock of a study's folder: held, crashed, stale, and where the file system has no locks of its own."""
+"""The lease of a study's folder across processes; what every lease does is in test_lease.py."""
 
 import errno
 import fcntl
@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 
 from autopeft.errors import StudyLockedError
-from autopeft.study.lock import STALE_SECONDS, FolderLock
+from autopeft.study.folder_lease import FolderPlace
+from autopeft.study.lease import STALE_SECONDS, Lease
 from autopeft.study.process import ProcessMark
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from autopeft.study.lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
+from autopeft.study.folder_lease import FolderPlace
+from autopeft.study.lease import Lease
+lock = Lease(FolderPlace(Path(sys.argv[1])))
 lock.acquire()
 print("held", flush=True)
 time.sleep(600)
@@ -50,7 +52,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
 
 def test_who_holds_it_is_named_and_a_crash_frees_it(path: Path) -> None:
     other = hold(path)
-    lock = FolderLock(path)
+    lock = Lease(FolderPlace(path))
     assert lock.is_held()
     with pytest.raises(StudyLockedError, match=rf"process {other.pid} on {re.escape(os.uname().nodename)}, since 20"):
         lock.acquire()
@@ -65,47 +67,17 @@ def test_who_holds_it_is_named_and_a_crash_frees_it(path: Path) -> None:
     other.wait()
     assert json.loads(path.read_text())["pid"] == os.getpid()
     lock.release()
-    assert not FolderLock(path).is_held()
-
-
-def test_a_lock_can_be_taken_again_and_given_back_twice(path: Path) -> None:
-    lock = FolderLock(path)
-    for _ in range(2):
-        lock.acquire()
-        lock.acquire()
-        assert lock.is_held()
-        with pytest.raises(StudyLockedError):
-            FolderLock(path).acquire()
-        lock.release()
-        lock.release()
-        assert not lock.is_held()
+    assert not Lease(FolderPlace(path)).is_held()
 
 
 def test_a_lock_of_another_host_is_taken_over_when_it_is_old(path: Path) -> None:
     mark = ProcessMark(host="gpu-7", pid=1, machine="another boot", started=5)
     path.write_text(json.dumps({**mark.to_dict(), "since": time.time() - 9000}))
-    lock = FolderLock(path)
+    lock = Lease(FolderPlace(path))
     with pytest.raises(StudyLockedError, match=r"process 1 on gpu-7, .* can be taken over in \d+ s if it has died"):
         lock.acquire()
     old = time.time() - STALE_SECONDS - 1
     os.utime(path, (old, old))
-    assert not lock.is_held()
-    lock.acquire()
-    lock.release()
-
-
-def test_a_number_that_another_process_has_now_holds_nothing(path: Path) -> None:
-    here = ProcessMark.here()
-    assert here.started is not None
-    earlier = ProcessMark(host=here.host, pid=here.pid, machine=here.machine, started=here.started - 1)
-    path.write_text(json.dumps({**earlier.to_dict(), "since": 0.0}))
-    FolderLock(path).acquire()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"host": "a", "pid": -1}', "\x00" * 40])
-def test_a_damaged_file_locks_nobody_out(path: Path, content: str) -> None:
-    path.write_text(content)
-    lock = FolderLock(path)
     assert not lock.is_held()
     lock.acquire()
     lock.release()
