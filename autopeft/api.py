@@ -11,12 +11,13 @@ from typing import Any
 
 from autopeft.costs.estimate import estimate
 from autopeft.errors import AutopeftError
-from autopeft.executors.base import Executor, Site
+from autopeft.executors.base import Backend, Executor
 from autopeft.executors.local import LocalExecutor, ThisProcess
 from autopeft.interruption import Interruption, on_signals
 from autopeft.models import artifact, merging
 from autopeft.outlook import DryRun, dry_run, memory_warning
-from autopeft.preparation import PreparedStudy, prepare_study
+from autopeft.preparation import prepare_study
+from autopeft.prepared import PreparedStudy
 from autopeft.progress import call_each, show_progress, show_stages, write_events, write_log
 from autopeft.results.result import SearchResult
 from autopeft.searching.runner import Runner
@@ -113,18 +114,20 @@ def run_study(
     started = time.monotonic()
     if dry:
         check_storage(spec)
-        with _site(spec) as site, show_stages(progress) as on_stage:
-            return dry_run(prepare_study(spec, data=data, space=space, site=site, on_stage=on_stage), on_stage)
+        with _backend(spec) as backend, show_stages(progress) as on_stage:
+            return dry_run(prepare_study(spec, data=data, space=space, backend=backend, on_stage=on_stage), on_stage)
     folder = StudyFolder.at(spec.location, spec.work_dir)
     folder.acquire()
     try:
-        with _explain_full_disk(folder), _site(spec) as site:
+        with _explain_full_disk(folder), _backend(spec) as backend:
             with show_stages(progress) as on_stage:
                 fetch_description(spec, folder)
-                study = prepare_study(spec, data=data, space=space, folder=folder, site=site, on_stage=on_stage)
+                study = prepare_study(spec, data=data, space=space, folder=folder, backend=backend, on_stage=on_stage)
                 description = study.description()
                 if not agree(spec, folder, description):
-                    study = prepare_study(spec, data=data, space=space, folder=folder, site=site, on_stage=on_stage)
+                    study = prepare_study(
+                        spec, data=data, space=space, folder=folder, backend=backend, on_stage=on_stage
+                    )
                     description = study.description()
                 warning = memory_warning(study)
             on_ready(study)
@@ -140,7 +143,7 @@ def run_study(
                     show_progress(progress) as show,
                 ):
                     on_event = call_each((write, show, *callbacks), log)
-                    time_is_up = _search(study, folder, on_event, stop, site, started)
+                    time_is_up = _search(study, folder, on_event, stop, backend, started)
                 state = read_state(folder.path, storage=spec.storage)
                 result = SearchResult(state, stopped_by=stop.signal, time_is_up=time_is_up)
                 result.save()
@@ -223,7 +226,7 @@ def _describe(study: PreparedStudy, description: Mapping[str, Any], folder: Stud
 
 
 @contextmanager
-def _site(spec: StudySpec) -> Iterator[Site]:
+def _backend(spec: StudySpec) -> Iterator[Backend]:
     """Give the place where designs of a study train, and leave it afterwards."""
     if spec.ray is None:
         yield ThisProcess()
@@ -237,18 +240,18 @@ def _site(spec: StudySpec) -> Iterator[Site]:
         cluster.close()
 
 
-def _executor(study: PreparedStudy, site: Site, should_stop: Callable[[], bool]) -> Executor:
-    if isinstance(site, ThisProcess):
+def _executor(study: PreparedStudy, backend: Backend, should_stop: Callable[[], bool]) -> Executor:
+    if isinstance(backend, ThisProcess):
         return LocalExecutor(lambda: make_worker(study.worker_setup()), should_stop)
     from autopeft.executors.ray import RayExecutor
     from autopeft.executors.ray_cluster import RayCluster
 
-    assert isinstance(site, RayCluster)
-    return RayExecutor(site, make_worker, study.worker_setup(), should_stop)
+    assert isinstance(backend, RayCluster)
+    return RayExecutor(backend, make_worker, study.worker_setup(), should_stop)
 
 
 def _search(
-    study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: Interruption, site: Site, started: float
+    study: PreparedStudy, folder: StudyFolder, on_event: Callback, stop: Interruption, backend: Backend, started: float
 ) -> bool:
     """Train, and check the front; return whether the time limit kept something from being trained.
 
@@ -257,7 +260,7 @@ def _search(
         folder: Of the study.
         on_event: Called with each event.
         stop: Ends the search early.
-        site: Where designs train.
+        backend: Where designs train.
         started: When the call began, in monotonic seconds: the time limit counts from then.
     """
     plan, spec = study.plan(), study.spec
@@ -267,7 +270,7 @@ def _search(
     sampler = make_sampler(spec.sampler, space=study.space, model=study.model, objectives=plan.objectives, seed=seed)
     sampler.update(unlearned(store))
 
-    executor = _executor(study, site, stop.is_set)
+    executor = _executor(study, backend, stop.is_set)
     try:
         loop = Runner(
             replace(plan, spent_seconds=time.monotonic() - started),

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autopeft.errors import BudgetError
-from autopeft.estimation.estimator import Estimator
+from autopeft.costs.estimator import Estimator
+from autopeft.errors import BudgetError, DesignError
 from autopeft.spec.cost import Budget, excess, format_cost
 from autopeft.spec.design import Design
 from autopeft.spec.model import ModelSummary
@@ -57,7 +57,10 @@ def check_some_design_fits(designs: Sequence[Design], limits: Mapping[str, int],
     for design in designs:
         if estimator.trainable_params(design) > limits.get("trainable_params", math.inf) and best:
             break
-        estimate = estimator(design)
+        try:
+            estimate = estimator(design)
+        except DesignError:  # it breaks on the model: the search refuses it, and says why
+            continue
         over = excess(limits, estimate)
         name = max(over, key=lambda limit: over[limit])
         if over[name] <= 0:

@@ -38,12 +38,14 @@ class Metric:
     Attributes:
         objective: Name, direction, label, and the best and the worst value.
         score: From targets and predictions, one row for each example, to the value and its standard error.
+        n_dims: Dimensions of predictions: 1 for one value an example, 2 for a row of several.
         paired: From targets and the predictions of two designs on the same examples to the difference of their scores
             and its standard error; examples that both answer alike cancel. None where predictions do not tell.
     """
 
     objective: Objective
     score: _Score
+    n_dims: int = 1
     paired: _Paired | None = None
 
 
@@ -214,7 +216,9 @@ METRICS: dict[str, Metric] = {
 }
 """Metrics of classes, by name: targets and predictions are class indices, [n_examples]."""
 TOKEN_METRICS: dict[str, Metric] = {
-    name: Metric(objective=OBJECTIVES[name], score=partial(_token_score, name), paired=partial(_paired_tokens, name))
+    name: Metric(
+        objective=OBJECTIVES[name], score=partial(_token_score, name), n_dims=2, paired=partial(_paired_tokens, name)
+    )
     for name in ("perplexity", "loss", "token_accuracy")
 }
 """Metrics of a language model, by name: targets are numbers of target tokens, predictions rows [n_examples, 2]."""

@@ -4,11 +4,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 
 from autopeft.errors import DesignError
-from autopeft.preparation import PreparedStudy
+from autopeft.prepared import PreparedStudy
 from autopeft.searching.forecast import expected
 from autopeft.spec.cost import Estimate, excess, format_limits
 from autopeft.spec.design import Design
@@ -118,9 +119,10 @@ def memory_warning(study: PreparedStudy) -> str:
     """
     needs: list[tuple[int, Design]] = []
     for design in _for_a_while(study.smallest()):
-        needs.append((study.estimator(design).device_bytes, design))
-        if needs[-1][0] <= study.memory_bytes:
-            return ""
+        with suppress(DesignError):  # it breaks on the model: the search refuses it, and says why
+            needs.append((study.estimator(design).device_bytes, design))
+            if needs[-1][0] <= study.memory_bytes:
+                return ""
     if not needs:
         return ""
     least, smallest = min(needs, key=lambda need: need[0])

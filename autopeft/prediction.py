@@ -20,7 +20,7 @@ from autopeft.tasks.base import Answer, Question, Task, find_task
 from autopeft.tasks.checks import by_role
 from autopeft.tasks.columns import find_columns
 from autopeft.tasks.data import read
-from autopeft.tasks.forms import find_form
+from autopeft.tasks.schema import find_form
 from autopeft.tasks.table import Table
 
 OnProgress = Callable[[int, int], None]

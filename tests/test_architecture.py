@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,8 @@ MAY_IMPORT = {
     "metrics": VALUES,
     "models": VALUES,
     "tasks": {*VALUES, "metrics", "models"},
-    "estimation": {*VALUES, "models", "tasks"},
     "training": {*VALUES, "models", "tasks"},
-    "costs": {*VALUES, "models", "estimation", "tasks", "training"},
+    "costs": {*VALUES, "models", "tasks", "training"},
     "study": VALUES,
     "executors": VALUES,
     "searching": {*VALUES, "study", "executors"},
@@ -31,14 +31,14 @@ MAY_IMPORT = {
     "interruption": set(),
     "doctor": {*VALUES, "models", "training", "executors"},
     "prediction": {*VALUES, "models", "tasks", "training", "study"},
-    "limits": {*VALUES, "estimation"},
-    "preparation": {*VALUES, "models", "estimation", "tasks", "training", "executors", "study", "searching", "limits"},
-    "outlook": {*VALUES, "preparation", "searching"},
+    "limits": {*VALUES, "costs"},
+    "prepared": {*VALUES, "costs", "tasks", "training", "study", "searching"},
+    "preparation": {*VALUES, "models", "costs", "tasks", "training", "executors", "study", "limits", "prepared"},
+    "outlook": {*VALUES, "prepared", "searching"},
     "api": {
         *VALUES,
         "models",
         "costs",
-        "estimation",
         "training",
         "executors",
         "study",
@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "results",
         "progress",
         "interruption",
+        "prepared",
         "preparation",
         "outlook",
     },
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "api",
         "costs",
         "prediction",
+        "prepared",
         "preparation",
         "outlook",
         "study",
@@ -76,8 +78,8 @@ GATES = {
     "peft": {"models"},
     "bitsandbytes": {"models"},
     "ray": {"executors"},
-    "transformers": {"models", "estimation/generation.py", "tasks", "training"},
-    "torch": {"models", "estimation", "tasks", "training", "prediction", "doctor"},
+    "transformers": {"models", "costs/generation.py", "tasks", "training"},
+    "torch": {"models", "costs", "tasks", "training", "prediction", "doctor"},
     "datasets": {"tasks"},
     "plotly": {"results"},
     "matplotlib": {"results", "costs/plot.py"},
@@ -97,6 +99,17 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module or "")
+    return found
+
+
+def imports_at_the_top(path: Path) -> set[str]:
+    """Return every module that a file imports when it is imported itself."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -120,10 +133,23 @@ def test_peft_and_bitsandbytes_have_one_gate_module(package: str) -> None:
 
 
 def test_the_two_arms_never_import_each_other() -> None:
-    training, searching = {"estimation", "tasks", "training", "models"}, {"study", "searching", "executors", "results"}
-    for arm, other in ((training, searching), (searching, training)):
-        for name in arm:
-            assert not MAY_IMPORT[name] & other
+    training, searching = {"models", "tasks", "costs", "training"}, {"study", "searching", "executors", "results"}
+    for path in MODULES:
+        other = searching if part(path) in training else training if part(path) in searching else set()
+        found = {name.split(".")[1] for name in imports(path) if name.startswith("autopeft.")}
+        assert not found & other, f"{path.relative_to(ROOT)} imports the other arm"
+
+
+def test_no_part_imports_itself_in_a_circle() -> None:
+    """Parts form layers; modules of one part may not need each other to be imported either."""
+    graph = {
+        f"autopeft.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}".removesuffix(".__init__"): {
+            name for name in imports_at_the_top(path) if name.startswith("autopeft.")
+        }
+        for path in MODULES
+    }
+    sorter = TopologicalSorter({name: (found & graph.keys()) - {name} for name, found in graph.items()})
+    sorter.prepare()  # raises CycleError
 
 
 def test_values_and_help_stay_light() -> None:

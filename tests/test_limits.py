@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from autopeft.limits import settle_limits
-from autopeft.preparation import PreparedStudy, prepare_study
+from autopeft.preparation import prepare_study
+from autopeft.prepared import PreparedStudy
 from autopeft.spec.design import Design
 from autopeft.spec.study import DEFAULT_YARDSTICK, StudySpec, make_study
 from tests.api.conftest import tiny_study

@@ -15,7 +15,7 @@ from autopeft.spec.location import is_uri
 from autopeft.spec.storage_url import password_of
 
 if TYPE_CHECKING:
-    from autopeft.preparation import PreparedStudy
+    from autopeft.prepared import PreparedStudy
     from autopeft.results.result import SearchResult
 
 

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autopeft.costs.costing import Costing
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.sample import Progress, draws, median
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError, SpaceError
-from autopeft.estimation.costing import Costing
 from autopeft.spec.block import Quantization
 from autopeft.spec.choices import Choice
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
-from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.space import SearchSpace
+from autopeft.spec.unsupported import leave_out_unsupported
 from autopeft.spec.yardstick import DEFAULT_YARDSTICK, fit_yardstick
 
 STORAGES: tuple[Quantization, ...] = ("none", "int8", "nf4")
@@ -178,7 +178,7 @@ def _legal_spaces(costs: ModelCosts, spaces: Sequence[SearchSpace]) -> tuple[lis
     """Return the spaces that are legal on the model, and why the others are not."""
     legal, refused = [], {}
     for space in spaces:
-        possible, _ = leave_out_impossible(space, costs.summary)
+        possible, _ = leave_out_unsupported(space, costs.summary)
         try:
             possible.check(costs.summary)
             legal.append(possible)

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from autopeft.costs.estimator import Estimator
 from autopeft.costs.setting import PRECISIONS, Setting
 from autopeft.errors import DesignError, ModelError
-from autopeft.estimation.estimator import Estimator
 from autopeft.models.base import Base, build_meta, load_base
 from autopeft.models.model_files import has_weights, locate
 from autopeft.models.random_weights import with_weights

@@ -8,9 +8,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from autopeft.costs.explanation import Explanation
+from autopeft.costs.tracker import CATEGORIES, Category
 from autopeft.errors import DesignError
-from autopeft.estimation.explanation import Explanation
-from autopeft.estimation.tracker import CATEGORIES, Category
 from autopeft.spec.messages import echo
 from autopeft.spec.units import format_bytes
 

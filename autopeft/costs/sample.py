@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from autopeft.costs.costing import Costing
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
-from autopeft.estimation.costing import Costing
 from autopeft.spec.cost import Estimate, excess
 from autopeft.spec.design import Design
-from autopeft.spec.impossible import leave_out_impossible
 from autopeft.spec.objective import COSTS
 from autopeft.spec.space import Draw, RandomChooser, SearchSpace
+from autopeft.spec.unsupported import leave_out_unsupported
 
 QUANTILES = {"smallest": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "largest": 1.0}
 """What is said of each cost, by its name in tables."""
@@ -136,7 +136,7 @@ def sample_costs(
     """
     if n_samples < 1:
         raise DesignError(f"samples >= 1 must hold, but got samples={n_samples}")
-    space, notes = leave_out_impossible(space, costs.summary)
+    space, notes = leave_out_unsupported(space, costs.summary)
     space.check(costs.summary)
     costs.at(setting)  # sequences that are too long are an error, not an illegal draw
     drawn = list(draws(space, costs, n_samples, seed))

@@ -7,10 +7,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from autopeft.costs.costing import MARGIN
+from autopeft.costs.fast import VERSION as FAST
 from autopeft.costs.fit import Fit, LargestBatch, SpaceFit
 from autopeft.costs.sample import QUANTILES, CostSample
-from autopeft.estimation.costing import MARGIN
-from autopeft.estimation.fast import VERSION as FAST
 from autopeft.spec.cost import format_cost, format_limits
 from autopeft.spec.objective import OBJECTIVES
 from autopeft.spec.units import format_bytes, format_moment

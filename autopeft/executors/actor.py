@@ -9,7 +9,7 @@ from typing import Any
 
 from autopeft.errors import ExecutorError
 from autopeft.executors.base import MeasuredWorker, SegmentWorker, process_name
-from autopeft.executors.luggage import Folder, Lacking, settle
+from autopeft.executors.folder_transfer import Folder, Lacking, settle
 from autopeft.executors.versions import versions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 

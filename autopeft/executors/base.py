@@ -16,7 +16,7 @@ def process_name() -> str:
     return f"{os.getpid()}@{socket.gethostname()}"
 
 
-class Site(Protocol):
+class Backend(Protocol):
     """Where designs will train: what depends on the place is asked of it."""
 
     @property

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ThisProcess:
-    """The site of a `LocalExecutor`."""
+    """The backend of a `LocalExecutor`."""
 
     n_threads: int | None = None
 

@@ -59,7 +59,7 @@ class Seat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Placement:
     """What to do now.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
     replace: tuple[int, ...]
 
 
-def plan(waiting: Sequence[Need], seats: Sequence[Seat]) -> Plan:
+def plan(waiting: Sequence[Need], seats: Sequence[Seat]) -> Placement:
     """Decide which waiting segments start where; the first come first.
 
     A segment takes the smallest device that has room for it, so that large ones stay free for what needs them, and
@@ -102,7 +102,9 @@ def plan(waiting: Sequence[Need], seats: Sequence[Seat]) -> Plan:
             nearest = min(usable, key=lambda i: board.excess(need, i))
             reserved.add(board.seats[nearest].device)
             replace |= _in_the_way(need, board, board.seats[nearest].device)
-    return Plan(starts=starts, nowhere=tuple(nowhere), reserved=frozenset(reserved), replace=tuple(sorted(replace)))
+    return Placement(
+        starts=starts, nowhere=tuple(nowhere), reserved=frozenset(reserved), replace=tuple(sorted(replace))
+    )
 
 
 def room(seats: Sequence[Seat]) -> list[float]:

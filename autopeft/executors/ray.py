@@ -20,8 +20,8 @@ from ray.exceptions import RayError, RayTaskError
 from autopeft.errors import ExecutorError
 from autopeft.executors.actor import Place, SegmentActor
 from autopeft.executors.base import SegmentWorker
-from autopeft.executors.luggage import Lacking
-from autopeft.executors.placement import OVERHEAD_BYTES, Plan, plan, room
+from autopeft.executors.folder_transfer import Lacking
+from autopeft.executors.placement import OVERHEAD_BYTES, Placement, plan, room
 from autopeft.executors.ray_cluster import RayCluster, reason_of
 from autopeft.executors.remote import Job, RemoteWorker
 from autopeft.executors.versions import check_versions, versions
@@ -216,7 +216,7 @@ class RayExecutor:
         self._waiting = [job for position, job in enumerate(self._waiting) if position not in plans.starts]
         self._reserved = plans.reserved
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> Placement:
         return plan([job.need for job in self._waiting], [worker.seat() for worker in self._started()])
 
     def _too_large(self, job: Job) -> str:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from autopeft.errors import AutopeftError, ExecutorError, MissingDependencyError, ModelError, StudyError
 from autopeft.executors.actor import go_to
-from autopeft.executors.luggage import Folder, Lacking, Luggage, settle
-from autopeft.executors.shares import Share, share_out
+from autopeft.executors.folder_transfer import Folder, FolderTransfer, Lacking, settle
 from autopeft.executors.versions import check_versions, versions
+from autopeft.executors.worker_resources import WorkerResources, share_out
 from autopeft.spec.study import RayOptions
 
 try:
@@ -68,16 +68,16 @@ class RayCluster:
         self.n_workers = n_workers
         self._options = options
         self._device = device
-        self._share: Share | None = None
+        self._share: WorkerResources | None = None
         self._n_room = 0
-        self._luggage = Luggage()
+        self._transfer = FolderTransfer()
         self._connected_here = False
         self._head = ""
         self._next_check = 0.0
         self._away_since: float | None = None
 
     @property
-    def share(self) -> Share:
+    def share(self) -> WorkerResources:
         """Return what each worker gets.
 
         Raises:
@@ -111,12 +111,12 @@ class RayCluster:
 
     def take_along(self, name: str, files: Sequence[Path]) -> None:
         """Have a folder of this machine be where workers look for it by its name: nodes that lack it are sent it."""
-        self._luggage.add(name, files)
+        self._transfer.add(name, files)
 
     @property
     def folders(self) -> tuple[Folder, ...]:
         """Return what workers are told of the folders that were taken along."""
-        return self._luggage.folders
+        return self._transfer.folders
 
     def send(self, lacking: Lacking) -> None:
         """Put folders that a node lacks into the object store: what is told of them from now on has their content.
@@ -124,9 +124,9 @@ class RayCluster:
         Raises:
             ExecutorError: The object store has no room for them.
         """
-        log.warning("sending %s to nodes that lack it", words := self._luggage.describe(lacking.names))
+        log.warning("sending %s to nodes that lack it", words := self._transfer.describe(lacking.names))
         try:
-            self._luggage.unpack(lacking.names, ray.put)
+            self._transfer.unpack(lacking.names, ray.put)
         except RayError as error:
             raise ExecutorError(
                 f"{words} must go through Ray's object store to nodes that lack it, but {last_line(str(error))}; put "
@@ -135,7 +135,7 @@ class RayCluster:
 
     def stop_sending(self) -> None:
         """Take out of the object store what was sent."""
-        self._luggage.pack()
+        self._transfer.pack()
 
     @contextmanager
     def reachable(self) -> Iterator[None]:
@@ -212,7 +212,7 @@ class RayCluster:
             "wait for what else runs there to end, or ask for less under executor"
         )
 
-    def _connect(self) -> Share:
+    def _connect(self) -> WorkerResources:
         if not ray.is_initialized():
             _start(self._options.address)
             self._connected_here = True
@@ -230,7 +230,7 @@ class RayCluster:
             raise
         return share
 
-    def _probe(self, share: Share) -> None:
+    def _probe(self, share: WorkerResources) -> None:
         """Raise `ExecutorError` unless a worker starts, with the versions of this process."""
         try:
             task = ray.remote(max_retries=0)(versions).options(**_placement(share))
@@ -325,7 +325,7 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _placement(share: Share) -> dict[str, Any]:
+def _placement(share: WorkerResources) -> dict[str, Any]:
     # Set for the process: libraries read it when they are loaded, and their threads must not fight over cores.
     variables = {"OMP_NUM_THREADS": str(share.n_cpus), "TOKENIZERS_PARALLELISM": "false"}
     variables |= {name: os.environ[name] for name in FORWARDED if name in os.environ}

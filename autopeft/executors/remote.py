@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
 from autopeft.executors.actor import Place, Report
-from autopeft.executors.luggage import Folder, Lacking
+from autopeft.executors.folder_transfer import Folder, Lacking
 from autopeft.executors.placement import Need, Seat
 from autopeft.executors.ray_cluster import last_line
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus

@@ -47,7 +47,7 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         metadata: What is worth knowing of the training, JSON-ready: scores, steps, data.
     """
     base = attached.base
-    stock = attached.design.exports_to_peft(base.summary)
+    stock = attached.design.exports_to_peft(base.summary) and not _shares_names(base)
     description = {
         "schema_version": SCHEMA_VERSION,
         "format": "peft" if stock else "autopeft",
@@ -67,6 +67,12 @@ def pack(attached: Attached, *, metadata: Mapping[str, Any]) -> dict[str, bytes]
         DESCRIPTION_FILE: json.dumps(description, indent=2, sort_keys=True).encode(),
         **files,
     }
+
+
+def _shares_names(base: Base) -> bool:
+    """Return whether the name of a new module is the end of another module's path: peft would save both by it."""
+    ends = tuple(f".{path}" for path in base.summary.new_modules)
+    return bool(ends) and any(path.endswith(ends) for path, _ in base.model.named_modules())
 
 
 def _padding(base: Base) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.models.folder_check import check_config, check_weights
+from autopeft.spec.local_folders import local_folder, sha256
 from autopeft.spec.messages import first_line
-from autopeft.spec.whereabouts import sha256, whereabouts
 from autopeft.spec.yaml_file import read_yaml
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.codes", "*.jinja", "README.md", "LICENSE*")
@@ -42,7 +42,7 @@ def locate(
 def _local(name: str) -> Path | None:
     """Return the local folder of that name, or None where there is none."""
     try:
-        folder = whereabouts(name)
+        folder = local_folder(name)
         return folder if folder.is_dir() else None
     except (OSError, RuntimeError):  # a name that no system takes, a user without a home
         return None
@@ -50,7 +50,7 @@ def _local(name: str) -> Path | None:
 
 def _is_file(name: str) -> bool:
     try:
-        return whereabouts(name).is_file()
+        return local_folder(name).is_file()
     except (OSError, RuntimeError):
         return False
 

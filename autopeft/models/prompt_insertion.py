@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.errors import ModelError
+from autopeft.errors import DesignError, ModelError
 from autopeft.models.roles import position_table
 
 MakePrompt = Callable[[], torch.Tensor]
@@ -43,7 +43,7 @@ class TextInserter:
         cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
         self._inserts = cache is None or cache.get_seq_length() == 0
         if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-            raise ModelError(
+            raise DesignError(
                 "a prompt needs an attention mask of [batch, tokens], but static caches and models of images and text "
                 "give another; take prompt out of the space"
             )

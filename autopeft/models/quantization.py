@@ -20,6 +20,12 @@ _NOTICES = {
 }
 """Starts of messages that are no news, by the logger that they come from."""
 
+READ_DIRECTLY = (
+    *("rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"),  # LayoutLM: rows of the weight are looked up
+    *("prediction_coefs", "correction_coefs"),  # Gemma 3n: the weight is clipped in place
+    "map_inputs_layer",  # RoCBert: the output is added to in place
+)
+"""Last names of linear maps that their models use otherwise than by a product."""
 DOUBLE = "-dq"
 """End of the name of a storage whose scales are quantized too."""
 
@@ -74,11 +80,12 @@ def skipped_paths(model: Any, new_modules: Iterable[str]) -> tuple[str, ...]:
     """Return the modules of a model that are never quantized: new ones, a language model's output map, state spaces.
 
     bitsandbytes would leave the output map out by itself, but not once it is told of any others. State spaces multiply
-    by weights of their maps themselves.
+    by weights of their maps themselves, and so do the models of `READ_DIRECTLY`.
     """
     output = model.get_output_embeddings()
-    own = [path for path, module in model.named_modules() if module is output] if output is not None else []
-    return (*new_modules, *own, *state_spaces(model))
+    paths = [path for path, module in model.named_modules() if module is output] if output is not None else []
+    paths += [path for path, _ in model.named_modules() if path.rpartition(".")[2] in READ_DIRECTLY]
+    return (*new_modules, *paths, *state_spaces(model))
 
 
 def convert_layers(model: nn.Module, config: Any) -> None:

@@ -118,7 +118,7 @@ class Comparer:
         labels, of_a, of_b = (self._predictions(split, which) for which in ("labels", a.number, b.number))
         if labels is not None and of_a is not None and of_b is not None:
             how = find_metric(self.state.spec.task, metric)
-            if how is not None and how.paired is not None:
+            if how is not None and how.paired is not None and of_a.ndim == how.n_dims:
                 value, standard_error = paired_difference(how, labels, of_a, of_b)
                 return Difference(value=sign * value, standard_error=standard_error, split=split)
         error = 0.0 if a.number == b.number else hypot(error_a, error_b)

@@ -11,9 +11,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 from ruamel.yaml import YAML
 
-from autopeft.results.cards import Pick, make_card, picks
 from autopeft.results.charts import front_chart, memory_chart, rung_chart, time_chart
 from autopeft.results.comparison import Comparer
+from autopeft.results.design_details import Pick, make_card, picks
 from autopeft.results.diagnostics import MIN_RANKED, Written, memory_errors, rung_counts, throughput, written
 from autopeft.results.front import why_empty
 from autopeft.results.importance import Importance, Importances, importances

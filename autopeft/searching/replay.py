@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from math import isclose
 from typing import Any, Literal
 
+from autopeft.searching.rung_audit import RungAudit, place_words
 from autopeft.searching.trials import MAX_RETRIES
-from autopeft.searching.verdicts import Verdicts, place_words
 from autopeft.spec.cost import OVER_BUDGET, excess, format_cost
 from autopeft.spec.objective import OBJECTIVES, Objective
 from autopeft.spec.state import StudyState
@@ -93,7 +93,7 @@ def replay(state: StudyState) -> Replay:
     Raises:
         ResultError: Its `front.json` cannot be read.
     """
-    verdicts = Verdicts(state)
+    verdicts = RungAudit(state)
     front = pareto_front(state.trials, state.objectives)
     written = read_front(state, is_shared=verdicts.is_shared)
     history = hypervolume_history(state)
@@ -162,7 +162,7 @@ def _costs(trial: TrialRecord, limits: Mapping[str, int], names: Mapping[str, fl
     )
 
 
-def _start(trial: TrialRecord, state: StudyState, verdicts: Verdicts, successors: Counter[int]) -> Iterator[Step]:
+def _start(trial: TrialRecord, state: StudyState, verdicts: RungAudit, successors: Counter[int]) -> Iterator[Step]:
     """Yield why a trial was started: proposed, a baseline, or the continuation of another."""
     if trial.outcome is Outcome.INFEASIBLE:
         return
@@ -201,7 +201,7 @@ def _may_continue(trial: TrialRecord, earlier: TrialRecord) -> bool:
 # While training ------------------------------------------------------------------------------------------------
 
 
-def _rungs(trial: TrialRecord, state: StudyState, verdicts: Verdicts) -> Iterator[Step]:
+def _rungs(trial: TrialRecord, state: StudyState, verdicts: RungAudit) -> Iterator[Step]:
     """Yield what the rungs decided about a trial."""
     own = list(verdicts.own_scores(trial))
     for index, score in own:
@@ -220,7 +220,7 @@ def _rungs(trial: TrialRecord, state: StudyState, verdicts: Verdicts) -> Iterato
 
 
 def _check_rung(
-    trial: TrialRecord, state: StudyState, verdicts: Verdicts, index: int, derived: Verdict, *, is_last: bool
+    trial: TrialRecord, state: StudyState, verdicts: RungAudit, index: int, derived: Verdict, *, is_last: bool
 ) -> tuple[bool | None, str]:
     """Return whether the record agrees with a derived verdict, and what it says where it does not."""
     score, rules = trial.rungs[index], state.spec.halving

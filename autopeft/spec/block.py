@@ -148,7 +148,7 @@ class Block(BaseModel):
     def outside_content(self) -> Mapping[str, str]:
         """Return what the block read from outside of its settings, by path, with a hash of its content.
 
-        A folder among them travels to workers that lack it; there `autopeft.spec.whereabouts` says where it is.
+        A folder among them travels to workers that lack it; there `autopeft.spec.local_folders` says where it is.
         """
         return {}
 

@@ -21,7 +21,7 @@ from autopeft.tasks.base import Encoded, PreparedData, Task, find_task, fingerpr
 from autopeft.tasks.checks import by_role
 from autopeft.tasks.columns import TEXT_ROLES, find_columns
 from autopeft.tasks.data import read
-from autopeft.tasks.forms import find_form
+from autopeft.tasks.schema import find_form
 from autopeft.tasks.splits import NAMES, find_sources, make_splits
 from autopeft.tasks.vocabulary import check_tokens, fit, unknown_tokens
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autopeft.errors import ModelError
 from autopeft.models.attach import Attached
 from autopeft.models.padding import pad_token_id
+from autopeft.spec.messages import first_line
 from autopeft.spec.training import Training
 from autopeft.spec.trial import Sample
 from autopeft.spec.writing import n_new_tokens
@@ -104,22 +106,44 @@ def go_on(
         return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
 
     def first_logits(batch: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, ...]:
-        config = _greedy(2, [], padding, output_logits=True, return_dict_in_generate=True)
+        config = _greedy(2, [], padding, output_logits=True, return_dict_in_generate=True, use_cache=caches)
         logits: tuple[torch.Tensor, ...] = generate(batch, config).logits
         return logits
 
     lengths = [len(prompt) for prompt in asked]
+    caches = True
+    if _failure(first_logits, asked[:1]) is not None:
+        caches = False
+        if (failure := _failure(first_logits, asked[:1])) is not None:
+            raise ModelError(
+                f"a language model must write, but transformers does not let {type(model).__name__}: {failure}; take "
+                "another model, or another transformers"
+            )
     mixed = len(set(lengths)) > 1 and takes_left_padding(asked, first_logits)
     answers: list[list[int]] = [[] for _ in asked]
     n_done = 0
     for batch in writing_batches(lengths, batch_size or len(asked), mixed=mixed):
-        written = generate([asked[row] for row in batch], _greedy(n_new, ends, padding), stopping_criteria)
+        config = _greedy(n_new, ends, padding, use_cache=caches)
+        written = generate([asked[row] for row in batch], config, stopping_criteria)
         for row, answer in zip(batch, written[:, lengths[batch[0]] :].tolist(), strict=True):
             end = next((at for at, token in enumerate(answer) if token in ends), len(answer))
             answers[row] = answer[: end + 1]  # what follows fills the row up to the longest answer of the batch
         n_done += len(batch)
         on_progress(n_done)
     return answers
+
+
+def _failure(
+    write: Callable[[Sequence[NDArray[np.int32]]], object], prompts: Sequence[NDArray[np.int32]]
+) -> str | None:
+    """Return why a model does not write after some prompts; None where it does."""
+    try:
+        write(prompts)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError, AssertionError) as error:  # in its own way
+        return f"{type(error).__name__} {first_line(error)}".strip()
+    return None
 
 
 def writing_batches(lengths: Sequence[int], batch_size: int, *, mixed: bool) -> Iterator[list[int]]:
@@ -139,7 +163,6 @@ def _greedy(n_new: int, ends: list[int], padding: int, **more: Any) -> Any:
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
-        use_cache=True,
         eos_token_id=ends or None,
         pad_token_id=padding,
         **more,

@@ -12,18 +12,19 @@ from typing import get_args
 
 import torch
 
-from autopeft.errors import StudyError
+from autopeft.errors import AutopeftError, ModelError, StudyError
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, load_base
 from autopeft.spec.block import block_kinds
 from autopeft.spec.design import Design
+from autopeft.spec.messages import first_line
 from autopeft.spec.training import Kernel, Precision, Training
 from autopeft.tasks.base import PreparedData, find_task
 from autopeft.tasks.batches import collate
 from autopeft.tasks.independence import check_rows
 from autopeft.training.loop import own_generators
 from autopeft.training.optimizer import make_optimizer
-from autopeft.training.plan import Batch, Plan
+from autopeft.training.plan import Batch, BatchPlan
 from autopeft.training.precision import HOPELESS, PLAIN_MARGIN, step_times
 from autopeft.training.timing import seconds_of, training_steps
 
@@ -193,7 +194,7 @@ def _precisions(given: str, device: str) -> tuple[tuple[str, ...], tuple[str, ..
 
 def _measure(base: Base, data: PreparedData, candidates: list[Training]) -> dict[int, float]:
     """Return the median seconds per training step of each candidate that was not given up, by its index."""
-    batches = _representative(Plan.of(data, candidates[0], seed=0))
+    batches = _representative(BatchPlan.of(data, candidates[0], seed=0))
     checkpointing = candidates[0].checkpointing
     with own_generators(str(base.device)), attach(base, timed_design(), checkpointing=checkpointing) as attached:
         started = time.perf_counter()
@@ -230,6 +231,13 @@ def _first_steps(
             taken[at] = _round(attached, data, candidate, batches)
         except RuntimeError as error:
             failure = failure or error
+        except AutopeftError:
+            raise
+        except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+            raise ModelError(
+                f"a training step must run on the model with this data, but {attached.base.summary.architecture} "
+                f"raises {type(error).__name__}: {first_line(error)}; take another model"
+            ) from error
     if not taken and failure is not None:
         if isinstance(failure, torch.OutOfMemoryError) or candidates[0].precision == "fp32":
             raise failure  # no matter of kernels
@@ -241,7 +249,7 @@ def _first_steps(
     return {at: seconds for at, seconds in taken.items() if at == 0 or seconds <= at_most}
 
 
-def _representative(plan: Plan) -> list[Batch]:
+def _representative(plan: BatchPlan) -> list[Batch]:
     """Return batches at the middle of equal parts of the first epoch, ordered by size: together they cost like it."""
     first_epoch = sorted(plan.batches(0, min(plan.full, len(plan.lengths))), key=lambda b: len(b.indices) * b.n_tokens)
     n = min(N_BATCHES, len(first_epoch))

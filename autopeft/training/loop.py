@@ -30,14 +30,14 @@ from autopeft.training.optimizer import (
     set_learning_rate,
     state_tensors,
 )
-from autopeft.training.plan import Batch, Plan, learning_rate_factor
+from autopeft.training.plan import Batch, BatchPlan, learning_rate_factor
 
 MEASURED_STEP = 1
 """Index of the step whose peak memory is measured: the plan puts the largest batch of its first epoch there."""
 
 
 @dataclass(kw_only=True, eq=False)
-class Progress:
+class SegmentProgress:
     """How far a segment has come; updated by the loop.
 
     Attributes:
@@ -65,7 +65,7 @@ class Trainer:
 
     attached: Attached
     optimizer: torch.optim.Optimizer
-    plan: Plan
+    plan: BatchPlan
     data: PreparedData
     task: Task
     training: Training
@@ -77,7 +77,7 @@ class Trainer:
     def of(
         cls,
         attached: Attached,
-        plan: Plan,
+        plan: BatchPlan,
         learning_rates: Mapping[str, float],
         *,
         data: PreparedData,
@@ -120,13 +120,13 @@ class Trainer:
             optimizer=optimizer_state(self.optimizer, self.attached) if examples < self.plan.full else {},
         )
 
-    def run(self, start: int, stop: int, deadline: Deadline, should_stop: Callable[[], bool]) -> Progress:
+    def run(self, start: int, stop: int, deadline: Deadline, should_stop: Callable[[], bool]) -> SegmentProgress:
         """Train from example `start` until at least example `stop`.
 
         Ends early, at a step's end, where the deadline or `should_stop` says so (`INTERRUPTED`), or the
         loss or the gradient is not finite (`DIVERGED`).
         """
-        progress = Progress(examples=start)
+        progress = SegmentProgress(examples=start)
         self.attached.model.train()
         for batch in self.plan.batches(start, stop):
             expected = self.pace.expected_step_seconds(len(batch.indices) * batch.n_tokens)

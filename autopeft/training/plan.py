@@ -51,7 +51,7 @@ def full_examples(n_train: int, training: Training) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class BatchPlan:
     """The batches of a full training.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
     seed: int
 
     @classmethod
-    def of(cls, data: PreparedData, training: Training, *, seed: int) -> "Plan":
+    def of(cls, data: PreparedData, training: Training, *, seed: int) -> "BatchPlan":
         """Return the plan of a trial."""
         return cls(
             lengths=data.train.lengths,
@@ -157,7 +157,7 @@ def workload(data: PreparedData, training: Training) -> Workload:
 
     `n_train_tokens` is that of seed 0: with other seeds the padding differs by a few parts in a thousand.
     """
-    plan = Plan.of(data, training, seed=0)
+    plan = BatchPlan.of(data, training, seed=0)
     splits = (data.train, data.validation, data.test)
     longest = max(int(split.lengths.max()) for split in splits if len(split))
     return Workload(

@@ -31,9 +31,9 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.clock import Deadline, Pace
 from autopeft.training.device import memory_bytes
 from autopeft.training.evaluate import evaluate
-from autopeft.training.loop import Progress, Trainer, own_generators
+from autopeft.training.loop import SegmentProgress, Trainer, own_generators
 from autopeft.training.measure import Peak, live_bytes, model_tensors
-from autopeft.training.plan import Plan, full_examples
+from autopeft.training.plan import BatchPlan, full_examples
 
 ShouldStop = Callable[[], bool]
 
@@ -154,7 +154,7 @@ class Worker:
             return self._untrained(attached, segment, full, deadline, should_stop)
         trainer = Trainer.of(
             attached,
-            replace(Plan.of(data, training, seed=segment.seed), full=full),
+            replace(BatchPlan.of(data, training, seed=segment.seed), full=full),
             segment.learning_rates,
             data=data,
             task=self._task,
@@ -185,7 +185,7 @@ class Worker:
         self, attached: Attached, segment: Segment, full: int, deadline: Deadline, should_stop: ShouldStop
     ) -> SegmentResult:
         """Evaluate a design of which nothing trains: the base model as it is, complete at once, nothing to export."""
-        progress, evaluation = Progress(examples=full), None
+        progress, evaluation = SegmentProgress(examples=full), None
         pace = Pace(evaluation_seconds_per_token=self._evaluation_pace.get(segment.design.quantization))
         if deadline.leaves(pace.expected_evaluation_seconds(self._n_tokens(self.setup.data.validation))):
             evaluation = self._evaluate(attached, self.setup.data.validation, pace, progress, should_stop)
@@ -205,7 +205,7 @@ class Worker:
             design=segment.design.key, seed=segment.seed, full=segment.full or checkpoint.full, examples=None
         )
         attached.load_state(checkpoint.adapter)
-        progress = Progress(examples=checkpoint.examples)
+        progress = SegmentProgress(examples=checkpoint.examples)
         pace = Pace(evaluation_seconds_per_token=self._evaluation_pace.get(segment.design.quantization))
         if not deadline.leaves(pace.expected_evaluation_seconds(self._n_tokens(self.setup.data.test))):
             progress.status = SegmentStatus.INTERRUPTED
@@ -221,7 +221,10 @@ class Worker:
         prompts = self._task.prompts(self.setup.data.test, N_SAMPLES)
         if not prompts or self._tokenizer is None:
             return ()
-        return write_samples(attached, prompts, self._tokenizer, self.setup.training, should_stop)
+        try:
+            return write_samples(attached, prompts, self._tokenizer, self.setup.training, should_stop)
+        except ModelError:  # transformers does not let it write; its scores are none the worse for that
+            return ()
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -230,7 +233,7 @@ class Worker:
         return read_tokenizer(folder, trust_remote_code=setup.trust_remote_code)
 
     def _evaluate(
-        self, attached: Attached, split: Examples, pace: Pace, progress: Progress, should_stop: ShouldStop
+        self, attached: Attached, split: Examples, pace: Pace, progress: SegmentProgress, should_stop: ShouldStop
     ) -> Evaluation | None:
         """Evaluate, and note in `progress` what became of it."""
         started = time.perf_counter()
@@ -263,7 +266,9 @@ class Worker:
     def _n_tokens(self, split: Examples) -> int:
         return n_padded_tokens(split, self.setup.training.evaluation_batch_size, self.setup.data.max_length)
 
-    def _result(self, segment: Segment, progress: Progress, evaluation: Evaluation | None = None) -> SegmentResult:
+    def _result(
+        self, segment: Segment, progress: SegmentProgress, evaluation: Evaluation | None = None
+    ) -> SegmentResult:
         return SegmentResult(
             trial=segment.trial,
             status=progress.status,
@@ -276,7 +281,7 @@ class Worker:
             error=progress.error,
         )
 
-    def _metadata(self, segment: Segment, evaluation: Evaluation, progress: Progress) -> dict[str, object]:
+    def _metadata(self, segment: Segment, evaluation: Evaluation, progress: SegmentProgress) -> dict[str, object]:
         data = self.setup.data
         return {
             "task": data.task,

@@ -58,7 +58,7 @@ def _measure(name: str, quantization: str, kernel: str) -> dict[str, float]:
     import torch
     import transformers
 
-    from autopeft.estimation.estimator import Estimator
+    from autopeft.costs.estimator import Estimator
     from autopeft.models.base import build_meta
     from autopeft.spec.cost import Workload
     from autopeft.spec.design import Design

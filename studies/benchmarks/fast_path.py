@@ -35,8 +35,8 @@ import torch
 import transformers
 from machine import cpu_name
 
-from autopeft.estimation.estimator import Estimator
-from autopeft.estimation.fast import FastEstimator
+from autopeft.costs.estimator import Estimator
+from autopeft.costs.fast import FastEstimator
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design

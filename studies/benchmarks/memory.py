@@ -35,8 +35,8 @@ import transformers
 from memory_report import circumstances, line_of, report
 from memory_settings import MODEL, Setting, all_settings
 
+from autopeft.costs.estimator import Estimator
 from autopeft.errors import DesignError
-from autopeft.estimation.estimator import Estimator
 from autopeft.models.artifact import pack
 from autopeft.models.attach import attach
 from autopeft.models.base import Base, build_meta, load_base
@@ -44,7 +44,7 @@ from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
 from autopeft.spec.trial import Segment
 from autopeft.training.worker import Worker, WorkerSetup
-from tests.estimation.measured import RealRun, one_epoch, padded_data
+from tests.costs.real_run import RealRun, one_epoch, padded_data
 
 Made = TypeVar("Made")
 RUNS = Path(__file__).parent / "results" / "memory.jsonl"

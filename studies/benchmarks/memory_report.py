@@ -12,7 +12,7 @@ from machine import cpu_name_with_units
 from memory_settings import MODELS
 from scipy.stats import spearmanr
 
-from autopeft.estimation.estimator import Estimator
+from autopeft.costs.estimator import Estimator
 
 Run = dict[str, Any]
 BAND = 0.05

@@ -41,11 +41,11 @@ import transformers
 from scipy.stats import spearmanr
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from autopeft.costs.allocator import replay
+from autopeft.costs.cuda import CUBLAS_WORKSPACES
+from autopeft.costs.estimator import stored_bytes
+from autopeft.costs.simulated_step import Machine, SimulatedStep
 from autopeft.errors import AutopeftError
-from autopeft.estimation.allocator import replay
-from autopeft.estimation.cuda import CUBLAS_WORKSPACES
-from autopeft.estimation.dry_run import DryRun, Machine
-from autopeft.estimation.estimator import stored_bytes
 from autopeft.models.attach import Attached, attach
 from autopeft.models.base import Base, build_meta
 from autopeft.spec.design import Design
@@ -227,7 +227,7 @@ def compare(base: Base, run: Run, n_tokens: int) -> Comparison:
         attaching = attach(base, run.design)
     with attaching as attached:
         _train_like_peft(attached)
-        with DryRun(attached, Machine(device="cuda", precision="fp32", n_threads=1), task=TheirLoss()) as step:
+        with SimulatedStep(attached, Machine(device="cuda", precision="fp32", n_threads=1), task=TheirLoss()) as step:
             training, evaluation = step.training_step(**shape), step.evaluation_step(**shape)
         assert evaluation.events is not None
         peaks = replay(training.events, evaluation.events, workspaces=CUBLAS_WORKSPACES)

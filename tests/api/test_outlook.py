@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from autopeft import outlook, preparation
+from autopeft import outlook
 from autopeft.outlook import dry_run, memory_warning
-from autopeft.preparation import PreparedStudy, prepare_study
+from autopeft.preparation import prepare_study
+from autopeft.prepared import PreparedStudy
 from autopeft.spec.space import RandomChooser, SearchSpace
 from autopeft.spec.study import make_study
+from autopeft.training.device import timed_design
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ def test_predicted_time_follows_what_the_designs_of_the_space_compute(study: dic
     assert dry_run(tight).predicted_seconds > 0, "it is said for a budget that leaves nothing of the sample too"
     speed = ready.seconds_per_flop()
     assert speed is not None
-    timed = ready.estimator(preparation.timed_design())
+    timed = ready.estimator(timed_design())
     assert speed * timed.train_flops == pytest.approx(ready.step_seconds["fp32/sdpa"] * ready.workload.n_steps)
 
 

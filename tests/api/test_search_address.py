@@ -12,7 +12,7 @@ from autopeft import api
 from autopeft.errors import SearchError, StorageError
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
 from autopeft.study.folder import StudyFolder
-from autopeft.study.remote_copy import Mirror
+from autopeft.study.remote_copy import RemoteCopy
 
 
 class Failing:
@@ -26,7 +26,7 @@ def test_the_logs_of_a_search_that_fails_are_at_the_address(
     monkeypatch.setattr(api, "make_worker", lambda _: Failing())
     with pytest.raises(SearchError, match="5 trials in a row failed"):
         autopeft.search(**{**study, "output_dir": "memory://failing", "work_dir": str(tmp_path)})
-    store = Mirror("memory://failing/tiny")
+    store = RemoteCopy("memory://failing/tiny")
     log, events = store.read("search.log"), store.read("search.jsonl")
     assert log is not None
     assert log.count(b"it broke") == 5

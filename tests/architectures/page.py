@@ -62,7 +62,7 @@ def _section(task: str, known: Mapping[str, str], again: Collection[str]) -> str
         known[model_type] if model_type in known and model_type not in again else _row(task, model_type)
         for model_type in sorted(tiny.architectures(task))
     ]
-    n_works = sum("| works |" in row for row in rows)
+    n_works = sum("| works" in row for row in rows)
     head = [f"## {_TITLES[task]}", "", f"`task: {task}`. {n_works} of {len(rows)} architectures work.", ""]
     return "\n".join([*head, "| model type | default search | not available |", "|---|---|---|", *rows, ""])
 
@@ -75,9 +75,11 @@ def _row(task: str, model_type: str) -> str:
             answer = ask(task, model_type, Path(folder))
         except Exception as error:
             return f"| `{model_type}` | fails: {type(error).__name__} {str(error).splitlines()[:1]} | |"
-    refused = answer.refusal.replace("|", "\\|").replace("<", "&lt;")
+    reason = answer.refusal or tiny.REFUSED_LATER[task].get(model_type, "")
+    refused = reason.replace("|", "\\|").replace("<", "&lt;")
     missing = ", ".join(f"`{kind}`" for kind in answer.left_out)
-    return f"| `{model_type}` | {f'refused: {refused}' if refused else 'works'} | {missing} |"
+    works = "works, but does not write" if task == "causal-lm" and model_type in tiny.CANNOT_WRITE else "works"
+    return f"| `{model_type}` | {f'refused: {refused}' if refused else works} | {missing} |"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def _pairs() -> list[object]:
 @pytest.mark.parametrize(("task", "model_type"), _pairs())
 def test_a_default_search_works_or_is_refused_in_one_line(task: str, model_type: str, tmp_path: Path) -> None:
     answer = ask(task, model_type, tmp_path / "configuration")
-    if not answer.refusal:
+    if not answer.refusal and model_type not in tiny.REFUSED_LATER[task]:
         assert len(search(task, model_type, tmp_path)) >= 2
         return
     assert "\n" not in answer.refusal

@@ -5,7 +5,7 @@ architecture needs besides is in `OVERRIDES`.
 """
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,25 @@ MOST_USED = {
     ),
 }
 """Tried in the slower tier; `make thorough` tries the others besides."""
+
+
+_READS_PADDING = "a row's answer depends on the rows beside it: the model reads the padding of a batch"
+_NO_TEXT_CLASS = "transformers' automatic classes do not know the configuration of its language model alone"
+REFUSED_LATER: Mapping[str, Mapping[str, str]] = {
+    "text-classification": dict.fromkeys(
+        ("canine", "convbert", "nystromformer", "yoso", "t5gemma", "t5gemma2"), _READS_PADDING
+    ),
+    "causal-lm": {
+        "prophetnet": _READS_PADDING,
+        **dict.fromkeys(("emu3", "mllama", "trocr"), _NO_TEXT_CLASS),
+        "reformer": "a training step runs on inputs of one length alone, the product of axial_pos_shape",
+    },
+}
+"""Architectures that are refused with their weights loaded, before anything trains, and why."""
+
+
+CANNOT_WRITE = ("xlm",)
+"""Language models that train and are scored, but that this version of transformers does not let write."""
 
 
 def marks(task: str, model_type: str, fast: Collection[str]) -> tuple[pytest.MarkDecorator, ...]:

@@ -80,7 +80,7 @@ def test_an_estimate_of_a_study_has_a_table_too():
         ),
         ({"device": "mps"}, "device must be one of cpu, cuda, but got 'mps'"),
         ({"kernel": "flash"}, "kernel must be one of sdpa, eager, but got 'flash'"),
-        ({"task": "causal-ml"}, "task must be one of text-classification, causal-lm, but got 'causal-ml'"),
+        ({"task": "causal-ml"}, "task must be one of causal-lm, text-classification, but got 'causal-ml'"),
         ({"design": {"blocks": [{"lora": {"rank": 100}}]}}, "rank <= hidden_size"),
         ({"design": {"blocks": [{"lara": {"rank": 1}}]}}, "lara"),
         ({"design": {"blocks": [{"prompt": {"length": 49}}]}}, "prompt.length + longest input <= n_positions"),

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from autopeft.costs.estimator import Estimator
+from autopeft.costs.explanation import Explanation
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.plot import N_MODULES, check_plot_path, draw_memory
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
-from autopeft.estimation.estimator import Estimator
-from autopeft.estimation.explanation import Explanation
 from autopeft.spec.cost import Estimate, Workload
 from autopeft.spec.design import Design
 from autopeft.spec.units import format_bytes

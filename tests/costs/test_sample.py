@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
+from autopeft.costs.fast import VERSION as FAST
 from autopeft.costs.model_costs import ModelCosts
 from autopeft.costs.sample import NOTHING_TRAINS, CostSample, sample_costs
 from autopeft.costs.setting import Setting
 from autopeft.errors import DesignError
-from autopeft.estimation.fast import VERSION as FAST
 from autopeft.spec.cost import Estimate
 from autopeft.spec.design import Design
 from autopeft.spec.space import RandomChooser, SearchSpace

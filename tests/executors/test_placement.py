@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.executors.placement import OVERHEAD_BYTES, Need, Plan, Seat, plan, room
+from autopeft.executors.placement import OVERHEAD_BYTES, Need, Placement, Seat, plan, room
 
 GiB = 2**30
 DEVICES = {"a": 24 * GiB, "b": 24 * GiB, "c": 80 * GiB, "d": None}
@@ -37,7 +37,7 @@ def is_sound(seats: list[Seat]) -> bool:
     return all(DEVICES[device] is None or n <= DEVICES[device] for device, n in used(seats).items())
 
 
-def follow(found: Plan, waiting: list[Need], seats: list[Seat]) -> list[Seat]:
+def follow(found: Placement, waiting: list[Need], seats: list[Seat]) -> list[Seat]:
     """Return the seats once a plan has been carried out and the replaced workers are back."""
     after = [each.emptied() if i in found.replace else each for i, each in enumerate(seats)]
     for position, i in found.starts.items():

@@ -16,8 +16,8 @@ from autopeft.executors.actor import Place, Report
 from autopeft.executors.ray import RayExecutor
 from autopeft.executors.ray_cluster import RayCluster
 from autopeft.executors.remote import BLIND_SECONDS, LOADING_FACTOR, SLOW_FACTOR, Job, RemoteWorker
-from autopeft.executors.shares import Share
 from autopeft.executors.versions import versions
+from autopeft.executors.worker_resources import WorkerResources
 from autopeft.spec.design import Design
 from autopeft.spec.study import RayOptions
 from autopeft.spec.trial import Segment, SegmentResult, SegmentStatus
@@ -97,7 +97,7 @@ def segment(trial: int = 3, **known: float) -> Segment:
 
 def make_executor(n_workers: int = 1) -> RayExecutor:
     cluster = RayCluster(RayOptions(address="10.0.0.1:6379"), n_workers=n_workers)
-    cluster._share, cluster._n_room = Share(n_cpus=1, n_gpus=0), n_workers
+    cluster._share, cluster._n_room = WorkerResources(n_cpus=1, n_gpus=0), n_workers
     return RayExecutor(cluster, lambda _: None, None, lambda: False)  # type: ignore[arg-type, return-value]
 
 

@@ -22,8 +22,8 @@ from covering import covering
 from rows import BY_NAME, ROWS, Row
 from tiny_models import ARCHITECTURES, HEADS, content, inputs_for, labels_for, logits, perturb, structure
 
+from autopeft.costs.estimator import Estimator
 from autopeft.errors import DesignError
-from autopeft.estimation.estimator import Estimator
 from autopeft.models import peft_gate
 from autopeft.models.artifact import load, pack
 from autopeft.models.attach import Attached, attach

@@ -4,9 +4,9 @@ import pytest
 from rows import ROWS
 from tiny_models import ARCHITECTURES, HEADS, save, saved_as
 
+from autopeft.costs.estimator import Estimator
+from autopeft.costs.fast import FastEstimator
 from autopeft.errors import DesignError
-from autopeft.estimation.estimator import Estimator
-from autopeft.estimation.fast import FastEstimator
 from autopeft.models.base import build_meta
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design

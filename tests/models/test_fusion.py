@@ -16,8 +16,8 @@ from autopeft.models.artifact import load, pack
 from autopeft.models.attach import attach
 from autopeft.models.base import Base
 from autopeft.spec.design import Design
-from autopeft.spec.impossible import outside_content
 from autopeft.spec.space import SearchSpace
+from autopeft.spec.unsupported import outside_content
 
 FIRST = {"adapter": {"size": 4, "at": ["mlp"], "activation": "gelu"}}
 SECOND = {"adapter": {"size": 3, "at": ["attention", "mlp"], "mode": "parallel", "scaling": 2.0, "layers": [0, 2]}}

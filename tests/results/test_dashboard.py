@@ -32,7 +32,7 @@ from autopeft.spec.study import StudySpec
 from autopeft.spec.trial import Outcome
 from autopeft.study.front import compared
 from autopeft.study.hypervolume import FACT
-from autopeft.study.remote_copy import Mirror
+from autopeft.study.remote_copy import RemoteCopy
 from autopeft.study.state import read_state
 from autopeft.study.store import StudyStore
 from tests.results.generated import HEAD, Builder, fill
@@ -99,7 +99,7 @@ def ask(app: WSGIApplication, path: str, method: str = "GET", host: str = "local
 
 def bring_to(location: str, folder: Path) -> None:
     """Bring a study to an address, as a search elsewhere does."""
-    store = Mirror(location)
+    store = RemoteCopy(location)
     known = store.journal(store.names()) or b""
     for path in folder.rglob("*"):
         if path.name == "study.journal":

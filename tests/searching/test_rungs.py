@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autopeft.searching.rungs import Rung, RungEntry
 from autopeft.spec.study import EarlyStopping
+from tests.oracles import chosen_anew, groups_of
 
 entries = st.lists(
     st.tuples(st.integers(1, 10**6), st.sampled_from([-0.9, -0.8, -0.7, -0.6]), st.booleans()), max_size=40
@@ -29,26 +30,6 @@ def rung_of(entries: list[RungEntry], rules: EarlyStopping) -> Rung:
 def promotable(entries: list[RungEntry], rules: EarlyStopping) -> frozenset[int]:
     """Return who may go on from a rung that these have reached."""
     return rung_of(entries, rules).chosen()
-
-
-def groups_of(entries: list[RungEntry], rules: EarlyStopping) -> list[list[RungEntry]]:
-    """Return the entries by stratum, the cheapest first: made anew from all of them."""
-    number = max(1, min(rules.strata, int(len(entries) // (2 * rules.eta))))
-    by_cost = sorted(entries, key=lambda e: (e.cost, e.trial))
-    edges = [len(entries) * i // number for i in range(number + 1)]
-    return [by_cost[start:end] for start, end in itertools.pairwise(edges) if end > start]
-
-
-def chosen_anew(entries: list[RungEntry], rules: EarlyStopping) -> set[int]:
-    """Return who may go on, made anew from all entries."""
-
-    def best(group: list[RungEntry], n: int) -> set[int]:
-        return {e.trial for e in sorted(group, key=lambda e: (e.loss, e.tie, e.trial))[:n]}
-
-    groups = [*groups_of(entries, rules), [e for e in entries if e.slow_start]]
-    winners = [best(group, math.ceil(len(group) / rules.eta)) for group in groups]
-    winners += [best([e for e in entries if e.base == base], 1) for base in {e.base for e in entries}]
-    return set().union(*winners)
 
 
 @given(entries, rules)

@@ -18,7 +18,7 @@ from autopeft.tasks.base import PreparedData
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.optimizer import load_optimizer_state, make_optimizer, optimizer_state
 from autopeft.training.worker import Worker, WorkerSetup
-from tests.estimation.measured import HEAD
+from tests.costs.real_run import HEAD
 
 MakeSegment = Callable[..., Segment]
 # The prefix has more than 4,096 numbers: bitsandbytes keeps its moments in 8 bits, and the others' in fp32.

@@ -5,19 +5,19 @@ from hypothesis import strategies as st
 
 from autopeft.spec.training import Training
 from autopeft.tasks.base import PreparedData
-from autopeft.training.plan import Batch, Plan, full_examples, learning_rate_factor, padded_length, workload
+from autopeft.training.plan import Batch, BatchPlan, full_examples, learning_rate_factor, padded_length, workload
 
 
-def make_plan(n: int, batch_size: int, epochs: float, seed: int) -> Plan:
+def make_plan(n: int, batch_size: int, epochs: float, seed: int) -> BatchPlan:
     lengths = np.random.default_rng(seed).integers(3, 60, n)
-    return Plan(lengths=lengths, max_length=60, batch_size=batch_size, full=max(1, round(epochs * n)), seed=seed)
+    return BatchPlan(lengths=lengths, max_length=60, batch_size=batch_size, full=max(1, round(epochs * n)), seed=seed)
 
 
 plans = st.builds(make_plan, st.integers(1, 300), st.integers(1, 40), st.floats(0.3, 3.0), st.integers(0, 50))
 
 
 @given(plan=plans)
-def test_every_epoch_sees_every_example_once(plan: Plan) -> None:
+def test_every_epoch_sees_every_example_once(plan: BatchPlan) -> None:
     batches = list(plan.batches())
     n = len(plan.lengths)
     seen = np.concatenate([batch.indices for batch in batches])
@@ -32,7 +32,7 @@ def test_every_epoch_sees_every_example_once(plan: Plan) -> None:
 
 
 @given(plan=plans, cuts=st.lists(st.floats(0, 1), max_size=4))
-def test_segments_see_the_batches_of_one_run(plan: Plan, cuts: list[float]) -> None:
+def test_segments_see_the_batches_of_one_run(plan: BatchPlan, cuts: list[float]) -> None:
     whole = [(b.step, b.start, b.n_tokens, b.indices.tolist()) for b in plan.batches()]
     position, pieces = 0, []
     for stop in [*sorted(round(cut * plan.full) for cut in cuts), plan.full]:
@@ -43,7 +43,7 @@ def test_segments_see_the_batches_of_one_run(plan: Plan, cuts: list[float]) -> N
 
 
 @given(plan=plans)
-def test_the_largest_batch_of_the_first_epoch_comes_second(plan: Plan) -> None:
+def test_the_largest_batch_of_the_first_epoch_comes_second(plan: BatchPlan) -> None:
     n_first = min(plan.full, len(plan.lengths))
     sizes = [len(batch.indices) * batch.n_tokens for batch in plan.batches(0, n_first)]
     assert len(sizes) == 1 or sizes[1] == max(sizes)
@@ -92,7 +92,7 @@ def test_the_schedule_by_hand(schedule: str, middle: float, end: float) -> None:
 
 def test_the_workload_is_what_the_plan_does(data: PreparedData, training: Training) -> None:
     found = workload(data, training)
-    batches = list(Plan.of(data, training, seed=0).batches())
+    batches = list(BatchPlan.of(data, training, seed=0).batches())
     assert found.n_examples == full_examples(90, training) == 225
     assert found.n_steps == len(batches) == 12 + 12 + 6
     assert found.n_train_tokens == sum(len(batch.indices) * batch.n_tokens for batch in batches)

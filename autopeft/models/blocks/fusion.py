@@ -29,8 +29,8 @@ from autopeft.models.bottleneck_technique import OUTPUT, Bottleneck, SublayerInp
 from autopeft.models.technique import Site, Technique
 from autopeft.spec.block import Block, Quantization, first_shared, register
 from autopeft.spec.design import Design
+from autopeft.spec.local_folders import local_folder, sha256
 from autopeft.spec.model import ModelSummary
-from autopeft.spec.whereabouts import sha256, whereabouts
 
 _OFF_DIAGONAL = 1e-6
 _QUERY_STD = 0.02
@@ -310,7 +310,7 @@ def _read_tensors(member: Member) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: The folder is not there any more, or holds something else.
     """
-    folder = whereabouts(member.folder)
+    folder = local_folder(member.folder)
     file = find_file(folder, TENSOR_FILE)
     if file is None:
         raise ArtifactError(
