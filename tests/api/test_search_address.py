@@ -32,7 +32,7 @@ def test_the_logs_of_a_search_that_fails_are_at_the_address(
     assert log.count(b"it broke") == 5
     assert events is not None
     assert [json.loads(line)["event"] for line in events.splitlines()].count("finished") == 5
-    assert not store.is_held()
+    assert not store.lease.is_held()
 
 
 def test_what_cannot_be_published_does_not_hide_why_the_search_ended(

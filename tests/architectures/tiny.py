@@ -230,7 +230,7 @@ REFUSED_LATER: Mapping[str, Mapping[str, str]] = {
         "reformer": "a training step runs on inputs of one length alone, the product of axial_pos_shape",
     },
 }
-"""Architectures that are refused with their weights loaded, before anything trains, and why."""
+"""Architectures that are refused with their weights loaded, before anything trains, and why; padding shows in some."""
 
 
 CANNOT_WRITE = ("xlm",)
