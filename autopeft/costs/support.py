@@ -5,10 +5,7 @@ from autopeft.errors import AutopeftError, DesignError, ModelError
 from autopeft.models.base import Base
 from autopeft.spec.cost import Workload
 from autopeft.spec.design import Design
-from autopeft.spec.messages import cut, first_line
-
-MAX_REASON = 150
-"""Characters of torch's or transformers' message that the refusal repeats."""
+from autopeft.spec.messages import first_line
 
 
 def require_estimates(base: Base) -> None:
@@ -25,7 +22,7 @@ def require_estimates(base: Base) -> None:
         cause = error.__cause__
         if cause is None or isinstance(cause, AutopeftError):
             raise  # the architecture is refused, with its own reason
-        reason = cut(first_line(cause), MAX_REASON)
+        reason = first_line(cause)
         raise ModelError(
             "a step must run on torch's meta device, without weights, so that costs are known before training, but "
             f"one of {base.summary.architecture} does not: {type(cause).__name__}: {reason}; take another model"

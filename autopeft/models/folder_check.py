@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from autopeft.errors import ModelError
-from autopeft.spec.messages import first_line
+from autopeft.spec.messages import first_line, listed
 
 _OTHER_FORMATS = {
     (".bin", ".pt", ".pth", ".ckpt"): (
@@ -123,9 +123,9 @@ def _instead(folder: Path, missing: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     for ends, way in _OTHER_FORMATS.items():
         if found := [name for name in names if name.endswith(ends) and name != "training_args.bin"]:
-            return f"it has {_listed(found)}: {way}"
+            return f"it has {listed(found)}: {way}"
     if found := [name for name in names if name.endswith(".safetensors")]:
-        return f"it has {_listed(found)}: save the model with save_pretrained, or rename the file"
+        return f"it has {listed(found)}: save the model with save_pretrained, or rename the file"
     return "give a folder that save_pretrained wrote"
 
 
@@ -139,10 +139,6 @@ def _adapter(folder: Path) -> str:
         except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             continue
     return "it holds an adapter: give its base model, or merge the adapter into it"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_native(config: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from autopeft.searching.halving import Halving
 from autopeft.searching.plan import CostModel, SearchPlan
 from autopeft.searching.proposals import Proposals
 from autopeft.searching.samplers.base import Sampler
+from autopeft.searching.scheduler import Scheduler
 from autopeft.searching.segments import Segments
 from autopeft.searching.starter import Starter
 from autopeft.searching.table import TrialTable
@@ -38,6 +39,7 @@ class Runner:
 
     Args:
         sampler: Proposes designs; it has been taught what the record holds.
+        scheduler: Decides what is trained, and for how long; asynchronous successive halving by default.
         should_stop: True once the search should end early; asked between results.
         on_event: Called after each change has been written.
     """
@@ -51,6 +53,7 @@ class Runner:
         sampler: Sampler,
         cost_model: CostModel,
         executor: Executor,
+        scheduler: Scheduler | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         on_event: Callback = lambda _: None,
     ) -> None:
@@ -67,7 +70,7 @@ class Runner:
             driver=store.driver,
             checked=read_scores(store),
         )
-        self._scheduler = Halving(plan)
+        self._scheduler = scheduler or Halving(plan)
         self._clock = Clock(plan, executor, table, table.pace)
         self._segments = Segments(plan, driver=store.driver, folder=folder, table=table, clock=self._clock)
         self._proposals = Proposals(plan.limits, plan.n_trials, cost_model, sampler, store, table)

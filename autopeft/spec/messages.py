@@ -12,6 +12,8 @@ MAX_ECHO = 100
 """Characters of a value that a message repeats."""
 MAX_NAMES = 20
 """Names that a message lists."""
+MAX_REASON = 300
+"""Characters of what another library said that a message repeats."""
 
 
 def echo(value: object) -> str:
@@ -57,8 +59,8 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what another library said, or the name of its error where it said nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of another library's message, not too long, or the error's name where it said nothing."""
+    return cut((str(error).strip().splitlines() or [type(error).__name__])[0], MAX_REASON)
 
 
 def first_complaint(error: ValidationError) -> dict[str, Any]:

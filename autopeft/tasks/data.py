@@ -9,16 +9,13 @@ from typing import Any
 import pandas as pd
 
 from autopeft.errors import DataError
-from autopeft.spec.messages import cut, echo, first_line, listed
+from autopeft.spec.messages import echo, first_line, listed
 from autopeft.tasks.arrow import read_parquet, to_frame
 from autopeft.tasks.delimited import read_delimited
 from autopeft.tasks.folder import Shard, find_files
 from autopeft.tasks.json_file import read_json
 from autopeft.tasks.table import Table, join
 from autopeft.tasks.text_file import ENDINGS, EXTENSIONS, extension_of
-
-MAX_REASON = 300
-"""Characters of what another library said that a message repeats."""
 
 SAVED = ("state.json", "dataset_info.json")
 """What `Dataset.save_to_disk` writes beside the data."""
@@ -110,7 +107,7 @@ def _read_file(path: Path, *, alone: bool = True) -> dict[str, Table]:
     except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        reason = cut(first_line(error), MAX_REASON)
+        reason = first_line(error)
         raise DataError(f"data {str(path)!r} cannot be read as {extension[1:]}: {reason}; check the file") from None
     shard = Shard.of(path)
     if alone and shard and shard.total > 1:
@@ -154,7 +151,7 @@ def _read_saved(path: Path) -> dict[str, Table]:
     except Exception as error:  # files may be missing or damaged in many ways
         raise DataError(
             f"data {str(path)!r} must be a data set that save_to_disk wrote, but cannot be loaded "
-            f"({cut(first_line(error), MAX_REASON)}); save it again"
+            f"({first_line(error)}); save it again"
         ) from None
     return {str(k): _table(v) for k, v in loaded.items()} if isinstance(loaded, Mapping) else {"all": _table(loaded)}
 
@@ -165,7 +162,7 @@ def _read_hub(name: str) -> dict[str, Table]:
     try:
         loaded = datasets.load_dataset(identifier, configuration or None)
     except Exception as error:  # the library raises a dozen kinds, all of which mean the same here
-        reason = cut(first_line(error), MAX_REASON)
+        reason = first_line(error)
         raise DataError(
             f"data {echo(name)} is neither an existing path nor a data set that the hub gave ({reason}); check the "
             f"name, or give a path that ends with {', '.join(EXTENSIONS)}"
