@@ -13,6 +13,7 @@ from autopeft.limits import check_some_design_fits, settle_limits
 from autopeft.models.base import build_meta
 from autopeft.models.model_files import find_licence, locate, travelling_files
 from autopeft.prepared import PreparedStudy
+from autopeft.searching.samplers.base import make_sampler
 from autopeft.spec.block import is_foreign, require_kinds
 from autopeft.spec.design import Design
 from autopeft.spec.messages import one_of
@@ -78,6 +79,9 @@ def prepare_study(
     space, space_notes = leave_out_unsupported(space, meta.summary)
     space.check(meta.summary)
     fit_yardstick(spec.yardstick, meta.summary)
+    objectives = [find_objective(name) for name in spec.objectives]
+    # A sampler that cannot search this space says so here, before anything is measured.
+    make_sampler(spec.sampler, space=space, model=meta.summary, objectives=objectives, seed=spec.seed)
     require_estimates(meta)
     if foreign := [kind for kind in _kinds(space, spec) if is_foreign(kind)]:
         backend.call(require_kinds, foreign)

@@ -68,12 +68,13 @@ class FolderPlace:
         if self._file is not None:
             os.utime(self._file)
 
-    def give_back(self) -> None:
-        """Empty the file, and free the system's lock."""
+    def give_back(self, *, is_ours: bool) -> None:
+        """Empty the file where the mark is still this one's, and free the system's lock."""
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError):  # the disk may be full, or gone: closing frees the lock all the same
-                os.ftruncate(file, 0)
+                if is_ours:
+                    os.ftruncate(file, 0)
             os.close(file)
 
     def silent_seconds(self) -> float | None:

@@ -114,8 +114,8 @@ class Place(Protocol):
     def beat(self, mark: Mark) -> None:
         """Write the holder's mark again."""
 
-    def give_back(self) -> None:
-        """Take the holder's mark away."""
+    def give_back(self, *, is_ours: bool) -> None:
+        """Take the holder's mark away, where it is still there, and let go of whatever else holds the place."""
 
     def silent_seconds(self) -> float | None:
         """Return for how long the holder has said nothing, by the place's clock; None where it has none."""
@@ -196,8 +196,8 @@ class Lease:
             return
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._taken_by is None and (now := self._place.read()) is not None and now.token == mark.token:
-            self._place.give_back()
+        now = None if self._taken_by is not None else self._place.read()
+        self._place.give_back(is_ours=now is not None and now.token == mark.token)
 
     def is_held(self) -> bool:
         """Return whether a process that is not known to have died holds the lease, this one included."""

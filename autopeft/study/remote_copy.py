@@ -174,9 +174,10 @@ class AddressPlace:
         """Write the mark again."""
         self._address.put(LOCK, mark.to_bytes())
 
-    def give_back(self) -> None:
-        """Remove the object."""
-        self._address.remove(LOCK)
+    def give_back(self, *, is_ours: bool) -> None:
+        """Remove the object where the mark is still this one's."""
+        if is_ours:
+            self._address.remove(LOCK)
 
     def silent_seconds(self) -> float | None:
         """Return None: nobody knows."""

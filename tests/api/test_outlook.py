@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from autopeft import outlook
+import autopeft
+from autopeft import outlook, preparation
+from autopeft.errors import StudyError
 from autopeft.outlook import dry_run, memory_warning
 from autopeft.preparation import prepare_study
 from autopeft.prepared import PreparedStudy
@@ -90,3 +92,11 @@ def test_the_feasible_share_is_that_of_every_draw(study: dict[str, Any], monkeyp
 def test_why_every_estimate_is_slow_is_said(study: dict[str, Any]) -> None:
     ready = prepared({**study, "training": {**study["training"], "checkpointing": True}})
     assert any("again in the backward pass" in note for note in dry_run(ready).notes)
+
+
+def test_a_sampler_that_cannot_search_the_space_says_so_before_anything_is_measured(
+    study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "choose_training", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(StudyError, match="sampler gp needs a space whose designs all have the same parameters"):
+        autopeft.search(**study, sampler="gp")
