@@ -100,7 +100,7 @@ def test_it_is_searched_exported_loaded_and_predicted_with(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_its_mistakes_are_told_as_those_of_every_task(ratings: dict[str, Any], installed: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(ratings["data"], dtype=str)
     rows.loc[::2, "rating"] = "a lot"
